@@ -1,0 +1,1 @@
+//! `redeemer` decides, at sign-up-rush speed and never wrongly, whether a user may spend one use of an invite code.

@@ -1,0 +1,3 @@
+//! The `redeemer` program.
+
+fn main() {}
