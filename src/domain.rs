@@ -1,0 +1,35 @@
+//! What the words mean: pure values and rules, without I/O.
+//!
+//! Nothing here reads a clock, draws a random number, or knows that Redis, SQL or HTTP exist; times and ids are
+//! arguments. Text that comes from outside becomes one of these types by `parse`, once, at the edge; code that holds a
+//! [`Code`] or a [`UserId`] never checks it again.
+//!
+//! [`model`] is the whole gate in pure Rust: the oracle that the scripts are tested against, and the shortest
+//! description of what they mean.
+
+pub mod api_key;
+pub mod change;
+pub mod code;
+pub mod id;
+pub mod invite;
+pub mod member;
+pub mod model;
+pub mod name;
+pub mod partition;
+pub mod rate_limit;
+pub mod redemption;
+pub mod settings;
+pub mod time;
+
+pub use api_key::{ApiKey, Role, Token};
+pub use change::{Change, Entry};
+pub use code::{Code, CodeCase};
+pub use id::{InviteId, RedemptionId, RequestId};
+pub use invite::{Invite, InviteState};
+pub use member::{Member, MembershipRule};
+pub use name::{EmailDomain, Group, Malformed, Namespace, UserId};
+pub use partition::{Cursor, Fence, Partition, Position};
+pub use rate_limit::{Policy, Quota, RateStatus};
+pub use redemption::{Answer, Outcome, Redemption, Refusal};
+pub use settings::{Durability, Settings};
+pub use time::Millis;

@@ -1,0 +1,101 @@
+//! What happened: the content of an outbox entry, which the sync carries from the gate to the ledger.
+//!
+//! Entries carry whole rows with absolute values, never differences, so that applying one twice changes nothing and
+//! the ledger's constraints hold at every step.
+
+use super::{
+    Cursor, Group, Invite, InviteId, MembershipRule, Millis, Namespace, Redemption, Settings,
+    UserId,
+};
+
+/// One change of a partition.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    /// Its place in the partition, and its id in the outbox.
+    pub cursor: Cursor,
+    /// Where it happened.
+    pub namespace: Namespace,
+    /// When, by the clock of Redis.
+    pub at: Millis,
+    /// Who did it: the id of an API key, or of the part of this program that acted.
+    pub actor: String,
+    /// What.
+    pub change: Change,
+}
+
+/// What happened to an invite by an administrator's hand.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum InviteAction {
+    /// It was made.
+    Created,
+    /// Its limit, window, restrictions, metadata or switch was changed.
+    Changed,
+}
+
+/// What happened.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Change {
+    /// A namespace was made, changed or archived; this is its row now.
+    Namespace(Settings),
+    /// An invite was made or changed; this is its row now.
+    Invite {
+        /// Which of the two.
+        action: InviteAction,
+        /// The row.
+        invite: Invite,
+        /// The ended invite that lost its code to this one.
+        displaced: Option<InviteId>,
+    },
+    /// An invite that nobody had redeemed was deleted.
+    InviteDeleted {
+        /// Which.
+        id: InviteId,
+    },
+    /// A use was spent.
+    Redeemed {
+        /// The row.
+        redemption: Redemption,
+        /// The request id, as it is stored.
+        request: String,
+        /// The invite's uses right after it.
+        uses: u64,
+        /// The rule under which it was granted.
+        rule: MembershipRule,
+        /// The application's own JSON object, as text.
+        metadata: Option<String>,
+    },
+    /// A user joined another way.
+    Joined {
+        /// Who.
+        user: UserId,
+        /// What.
+        group: Group,
+        /// The rule under which the user joined.
+        rule: MembershipRule,
+    },
+    /// A user left; the use stays spent.
+    Left {
+        /// Who.
+        user: UserId,
+        /// What.
+        group: Group,
+    },
+}
+
+/// What may exist only once per user under a rule: the ledger keeps it unique, as the backstop of the gate's own check.
+///
+/// Nothing where the rule sets no bound. A direct membership has no invite, so under
+/// [`MembershipRule::OnePerInvite`] it has no key.
+#[must_use]
+pub fn exclusive_key(
+    rule: MembershipRule,
+    group: &Group,
+    invite: Option<InviteId>,
+) -> Option<String> {
+    match rule {
+        MembershipRule::OneGroup => Some("*".to_owned()),
+        MembershipRule::OnePerGroup => Some(format!("group:{group}")),
+        MembershipRule::OnePerInvite => invite.map(|id| format!("invite:{id}")),
+        MembershipRule::Unlimited => None,
+    }
+}

@@ -1,0 +1,115 @@
+//! Identifiers: of invites and redemptions (made by a node), and of requests (made by whoever asks).
+
+use std::{borrow::Cow, fmt, str::FromStr};
+
+use sha2::{Digest, Sha256};
+use uuid::Uuid;
+
+use super::name::{Malformed, text_type};
+
+/// Declares an id that is a UUID in its 36-character form.
+macro_rules! uuid_type {
+    ($(#[$doc:meta])* $name:ident, $what:literal) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize)]
+        #[serde(transparent)]
+        pub struct $name(pub Uuid);
+
+        impl FromStr for $name {
+            type Err = Malformed;
+
+            fn from_str(text: &str) -> Result<Self, Malformed> {
+                match Uuid::try_parse(text) {
+                    Ok(id) if text.len() == 36 => Ok(Self(id)),
+                    _ => Err(Malformed(concat!($what, " is a UUID of 36 characters").to_owned())),
+                }
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                self.0.hyphenated().fmt(f)
+            }
+        }
+    };
+}
+
+uuid_type! {
+    /// An invite's id: a UUID v7 (RFC 9562 §5.7). A code may stand for one invite after another; an id never does.
+    InviteId, "an invite id"
+}
+
+uuid_type! {
+    /// A redemption's id: a UUID v7 (RFC 9562 §5.7) made by the node that was asked.
+    RedemptionId, "a redemption id"
+}
+
+text_type! {
+    /// What makes a repeat recognisable: the client's `Idempotency-Key`, or one that the node made. Scoped to one user
+    /// of one namespace.
+    RequestId
+}
+
+impl RequestId {
+    /// The longest request id that is stored as it is; a longer one is stored as a digest.
+    pub const STORED_CHARS_MAX: usize = 36;
+
+    /// # Errors
+    /// [`Malformed`] when the text is not 1 to 255 visible ASCII characters (no spaces).
+    pub fn parse(text: &str) -> Result<Self, Malformed> {
+        if (1..=255).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_graphic()) {
+            Ok(Self(text.to_owned()))
+        } else {
+            Err(Malformed("a request id is 1 to 255 visible ASCII characters".to_owned()))
+        }
+    }
+
+    /// A request id for a caller who sent none.
+    #[must_use]
+    pub fn from_uuid(id: Uuid) -> Self {
+        Self(id.hyphenated().to_string())
+    }
+
+    /// How gate and ledger keep this id: itself, or when it is over 36 characters its SHA-256 in 43 characters of
+    /// base64url. The digest is longer than any id kept as it is, so the two can not meet.
+    #[must_use]
+    pub fn stored(&self) -> Cow<'_, str> {
+        if self.0.len() <= Self::STORED_CHARS_MAX {
+            Cow::Borrowed(&self.0)
+        } else {
+            Cow::Owned(data_encoding::BASE64URL_NOPAD.encode(&Sha256::digest(self.0.as_bytes())))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_36_character_form_of_a_uuid_is_an_id() {
+        let text = "0198c3a2-7b1e-7c4d-9a55-0123456789ab";
+        assert_eq!(text.parse::<InviteId>().unwrap().to_string(), text);
+        for bad in
+            ["", "0198c3a27b1e7c4d9a550123456789ab", "{0198c3a2-7b1e-7c4d-9a55-0123456789ab}", "x"]
+        {
+            assert!(bad.parse::<InviteId>().is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_long_request_id_is_kept_as_a_digest_that_no_short_one_can_equal() {
+        let short = RequestId::parse(&"a".repeat(36)).unwrap();
+        let long = RequestId::parse(&"a".repeat(37)).unwrap();
+        assert_eq!(short.stored(), "a".repeat(36));
+        assert_eq!(long.stored().len(), 43);
+        assert_ne!(long.stored(), RequestId::parse(&"a".repeat(38)).unwrap().stored());
+    }
+
+    #[test]
+    fn a_request_id_is_visible_ascii() {
+        for bad in ["", "a b", "a\tb", "ä", &"a".repeat(256)] {
+            assert!(RequestId::parse(bad).is_err(), "{bad:?}");
+        }
+    }
+}

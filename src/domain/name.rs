@@ -1,0 +1,171 @@
+//! Names that people and applications choose: namespaces, users, groups, e-mail domains.
+
+use std::fmt;
+
+/// Why a piece of text is not what it should be, said so that its sender can mend it.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct Malformed(pub String);
+
+/// Declares a text type with a private field, `as_str`, `Display` and serialisation; `parse` is written by hand.
+macro_rules! text_type {
+    ($(#[$doc:meta])* $name:ident) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize)]
+        #[serde(transparent)]
+        pub struct $name(String);
+
+        impl $name {
+            /// The text itself.
+            #[must_use]
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+    };
+}
+pub(crate) use text_type;
+
+text_type! {
+    /// An isolated domain of codes, members and settings: `[a-z0-9-]{1,63}`.
+    Namespace
+}
+
+impl Namespace {
+    /// The namespace that exists from the start.
+    #[must_use]
+    pub fn default_namespace() -> Self {
+        Self("default".to_owned())
+    }
+
+    /// # Errors
+    /// [`Malformed`] when the text is not 1 to 63 characters of `a-z`, `0-9` and `-`.
+    pub fn parse(text: &str) -> Result<Self, Malformed> {
+        let fits = (1..=63).contains(&text.len())
+            && text.bytes().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'-'));
+        if fits {
+            Ok(Self(text.to_owned()))
+        } else {
+            Err(Malformed("a namespace is 1 to 63 characters of a-z, 0-9 and -".to_owned()))
+        }
+    }
+}
+
+/// The longest user or group, in bytes of UTF-8.
+pub const TEXT_BYTES_MAX: usize = 128;
+
+/// 1 to 128 bytes without control characters. Such text is always the last part of a key, so nothing in it can make
+/// it name another key.
+fn parse_text(what: &str, text: &str) -> Result<String, Malformed> {
+    if text.is_empty() || text.len() > TEXT_BYTES_MAX {
+        return Err(Malformed(format!("{what} is 1 to {TEXT_BYTES_MAX} bytes of text")));
+    }
+    if text.chars().any(char::is_control) {
+        return Err(Malformed(format!("{what} has no control characters")));
+    }
+    Ok(text.to_owned())
+}
+
+text_type! {
+    /// The calling application's id for a person: 1 to 128 bytes of text without control characters.
+    UserId
+}
+
+impl UserId {
+    /// # Errors
+    /// [`Malformed`] when the text is empty, over 128 bytes, or has a control character.
+    pub fn parse(text: &str) -> Result<Self, Malformed> {
+        parse_text("a user", text).map(Self)
+    }
+}
+
+text_type! {
+    /// What an invite lets a user into: 1 to 128 bytes of text without control characters.
+    Group
+}
+
+impl Group {
+    /// # Errors
+    /// [`Malformed`] when the text is empty, over 128 bytes, or has a control character.
+    pub fn parse(text: &str) -> Result<Self, Malformed> {
+        parse_text("a group", text).map(Self)
+    }
+}
+
+text_type! {
+    /// The part of an e-mail address after the last `@`, in lower case. The rest of an address is never kept.
+    EmailDomain
+}
+
+impl EmailDomain {
+    /// Reads a bare domain such as `example.com`.
+    ///
+    /// # Errors
+    /// [`Malformed`] when the text is not a host name of 1 to 253 characters (RFC 1123 §2.1: letters, digits, `-`,
+    /// `.`), after folding to lower case. Internationalised domains are given in their `xn--` form.
+    pub fn parse(text: &str) -> Result<Self, Malformed> {
+        let folded = text.to_ascii_lowercase();
+        let label_fits = |label: &str| {
+            (1..=63).contains(&label.len())
+                && label.bytes().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'-'))
+                && !label.starts_with('-')
+                && !label.ends_with('-')
+        };
+        if folded.len() <= 253 && folded.split('.').all(label_fits) {
+            Ok(Self(folded))
+        } else {
+            Err(Malformed("an e-mail domain is a host name such as example.com".to_owned()))
+        }
+    }
+
+    /// Takes the domain out of an address such as `alice@example.com`; the address itself is not kept.
+    ///
+    /// # Errors
+    /// [`Malformed`] when there is no `@` with text before and a domain after it, or the address is over 254 bytes
+    /// (RFC 5321 §4.5.3.1.3).
+    pub fn of_address(address: &str) -> Result<Self, Malformed> {
+        let malformed = || Malformed("an e-mail address looks like alice@example.com".to_owned());
+        let (local, domain) = address.rsplit_once('@').ok_or_else(malformed)?;
+        if local.is_empty() || address.len() > 254 || address.chars().any(char::is_control) {
+            return Err(malformed());
+        }
+        Self::parse(domain).map_err(|_| malformed())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_namespace_is_a_short_lower_case_slug() {
+        assert_eq!(Namespace::parse("acme-2").unwrap().as_str(), "acme-2");
+        for bad in ["", "Acme", "a:b", "a{b}", "ümlaut", "a b", &"a".repeat(64)] {
+            assert!(Namespace::parse(bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_user_is_any_text_without_control_characters() {
+        for good in ["alice", "o'neil", "user:1:held", "日本", "{07}", "a b"] {
+            assert_eq!(UserId::parse(good).unwrap().as_str(), good);
+        }
+        for bad in ["", "a\0b", "a\nb", "a\u{85}b", &"a".repeat(129)] {
+            assert!(UserId::parse(bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn only_the_domain_of_an_address_is_kept() {
+        assert_eq!(EmailDomain::of_address("Alice@Example.COM").unwrap().as_str(), "example.com");
+        for bad in ["", "alice", "@example.com", "alice@", "a@b..c", "a@-b.c", "a@b c"] {
+            assert!(EmailDomain::of_address(bad).is_err(), "{bad:?}");
+        }
+    }
+}

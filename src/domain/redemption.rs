@@ -1,0 +1,102 @@
+//! What a redemption is, and every answer that asking for one can have.
+
+use super::{
+    Code, Group, InviteId, Millis, Namespace, Policy, Position, RateStatus, RedemptionId, UserId,
+};
+
+/// One use spent by one user.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Redemption {
+    /// A UUID v7 made by the node that was asked.
+    pub id: RedemptionId,
+    /// Where it happened.
+    pub namespace: Namespace,
+    /// Whose use was spent.
+    pub invite: InviteId,
+    /// What was typed, normalised.
+    pub code: Code,
+    /// What the user got into.
+    pub group: Group,
+    /// Who.
+    pub user: UserId,
+    /// Which use of the invite this was: an ordinal from 1 that never goes back.
+    pub ordinal: u64,
+    /// Uses left right after it; nothing where there is no limit.
+    pub remaining: Option<u64>,
+    /// When, by the clock of Redis.
+    pub redeemed_at: Millis,
+    /// Where it stands among the changes of its partition.
+    pub position: Position,
+}
+
+/// The gate's answer to one request. A refusal is an answer, not an error.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Answer {
+    /// What was decided.
+    pub outcome: Outcome,
+    /// What is left of the budgets that were checked.
+    pub rates: Vec<RateStatus>,
+}
+
+/// What was decided.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// One use was spent, now.
+    Granted(Redemption),
+    /// This user had already spent it; nothing was spent now.
+    Replayed(Redemption),
+    /// A validation: a redemption would be granted or replayed.
+    Allowed,
+    /// Nothing was spent.
+    Refused(Refusal),
+}
+
+/// Why nothing was spent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Refusal {
+    /// The namespace does not exist, or was archived.
+    NamespaceNotFound,
+    /// The request id was used by this user for another code.
+    RequestIdReused,
+    /// The outbox has reached its limit; the ledger must catch up first.
+    Overloaded,
+    /// A rate limit is spent.
+    RateLimited {
+        /// Which.
+        policy: Policy,
+        /// Until an attempt fits, in milliseconds.
+        retry_after_ms: u64,
+    },
+    /// Too many codes that do not exist were tried.
+    TooManyAttempts {
+        /// Until an attempt fits, in milliseconds.
+        retry_after_ms: u64,
+    },
+    /// No invite has this code.
+    NotFound,
+    /// Switched off by hand.
+    Disabled,
+    /// The window has not begun.
+    NotStarted {
+        /// When it begins.
+        starts_at: Millis,
+    },
+    /// The window is over.
+    Expired {
+        /// When it ended.
+        expires_at: Millis,
+    },
+    /// The invite is bound to another user.
+    UserNotAllowed,
+    /// The invite is for other e-mail domains.
+    EmailDomainNotAllowed,
+    /// The membership rule allows no more.
+    AlreadyMember {
+        /// Of what.
+        group: Group,
+        /// By which redemption; nothing for one who joined another way.
+        redemption: Option<RedemptionId>,
+    },
+    /// All uses are spent.
+    Exhausted,
+}

@@ -1,0 +1,81 @@
+//! The rules of a namespace.
+
+use super::{CodeCase, MembershipRule, Millis, Policy, Quota, name::Malformed};
+
+/// What an answer promises: see the reliability notes for what each level may lose.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash)]
+pub enum Durability {
+    /// The script has run.
+    #[default]
+    Gate,
+    /// Replicas have acknowledged it.
+    Replicated,
+    /// The ledger has committed it.
+    Ledger,
+}
+
+impl Durability {
+    /// The word used in Redis, SQL and JSON.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Gate => "gate",
+            Self::Replicated => "replicated",
+            Self::Ledger => "ledger",
+        }
+    }
+
+    /// # Errors
+    /// [`Malformed`] when the text is none of the three words.
+    pub fn parse(text: &str) -> Result<Self, Malformed> {
+        match text {
+            "gate" => Ok(Self::Gate),
+            "replicated" => Ok(Self::Replicated),
+            "ledger" => Ok(Self::Ledger),
+            _ => Err(Malformed("durability is gate, replicated or ledger".to_owned())),
+        }
+    }
+}
+
+/// The rules of a namespace, as gate and ledger keep them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settings {
+    /// How many memberships a user may hold; fixed when the namespace is made.
+    pub membership: MembershipRule,
+    /// Whether codes differ by case; fixed when the namespace is made.
+    pub code_case: CodeCase,
+    /// What an answer promises unless the request asks for more.
+    pub durability: Durability,
+    /// Attempts per user; nothing means that this policy is off, here and below.
+    pub rate_user: Option<Quota>,
+    /// Attempts per address.
+    pub rate_ip: Option<Quota>,
+    /// Attempts per code.
+    pub rate_code: Option<Quota>,
+    /// Attempts in the namespace.
+    pub rate_namespace: Option<Quota>,
+    /// Misses per address, else user, else API key.
+    pub rate_guess: Option<Quota>,
+    /// Counts changes, from 1.
+    pub revision: u64,
+    /// When the namespace was made, by the clock of Redis.
+    pub created_at: Millis,
+    /// When it was last changed, by the clock of Redis.
+    pub updated_at: Millis,
+    /// Since when it answers nobody; the ledger keeps all that it had.
+    pub archived_at: Option<Millis>,
+}
+
+impl Settings {
+    /// The quota of a policy, if it is on.
+    #[must_use]
+    pub fn quota(&self, policy: Policy) -> Option<Quota> {
+        match policy {
+            Policy::User => self.rate_user,
+            Policy::Ip => self.rate_ip,
+            Policy::Code => self.rate_code,
+            Policy::Namespace => self.rate_namespace,
+            Policy::Guess => self.rate_guess,
+        }
+    }
+}
