@@ -1,3 +1,4 @@
 //! `redeemer` decides, at sign-up-rush speed and never wrongly, whether a user may spend one use of an invite code.
 
 pub mod domain;
+pub mod gate;

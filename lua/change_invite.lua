@@ -1,0 +1,95 @@
+#!lua
+-- Change an invite while it is hot: its limit, window, switch, restrictions, metadata.
+--
+-- KEYS[1] meta, KEYS[2] outbox: see the head
+-- KEYS[3] settings   hash  of the namespace
+-- KEYS[4] invite     hash  of the invite's code
+-- KEYS[5] retired    hash  of the invite's id
+-- ARGV[1] deployment, ARGV[2] lineage, ARGV[3] epoch, ARGV[4] now: see the head
+-- ARGV[5] namespace
+-- ARGV[6] actor
+-- ARGV[7] id of the invite
+-- ARGV[8] change     an id of this change; a repeat changes nothing more
+-- ARGV[9] revision   change only this revision; empty for any
+-- ARGV[10..] field and value in turn; an empty value removes the field
+-- replies   {'fenced'} | {'changed', now, fields} | {'not_found'} | {'precondition_failed', revision}
+--           | {'limit_below_used', uses} | {'window_reversed'}
+--           | {'code_taken', invite id}   the change would re-open the invite, but another one has its code
+-- The head, the same in every fenced script: KEYS[1] meta, KEYS[2] outbox, ARGV[1] deployment, ARGV[2] lineage,
+-- ARGV[3] epoch (all three from the ledger), ARGV[4] now (ms; empty for the clock of Redis).
+local meta = redis.call('HMGET', KEYS[1], 'deployment', 'lineage', 'epoch', 'seq')
+local lineage = string.match(redis.call('INFO', 'replication'), 'master_replid:(%x+)')
+if lineage ~= ARGV[2] or meta[1] ~= ARGV[1] or meta[2] ~= ARGV[2] or meta[3] ~= ARGV[3] then
+  return {'fenced'}
+end
+local epoch, seq = meta[3], tonumber(meta[4])
+local now = tonumber(ARGV[4])
+if not now then
+  local time = redis.call('TIME')
+  now = time[1] * 1000 + math.floor(time[2] / 1000)
+end
+local function int(number) return string.format('%.0f', number) end
+-- Appends one change to the outbox; its id is the change's place. Once a script has called this, nothing may fail.
+local function record(change, ns, actor, ...)
+  seq = seq + 1
+  local position = epoch .. '-' .. int(seq)
+  redis.call('XADD', KEYS[2], position, 'type', change, 'ns', ns, 'actor', actor, 'at', int(now), ...)
+  redis.call('HSET', KEYS[1], 'seq', int(seq))
+  return position
+end
+-- End of the head.
+local function to_table(flat)
+  local fields = {}
+  for i = 1, #flat, 2 do fields[flat[i]] = flat[i + 1] end
+  return fields
+end
+
+local settings = redis.call('HMGET', KEYS[3], 'revision', 'archived_at')
+if not settings[1] or settings[2] then return {'not_found'} end
+local key = KEYS[4]
+local invite = to_table(redis.call('HGETALL', key))
+local holder = invite.id
+if holder ~= ARGV[7] then
+  key = KEYS[5]
+  invite = to_table(redis.call('HGETALL', key))
+  if invite.id ~= ARGV[7] then return {'not_found'} end
+end
+if invite.last_change == ARGV[8] then return {'changed', now, redis.call('HGETALL', key)} end
+if ARGV[9] ~= '' and ARGV[9] ~= invite.revision then return {'precondition_failed', tonumber(invite.revision)} end
+
+local removed = {}
+for i = 10, #ARGV, 2 do
+  if ARGV[i + 1] == '' then
+    invite[ARGV[i]] = nil
+    removed[#removed + 1] = ARGV[i]
+  else
+    invite[ARGV[i]] = ARGV[i + 1]
+  end
+end
+if invite.starts_at and invite.expires_at and tonumber(invite.starts_at) >= tonumber(invite.expires_at) then
+  return {'window_reversed'}
+end
+local uses, max_uses = tonumber(invite.uses), tonumber(invite.max_uses)
+if max_uses and max_uses < uses then return {'limit_below_used', uses} end
+local ended = invite.disabled or max_uses and uses >= max_uses
+  or invite.expires_at and now >= tonumber(invite.expires_at)
+local reopened = key == KEYS[5] and not ended
+if reopened and holder then return {'code_taken', holder} end
+
+invite.revision = int(invite.revision + 1)
+invite.updated_at = int(now)
+invite.last_change = ARGV[8]
+local fields = {}
+for name, value in pairs(invite) do
+  fields[#fields + 1] = name
+  fields[#fields + 1] = value
+end
+-- Nothing above writes; nothing below refuses.
+record('invite_changed', ARGV[5], ARGV[6], unpack(fields))
+if reopened then
+  redis.call('RENAME', KEYS[5], KEYS[4])
+  key = KEYS[4]
+end
+if #removed > 0 then redis.call('HDEL', key, unpack(removed)) end
+redis.call('HSET', key, unpack(fields))
+return {'changed', now, fields}

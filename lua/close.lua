@@ -1,0 +1,21 @@
+#!lua flags=allow-oom
+-- Close a partition for recovery: from here on every fenced script answers 'fenced', so that the outbox stands still.
+--
+-- KEYS[1] meta
+-- ARGV[1] deployment
+-- ARGV[2] lineage    of this server, as the survey saw it
+-- ARGV[3] epoch      that recovery will open; a recovery that was overtaken by a later one has a lower epoch
+-- ARGV[4] discard    'discard' takes over the gate of another deployment or of a later epoch; else empty
+-- replies   {'closed'} | {'empty'}   there is no meta: nothing to close
+--           | {'moved'}              another server, or a later recovery; start again
+--           | {'foreign', deployment, epoch}   the gate of another deployment, or ahead of this ledger
+local lineage = string.match(redis.call('INFO', 'replication'), 'master_replid:(%x+)')
+if lineage ~= ARGV[2] then return {'moved'} end
+local meta = redis.call('HMGET', KEYS[1], 'deployment', 'epoch', 'closing')
+if not meta[2] then return {'empty'} end
+if ARGV[4] ~= 'discard' then
+  if meta[1] ~= ARGV[1] or tonumber(meta[2]) >= tonumber(ARGV[3]) then return {'foreign', meta[1] or '', meta[2]} end
+  if meta[3] and tonumber(meta[3]) > tonumber(ARGV[3]) then return {'moved'} end
+end
+redis.call('HSET', KEYS[1], 'lineage', '', 'closing', ARGV[3])
+return {'closed'}

@@ -1,0 +1,73 @@
+#!lua
+-- Make an invite. A live invite keeps its code; an ended one (exhausted, expired, disabled) gives it up and moves aside.
+--
+-- KEYS[1] meta, KEYS[2] outbox: see the head
+-- KEYS[3] settings   hash    of the namespace
+-- KEYS[4] invite     hash    of the code
+-- KEYS[5] invite-id  string  of the new invite's id
+-- KEYS[6] retired    hash    of the new invite's id: where it is when a repeat comes very late
+-- KEYS[7] retired    hash    of the ended invite's id, where it moves to; KEYS[6] again when none is known
+-- ARGV[1] deployment, ARGV[2] lineage, ARGV[3] epoch, ARGV[4] now: see the head
+-- ARGV[5] namespace
+-- ARGV[6] actor
+-- ARGV[7] id of the new invite
+-- ARGV[8] id of the ended invite that may be moved, as learned from the reply 'ended'; empty when none is known
+-- ARGV[9..] field and value in turn: code, group, and what the caller set of max_uses, starts_at, expires_at, user,
+--           email_domains, metadata
+-- replies   {'fenced'} | {'created', now, fields} | {'code_taken', invite id} | {'namespace_not_found'}
+--           | {'ended', invite id}   the code's invite has ended; ask again and name it
+-- The head, the same in every fenced script: KEYS[1] meta, KEYS[2] outbox, ARGV[1] deployment, ARGV[2] lineage,
+-- ARGV[3] epoch (all three from the ledger), ARGV[4] now (ms; empty for the clock of Redis).
+local meta = redis.call('HMGET', KEYS[1], 'deployment', 'lineage', 'epoch', 'seq')
+local lineage = string.match(redis.call('INFO', 'replication'), 'master_replid:(%x+)')
+if lineage ~= ARGV[2] or meta[1] ~= ARGV[1] or meta[2] ~= ARGV[2] or meta[3] ~= ARGV[3] then
+  return {'fenced'}
+end
+local epoch, seq = meta[3], tonumber(meta[4])
+local now = tonumber(ARGV[4])
+if not now then
+  local time = redis.call('TIME')
+  now = time[1] * 1000 + math.floor(time[2] / 1000)
+end
+local function int(number) return string.format('%.0f', number) end
+-- Appends one change to the outbox; its id is the change's place. Once a script has called this, nothing may fail.
+local function record(change, ns, actor, ...)
+  seq = seq + 1
+  local position = epoch .. '-' .. int(seq)
+  redis.call('XADD', KEYS[2], position, 'type', change, 'ns', ns, 'actor', actor, 'at', int(now), ...)
+  redis.call('HSET', KEYS[1], 'seq', int(seq))
+  return position
+end
+-- End of the head.
+local settings = redis.call('HMGET', KEYS[3], 'revision', 'archived_at')
+if not settings[1] or settings[2] then return {'namespace_not_found'} end
+local holder = redis.call('HMGET', KEYS[4], 'id', 'uses', 'max_uses', 'expires_at', 'disabled')
+if holder[1] == ARGV[7] then return {'created', now, redis.call('HGETALL', KEYS[4])} end
+if redis.call('EXISTS', KEYS[6]) == 1 then return {'created', now, redis.call('HGETALL', KEYS[6])} end
+if holder[1] then
+  local exhausted = holder[3] and tonumber(holder[2]) >= tonumber(holder[3])
+  local expired = holder[4] and now >= tonumber(holder[4])
+  if not (exhausted or expired or holder[5]) then return {'code_taken', holder[1]} end
+  if holder[1] ~= ARGV[8] then return {'ended', holder[1]} end
+end
+
+local fields = {'id', ARGV[7]}
+for i = 9, #ARGV do fields[#fields + 1] = ARGV[i] end
+for _, value in ipairs({'uses', '0', 'granted', '0', 'revision', '1', 'created_at', int(now), 'updated_at', int(now)}) do
+  fields[#fields + 1] = value
+end
+local entry = {unpack(fields)}
+if holder[1] then
+  entry[#entry + 1] = 'displaced'
+  entry[#entry + 1] = holder[1]
+end
+-- Nothing above writes; nothing below refuses.
+record('invite_created', ARGV[5], ARGV[6], unpack(entry))
+if holder[1] then redis.call('RENAME', KEYS[4], KEYS[7]) end
+redis.call('HSET', KEYS[4], unpack(fields))
+local code
+for i = 9, #ARGV, 2 do
+  if ARGV[i] == 'code' then code = ARGV[i + 1] end
+end
+redis.call('SET', KEYS[5], code)
+return {'created', now, fields}

@@ -1,0 +1,33 @@
+#!lua flags=no-writes
+-- The rules of a namespace.
+--
+-- KEYS[1] meta, KEYS[2] outbox: see the head
+-- KEYS[3] settings  hash  of the namespace
+-- ARGV[1] deployment, ARGV[2] lineage, ARGV[3] epoch, ARGV[4] now: see the head
+-- replies   {'fenced'} | {'namespace', now, fields} | {'not_found'}
+-- The head, the same in every fenced script: KEYS[1] meta, KEYS[2] outbox, ARGV[1] deployment, ARGV[2] lineage,
+-- ARGV[3] epoch (all three from the ledger), ARGV[4] now (ms; empty for the clock of Redis).
+local meta = redis.call('HMGET', KEYS[1], 'deployment', 'lineage', 'epoch', 'seq')
+local lineage = string.match(redis.call('INFO', 'replication'), 'master_replid:(%x+)')
+if lineage ~= ARGV[2] or meta[1] ~= ARGV[1] or meta[2] ~= ARGV[2] or meta[3] ~= ARGV[3] then
+  return {'fenced'}
+end
+local epoch, seq = meta[3], tonumber(meta[4])
+local now = tonumber(ARGV[4])
+if not now then
+  local time = redis.call('TIME')
+  now = time[1] * 1000 + math.floor(time[2] / 1000)
+end
+local function int(number) return string.format('%.0f', number) end
+-- Appends one change to the outbox; its id is the change's place. Once a script has called this, nothing may fail.
+local function record(change, ns, actor, ...)
+  seq = seq + 1
+  local position = epoch .. '-' .. int(seq)
+  redis.call('XADD', KEYS[2], position, 'type', change, 'ns', ns, 'actor', actor, 'at', int(now), ...)
+  redis.call('HSET', KEYS[1], 'seq', int(seq))
+  return position
+end
+-- End of the head.
+local fields = redis.call('HGETALL', KEYS[3])
+if #fields == 0 then return {'not_found'} end
+return {'namespace', now, fields}

@@ -1,0 +1,452 @@
+//! The gate: Redis, the only place that decides.
+//!
+//! Every decision is one script call: the scripts under `lua/` read, decide and write in one atomic step, and each
+//! starts by checking the [fence](crate::domain::Fence). This module carries calls there and answers back. It never
+//! decides anything itself, and it never sees the ledger.
+//!
+//! * [`key`] is the only place that formats a key; [`script`] declares each script once and calls it.
+//! * `lane` gathers redemptions into batches, one call in flight per partition; [`redeem`] is what it sends.
+//! * One file per script of the same name holds the cold operations, from [`create_invite`] to [`show_namespace`].
+//! * [`outbox`] reads what the scripts wrote down; [`survey`], [`close`], [`adopt`] and [`rebuild`] are what recovery
+//!   does to a partition.
+
+pub mod adopt;
+pub mod change_invite;
+pub mod close;
+pub mod create_invite;
+pub mod delete_invite;
+mod failure;
+mod fields;
+mod find_code;
+pub mod join;
+pub mod key;
+mod lane;
+pub mod leave;
+mod link;
+pub mod outbox;
+pub mod put_namespace;
+pub mod rebuild;
+pub mod redeem;
+mod reply;
+pub mod script;
+pub mod show_invite;
+pub mod show_member;
+pub mod show_namespace;
+pub mod survey;
+
+use std::{
+    collections::HashMap,
+    future::Future,
+    sync::{
+        Arc, PoisonError, RwLock,
+        atomic::{AtomicI64, Ordering},
+    },
+    time::Duration,
+};
+
+use deadpool_redis::{Manager, Pool, Runtime, Timeouts};
+use redis::{AsyncConnectionConfig, RedisError, Value, aio::MultiplexedConnection};
+use tokio::{sync::Notify, time::Instant};
+
+use self::{failure::Failure, key::Keyspace, script::Call, script::Script};
+use crate::domain::{Answer, Fence, Namespace, Outcome, Partition, Refusal, Settings};
+
+/// Why the gate gave no answer. A refusal is not among them: that is an [`Answer`].
+#[derive(Debug, thiserror::Error)]
+pub enum GateError {
+    /// The call was sent, and nothing says whether the script ran. Repeating it with the same request id gets the
+    /// truth.
+    #[error("Redis did not answer in time; whether the script ran is not known")]
+    OutcomeUnknown {
+        /// The last thing that went wrong.
+        #[source]
+        cause: Option<RedisError>,
+    },
+    /// The partition is not open on the history that this Redis has; nothing was written. Recovery will open it.
+    #[error("the partition is closed until recovery has admitted this Redis")]
+    Fenced,
+    /// Redis could not be reached or refused the call before any effect.
+    #[error("Redis can not be used now ({doing})")]
+    Unavailable {
+        /// What was tried.
+        doing: &'static str,
+        /// Why it failed.
+        #[source]
+        cause: RedisError,
+    },
+    /// Too many requests wait already; this one was not sent.
+    #[error("too many requests are waiting for Redis")]
+    Overloaded,
+    /// A script failed, or said something that this program does not know; other requests are not affected.
+    #[error("{script} said what it should not: {message}")]
+    Unexpected {
+        /// Which script.
+        script: &'static str,
+        /// What it said.
+        message: String,
+    },
+}
+
+/// How to reach Redis, and within which bounds.
+#[derive(Debug, Clone)]
+pub struct GateOptions {
+    /// `redis://…` or `unix://…`.
+    pub url: String,
+    /// First part of every key.
+    pub key_prefix: String,
+    /// Partitions of the deployment: 1 to [`key::PARTITIONS_MAX`].
+    pub partitions: u16,
+    /// Longest wait for a connection.
+    pub connect_timeout: Duration,
+    /// Longest wait for one reply.
+    pub reply_timeout: Duration,
+    /// Connections of the pool for cold operations.
+    pub pool_size: usize,
+    /// Long-lived connections that the lanes share.
+    pub connections: usize,
+    /// Most requests of one script call.
+    pub batch_max: usize,
+    /// Most requests that wait in one lane.
+    pub queue_max: usize,
+    /// How long one request is tried before its outcome is called unknown.
+    pub deadline: Duration,
+    /// Entries of one outbox from which on nothing is granted.
+    pub outbox_max: u64,
+    /// A clock for the scripts in place of Redis's own, in ms since 1970; tests steer time with it.
+    pub clock_ms: Option<Arc<AtomicI64>>,
+}
+
+/// The gate. Cheap to clone: all clones are one gate.
+#[derive(Clone)]
+pub struct Gate {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    options: GateOptions,
+    keys: Keyspace,
+    client: redis::Client,
+    pool: Pool,
+    lanes: Vec<lane::Lane>,
+    fences: Fences,
+    settings: RwLock<HashMap<Namespace, Arc<Settings>>>,
+}
+
+/// What the ledger says that each partition is open on.
+struct Fences {
+    table: RwLock<Vec<Option<Arc<Fence>>>>,
+    /// Rung when Redis disagreed with the table: the ledger should be asked again.
+    doubt: Notify,
+}
+
+impl Fences {
+    fn get(&self, partition: Partition) -> Option<Arc<Fence>> {
+        let table = self.table.read().unwrap_or_else(PoisonError::into_inner);
+        table.get(usize::from(partition.0)).cloned().flatten()
+    }
+}
+
+impl Gate {
+    /// Prepares the gate; nothing is sent yet. The returned future runs the lanes until the gate is dropped, and must
+    /// be driven by the caller.
+    ///
+    /// # Errors
+    /// When the URL can not be understood.
+    pub fn new(
+        options: GateOptions,
+    ) -> Result<(Self, impl Future<Output = ()> + Send + 'static), RedisError> {
+        let client = redis::Client::open(options.url.as_str())?;
+        let config = AsyncConnectionConfig::new()
+            .set_connection_timeout(Some(options.connect_timeout))
+            .set_response_timeout(Some(options.reply_timeout));
+        let info = tuned(client.get_connection_info().clone());
+        let client = redis::Client::open(info.clone())?;
+        let manager = Manager::new_with_config(info, config)?;
+        let pool = Pool::builder(manager)
+            .max_size(options.pool_size)
+            .runtime(Runtime::Tokio1)
+            .timeouts(Timeouts {
+                wait: Some(options.connect_timeout),
+                create: Some(options.connect_timeout),
+                recycle: Some(options.reply_timeout),
+            })
+            .build()
+            .map_err(|error| RedisError::from(std::io::Error::other(error)))?;
+        let keys = Keyspace::new(&options.key_prefix, options.partitions);
+        let links: Vec<_> =
+            (0..options.connections).map(|_| Arc::new(link::Link::new(pool.clone()))).collect();
+        let (lanes, queues): (Vec<_>, Vec<_>) =
+            keys.partitions().map(|_| lane::channel(options.queue_max)).unzip();
+        let table = RwLock::new(vec![None; usize::from(options.partitions)]);
+        let fences = Fences { table, doubt: Notify::new() };
+        let settings = RwLock::default();
+        let inner = Arc::new(Inner { options, keys, client, pool, lanes, fences, settings });
+        let runners: Vec<_> = queues
+            .into_iter()
+            .zip(inner.keys.partitions())
+            .map(|(queue, partition)| {
+                let link = links[usize::from(partition.0) % links.len()].clone();
+                lane::run(lane::Runner::new(Arc::downgrade(&inner), partition, link), queue)
+            })
+            .collect();
+        let lanes = async move {
+            futures_util::future::join_all(runners).await;
+        };
+        Ok((Self { inner }, lanes))
+    }
+
+    /// How this deployment names its keys.
+    #[must_use]
+    pub fn keys(&self) -> &Keyspace {
+        &self.inner.keys
+    }
+
+    /// Tells the gate what the ledger says that a partition is open on; nothing closes it.
+    pub fn set_fence(&self, partition: Partition, fence: Option<Fence>) {
+        let mut table = self.inner.fences.table.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some(entry) = table.get_mut(usize::from(partition.0))
+            && entry.as_deref() != fence.as_ref()
+        {
+            *entry = fence.map(Arc::new);
+        }
+    }
+
+    /// What the partition is open on, as the gate was told.
+    #[must_use]
+    pub fn fence(&self, partition: Partition) -> Option<Arc<Fence>> {
+        self.inner.fences.get(partition)
+    }
+
+    /// Waits until Redis has disagreed with a fence, so that the ledger should be asked again.
+    pub async fn doubted(&self) {
+        self.inner.fences.doubt.notified().await;
+    }
+
+    /// The rules of a namespace, or nothing when it does not exist or was archived. Kept in memory; a redemption
+    /// decided by older rules is never answered, the script checks their revision.
+    ///
+    /// # Errors
+    /// [`GateError`] when they are not in memory and Redis can not be asked.
+    pub async fn settings(
+        &self,
+        namespace: &Namespace,
+    ) -> Result<Option<Arc<Settings>>, GateError> {
+        let known = self
+            .inner
+            .settings
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(namespace)
+            .cloned();
+        if known.is_some() {
+            return Ok(known);
+        }
+        let question = show_namespace::ShowNamespace { namespace: namespace.clone() };
+        let shown = question.run(self).await?;
+        let live =
+            shown.map(|(settings, _)| settings).filter(|settings| settings.archived_at.is_none());
+        let Some(settings) = live.map(Arc::new) else { return Ok(None) };
+        let mut cache = self.inner.settings.write().unwrap_or_else(PoisonError::into_inner);
+        cache.insert(namespace.clone(), settings.clone());
+        Ok(Some(settings))
+    }
+
+    /// Forgets what is in memory of a namespace's rules.
+    fn forget_settings(&self, namespace: &Namespace) {
+        self.inner.settings.write().unwrap_or_else(PoisonError::into_inner).remove(namespace);
+    }
+
+    /// Asks for one use of a code, or whether one would be granted. Dropping the future takes nothing back.
+    ///
+    /// # Errors
+    /// [`GateError`] when there is no answer.
+    pub async fn redeem(&self, request: redeem::Redeem) -> Result<Answer, GateError> {
+        let deadline = Instant::now() + self.inner.options.deadline;
+        let partition = self.inner.keys.partition_of(&request.namespace);
+        let namespace = request.namespace.clone();
+        let mut request = request;
+        loop {
+            let Some(settings) = self.settings(&namespace).await? else {
+                return Ok(Answer {
+                    outcome: Outcome::Refused(Refusal::NamespaceNotFound),
+                    rates: Vec::new(),
+                });
+            };
+            match self.inner.lanes[usize::from(partition.0)]
+                .ask(request, settings, deadline)
+                .await?
+            {
+                lane::Reply::Answer(answer) => {
+                    if answer.outcome == Outcome::Refused(Refusal::NamespaceNotFound) {
+                        self.forget_settings(&namespace);
+                    }
+                    return Ok(answer);
+                }
+                lane::Reply::SettingsChanged(back) => {
+                    self.forget_settings(&namespace);
+                    request = back;
+                }
+            }
+        }
+    }
+
+    /// Calls a fenced script by way of the pool, again and again until it has an answer or the deadline has passed. The
+    /// script must give the same answer to a repeat. Returns the reply, and whether an earlier attempt may have run.
+    async fn call(
+        &self,
+        partition: Partition,
+        script: &'static Script,
+        keys: Vec<String>,
+        args: Vec<String>,
+    ) -> Result<Called, GateError> {
+        let Inner { keys: keyspace, options, .. } = &*self.inner;
+        let mut all_keys = vec![keyspace.meta(partition), keyspace.outbox(partition)];
+        all_keys.extend(keys);
+        let deadline = Instant::now() + options.deadline;
+        let mut attempts = Attempts::new(deadline);
+        loop {
+            let Some(fence) = self.inner.fences.get(partition) else {
+                self.inner.fences.doubt.notify_one();
+                return Err(attempts.fenced());
+            };
+            let call = Call::fenced(script, &fence, self.now_ms(), all_keys.clone(), args.clone());
+            let error = match self.pooled(&call).await {
+                Ok(value) if !reply::is_fenced(&value) => {
+                    return Ok(Called { script, value, repeated: attempts.unknown });
+                }
+                Ok(_) => {
+                    self.inner.fences.doubt.notify_one();
+                    if self.inner.fences.get(partition) == Some(fence) {
+                        return Err(attempts.fenced());
+                    }
+                    continue;
+                }
+                Err(error) => error,
+            };
+            attempts.failed(script, error).await?;
+        }
+    }
+
+    /// Calls a script that has no fence, once: recovery starts again from the beginning when anything is unclear.
+    async fn once(&self, call: &Call) -> Result<Value, GateError> {
+        self.pooled(call).await.map_err(|(_, cause)| match failure::classify(&cause) {
+            Failure::Script => {
+                GateError::Unexpected { script: call.script().name, message: cause.to_string() }
+            }
+            Failure::Unknown | Failure::NotNow | Failure::Refused => {
+                GateError::Unavailable { doing: "looking after a partition", cause }
+            }
+        })
+    }
+
+    /// Sends a call over a connection of the pool, which gets it back only if it still works.
+    async fn pooled(&self, call: &Call) -> Result<Value, (Sent, RedisError)> {
+        let mut connection =
+            self.inner.pool.get().await.map_err(|error| (Sent::Not, link::pool_error(error)))?;
+        call.send(&mut connection).await.map_err(|error| {
+            if failure::classify(&error) != Failure::Script {
+                drop(deadpool_redis::Connection::take(connection));
+            }
+            (Sent::Maybe, error)
+        })
+    }
+
+    /// A connection of its own, for a read that blocks up to `longest`: it would hold up everybody else on a shared one.
+    async fn dedicated(&self, longest: Duration) -> Result<MultiplexedConnection, RedisError> {
+        let options = &self.inner.options;
+        let config = AsyncConnectionConfig::new()
+            .set_connection_timeout(Some(options.connect_timeout))
+            .set_response_timeout(Some(options.reply_timeout + longest));
+        self.inner.client.get_multiplexed_async_connection_with_config(&config).await
+    }
+
+    fn now_ms(&self) -> Option<i64> {
+        self.inner.options.clock_ms.as_ref().map(|clock| clock.load(Ordering::SeqCst))
+    }
+}
+
+/// Whether anything of a failed call can have reached Redis.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Sent {
+    Not,
+    Maybe,
+}
+
+/// A reply, and what is known about how it came about.
+struct Called {
+    script: &'static Script,
+    value: Value,
+    /// An earlier attempt may have run: the reply may be to a repeat.
+    repeated: bool,
+}
+
+impl Called {
+    fn reply(&self) -> Result<reply::Reply<'_>, GateError> {
+        reply::Reply::new(self.script, &self.value)
+    }
+}
+
+/// The attempts at one call, and what they leave known.
+struct Attempts {
+    deadline: Instant,
+    pause: Duration,
+    /// Whether one of them may have run without an answer.
+    unknown: bool,
+}
+
+impl Attempts {
+    /// The first pause after a failure; each is twice the one before.
+    const FIRST_PAUSE: Duration = Duration::from_millis(10);
+    const PAUSE_MAX: Duration = Duration::from_millis(200);
+
+    fn new(deadline: Instant) -> Self {
+        Self { deadline, pause: Self::FIRST_PAUSE, unknown: false }
+    }
+
+    /// What a closed partition means now: an earlier attempt may have run before it was closed.
+    fn fenced(&self) -> GateError {
+        if self.unknown { GateError::OutcomeUnknown { cause: None } } else { GateError::Fenced }
+    }
+
+    /// Takes note of a failure and pauses, or says that this was the last attempt.
+    async fn failed(
+        &mut self,
+        script: &'static Script,
+        (sent, cause): (Sent, RedisError),
+    ) -> Result<(), GateError> {
+        let failure = if sent == Sent::Not { Failure::NotNow } else { failure::classify(&cause) };
+        match failure {
+            Failure::Unknown => self.unknown = true,
+            Failure::Script if !self.unknown => {
+                return Err(GateError::Unexpected {
+                    script: script.name,
+                    message: cause.to_string(),
+                });
+            }
+            Failure::Refused if !self.unknown => {
+                return Err(GateError::Unavailable { doing: "running a script", cause });
+            }
+            Failure::NotNow | Failure::Script | Failure::Refused => {}
+        }
+        if Instant::now() + self.pause >= self.deadline {
+            return Err(if self.unknown {
+                GateError::OutcomeUnknown { cause: Some(cause) }
+            } else {
+                GateError::Unavailable { doing: "reaching Redis", cause }
+            });
+        }
+        tokio::time::sleep(self.pause).await;
+        self.pause = (self.pause * 2).min(Self::PAUSE_MAX);
+        Ok(())
+    }
+}
+
+/// Small packets at once, and a probe when the other side is silent: a peer that vanished must not hold a lane.
+fn tuned(info: redis::ConnectionInfo) -> redis::ConnectionInfo {
+    let tcp = redis::io::tcp::TcpSettings::default().set_nodelay(true).set_keepalive(
+        redis::io::tcp::socket2::TcpKeepalive::new()
+            .with_time(Duration::from_secs(15))
+            .with_interval(Duration::from_secs(5)),
+    );
+    info.set_tcp_settings(tcp)
+}

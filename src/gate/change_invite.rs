@@ -1,0 +1,140 @@
+//! `lua/change_invite.lua`: change an invite while it is hot.
+
+use uuid::Uuid;
+
+use super::{Gate, GateError, create_invite::shown, fields, find_code, script::CHANGE_INVITE};
+use crate::domain::{EmailDomain, Invite, InviteId, Millis, Namespace, UserId};
+
+/// What to change; an outer `None` leaves a field as it is, an inner one removes it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct InvitePatch {
+    /// Nothing inside means without limit.
+    pub max_uses: Option<Option<u64>>,
+    /// The start of the window.
+    pub starts_at: Option<Option<Millis>>,
+    /// The end of the window.
+    pub expires_at: Option<Option<Millis>>,
+    /// The switch.
+    pub disabled: Option<bool>,
+    /// The only user who may redeem.
+    pub user: Option<Option<UserId>>,
+    /// The only e-mail domains whose users may redeem; empty means any.
+    pub email_domains: Option<Vec<EmailDomain>>,
+    /// The application's own JSON object, as text.
+    pub metadata: Option<Option<String>>,
+}
+
+/// A change of one invite. Repeating it with the same `change` id changes nothing more.
+#[derive(Debug, Clone)]
+pub struct ChangeInvite {
+    /// Which.
+    pub id: InviteId,
+    /// Where.
+    pub namespace: Namespace,
+    /// What makes a repeat recognisable.
+    pub change: Uuid,
+    /// Change only this revision (`If-Match`).
+    pub expected_revision: Option<u64>,
+    /// What to change.
+    pub patch: InvitePatch,
+    /// Who does it: the id of an API key.
+    pub actor: String,
+}
+
+/// What was decided.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Changed {
+    /// The invite as it is now.
+    Changed {
+        /// As it is.
+        invite: Invite,
+        /// The clock of Redis.
+        now: Millis,
+    },
+    /// No invite has this id.
+    NotFound,
+    /// Somebody else changed it meanwhile.
+    PreconditionFailed {
+        /// What it is now.
+        revision: u64,
+    },
+    /// More uses are spent than the new limit allows.
+    LimitBelowUsed {
+        /// How many.
+        uses: u64,
+    },
+    /// The change would re-open the invite, but a new one has its code.
+    CodeTaken {
+        /// Which.
+        by: InviteId,
+    },
+    /// The window would end before it begins.
+    WindowReversed,
+}
+
+impl ChangeInvite {
+    /// Runs the script.
+    ///
+    /// # Errors
+    /// [`GateError`] when there is no answer.
+    pub async fn run(&self, gate: &Gate) -> Result<Changed, GateError> {
+        let keys = gate.keys();
+        let Some(code) = find_code::run(gate, &self.namespace, self.id).await? else {
+            return Ok(Changed::NotFound);
+        };
+        let script_keys = vec![
+            keys.settings(&self.namespace),
+            keys.invite(&self.namespace, &code),
+            keys.retired(&self.namespace, self.id),
+        ];
+        let partition = keys.partition_of(&self.namespace);
+        let called = gate.call(partition, &CHANGE_INVITE, script_keys, self.args()).await?;
+        let mut reply = called.reply()?;
+        Ok(match reply.text()? {
+            "changed" => {
+                let (invite, now) = shown(&mut reply, &self.namespace)?;
+                Changed::Changed { invite, now }
+            }
+            "not_found" => Changed::NotFound,
+            "precondition_failed" => Changed::PreconditionFailed { revision: reply.number()? },
+            "limit_below_used" => Changed::LimitBelowUsed { uses: reply.number()? },
+            "code_taken" => Changed::CodeTaken { by: reply.parsed(str::parse)? },
+            "window_reversed" => Changed::WindowReversed,
+            other => return Err(reply.unknown(other)),
+        })
+    }
+
+    fn args(&self) -> Vec<String> {
+        let mut args = vec![
+            self.namespace.to_string(),
+            self.actor.clone(),
+            self.id.to_string(),
+            self.change.to_string(),
+            self.expected_revision.map(|revision| revision.to_string()).unwrap_or_default(),
+        ];
+        // An empty value removes the field.
+        let mut field = |name: &str, value: Option<Option<String>>| {
+            args.extend(
+                value.into_iter().flat_map(|value| [name.to_owned(), value.unwrap_or_default()]),
+            );
+        };
+        let InvitePatch {
+            max_uses,
+            starts_at,
+            expires_at,
+            disabled,
+            user,
+            email_domains,
+            metadata,
+        } = &self.patch;
+        let time = |time: Millis| time.as_ms().to_string();
+        field("max_uses", max_uses.map(|max| max.map(|max| max.to_string())));
+        field("starts_at", starts_at.map(|start| start.map(time)));
+        field("expires_at", expires_at.map(|end| end.map(time)));
+        field("disabled", disabled.map(|disabled| disabled.then(|| "1".to_owned())));
+        field("user", user.as_ref().map(|user| user.as_ref().map(ToString::to_string)));
+        field("email_domains", email_domains.as_deref().map(fields::join_domains));
+        field("metadata", metadata.clone());
+        args
+    }
+}

@@ -1,0 +1,131 @@
+//! `lua/create_invite.lua`: make an invite, taking over the code of an ended one.
+
+use super::{Called, Gate, GateError, fields, reply::Reply, script::CREATE_INVITE};
+use crate::domain::{Code, EmailDomain, Group, Invite, InviteId, Millis, Namespace, UserId};
+
+/// The invite to make. Repeating it with the same `id` makes nothing new.
+#[derive(Debug, Clone)]
+pub struct CreateInvite {
+    /// Its id, a UUID v7 made by the node.
+    pub id: InviteId,
+    /// Where.
+    pub namespace: Namespace,
+    /// Normalised by the namespace's rules.
+    pub code: Code,
+    /// What a redemption lets the user into.
+    pub group: Group,
+    /// Nothing means without limit.
+    pub max_uses: Option<u64>,
+    /// Before this moment nobody may redeem.
+    pub starts_at: Option<Millis>,
+    /// From this moment on nobody may redeem; later than `starts_at`.
+    pub expires_at: Option<Millis>,
+    /// The only user who may redeem.
+    pub user: Option<UserId>,
+    /// The only e-mail domains whose users may redeem; empty means any.
+    pub email_domains: Vec<EmailDomain>,
+    /// The application's own JSON object, as text.
+    pub metadata: Option<String>,
+    /// Who does it: the id of an API key.
+    pub actor: String,
+}
+
+/// What was decided.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Created {
+    /// The invite stands, made now or by an earlier call with the same id. `now` is the clock of Redis.
+    Created {
+        /// As it is.
+        invite: Invite,
+        /// The clock of Redis.
+        now: Millis,
+    },
+    /// A live invite has this code.
+    CodeTaken {
+        /// Which.
+        by: InviteId,
+    },
+    /// The namespace does not exist or was archived.
+    NamespaceNotFound,
+}
+
+impl CreateInvite {
+    /// Runs the script.
+    ///
+    /// # Errors
+    /// [`GateError`] when there is no answer.
+    pub async fn run(&self, gate: &Gate) -> Result<Created, GateError> {
+        let keys = gate.keys();
+        let retired = keys.retired(&self.namespace, self.id);
+        let mut ended: Option<InviteId> = None;
+        loop {
+            let displaced =
+                ended.map_or_else(|| retired.clone(), |id| keys.retired(&self.namespace, id));
+            let script_keys = vec![
+                keys.settings(&self.namespace),
+                keys.invite(&self.namespace, &self.code),
+                keys.invite_id(&self.namespace, self.id),
+                retired.clone(),
+                displaced,
+            ];
+            let partition = keys.partition_of(&self.namespace);
+            let called =
+                gate.call(partition, &CREATE_INVITE, script_keys, self.args(ended)).await?;
+            match self.read(&called)? {
+                Said::Ended(id) => ended = Some(id),
+                Said::Created(created) => return Ok(created),
+            }
+        }
+    }
+
+    fn args(&self, ended: Option<InviteId>) -> Vec<String> {
+        let mut args = vec![
+            self.namespace.to_string(),
+            self.actor.clone(),
+            self.id.to_string(),
+            ended.map(|id| id.to_string()).unwrap_or_default(),
+        ];
+        let mut field = |name: &str, value: Option<String>| {
+            args.extend(value.into_iter().flat_map(|value| [name.to_owned(), value]));
+        };
+        field("code", Some(self.code.to_string()));
+        field("group", Some(self.group.to_string()));
+        field("max_uses", self.max_uses.map(|max| max.to_string()));
+        field("starts_at", self.starts_at.map(|time| time.as_ms().to_string()));
+        field("expires_at", self.expires_at.map(|time| time.as_ms().to_string()));
+        field("user", self.user.as_ref().map(ToString::to_string));
+        field("email_domains", fields::join_domains(&self.email_domains));
+        field("metadata", self.metadata.clone());
+        args
+    }
+
+    fn read(&self, called: &Called) -> Result<Said, GateError> {
+        let mut reply = called.reply()?;
+        Ok(match reply.text()? {
+            "created" => {
+                let (invite, now) = shown(&mut reply, &self.namespace)?;
+                Said::Created(Created::Created { invite, now })
+            }
+            "code_taken" => Said::Created(Created::CodeTaken { by: reply.parsed(str::parse)? }),
+            "namespace_not_found" => Said::Created(Created::NamespaceNotFound),
+            "ended" => Said::Ended(reply.parsed(str::parse)?),
+            other => return Err(reply.unknown(other)),
+        })
+    }
+}
+
+enum Said {
+    Created(Created),
+    /// The code's invite has ended and may be moved aside, by name.
+    Ended(InviteId),
+}
+
+/// The clock of Redis and the fields of an invite, as several scripts say them.
+pub(super) fn shown(
+    reply: &mut Reply<'_>,
+    namespace: &Namespace,
+) -> Result<(Invite, Millis), GateError> {
+    let now = reply.parsed_number(Millis::from_ms)?;
+    let invite = reply.fields()?.invite(namespace).map_err(|error| reply.unknown(&error.0))?;
+    Ok((invite, now))
+}

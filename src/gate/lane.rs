@@ -1,0 +1,287 @@
+//! A lane: the requests of one partition, gathered into batches with one call in flight.
+//!
+//! There is no timer. While a call is in flight requests gather, and then go together; an idle lane sends a single
+//! request at once. Under load a call carries many requests, which is what makes a redemption cheap for Redis.
+
+use std::sync::{Arc, Weak};
+
+use redis::RedisError;
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::Instant,
+};
+
+use super::{
+    Attempts, GateError, Inner,
+    failure::{Failure, classify},
+    link::{Lent, Link},
+    redeem::{self, Decision, Redeem},
+    reply, script,
+};
+use crate::domain::{Answer, Fence, Outcome, Partition, Settings};
+
+/// The entrance of a lane.
+pub(super) struct Lane {
+    queue: mpsc::Sender<Job>,
+}
+
+/// A lane with room for so many waiting requests, and the queue that its runner serves.
+pub(super) fn channel(queue_max: usize) -> (Lane, mpsc::Receiver<Job>) {
+    let (queue, jobs) = mpsc::channel(queue_max);
+    (Lane { queue }, jobs)
+}
+
+/// What comes back out of a lane.
+pub(super) enum Reply {
+    /// The answer.
+    Answer(Answer),
+    /// The rules that were known are not those of the gate any more; the request comes back undecided.
+    SettingsChanged(Redeem),
+}
+
+/// A request that waits.
+pub(super) struct Job {
+    request: Redeem,
+    settings: Arc<Settings>,
+    deadline: Instant,
+    /// Whether an attempt may have run without an answer.
+    unknown: bool,
+    reply: oneshot::Sender<Result<Reply, GateError>>,
+}
+
+impl Lane {
+    /// Waits in line, and for the answer.
+    pub(super) async fn ask(
+        &self,
+        request: Redeem,
+        settings: Arc<Settings>,
+        deadline: Instant,
+    ) -> Result<Reply, GateError> {
+        let (reply, answer) = oneshot::channel();
+        let job = Job { request, settings, deadline, unknown: false, reply };
+        self.queue.try_send(job).map_err(|_| GateError::Overloaded)?;
+        // A runner that ends without a word does so with the whole gate; what it had sent may have run.
+        answer.await.unwrap_or(Err(GateError::OutcomeUnknown { cause: None }))
+    }
+}
+
+impl Job {
+    fn answer(self, answer: Result<Reply, GateError>) {
+        // Whoever asked may have left; the script ran all the same.
+        drop(self.reply.send(answer));
+    }
+
+    /// Gives up on a job: what is known of it decides what it is told.
+    fn fail(self, known: impl FnOnce() -> GateError, cause: Option<RedisError>) {
+        let error = if self.unknown { GateError::OutcomeUnknown { cause } } else { known() };
+        self.answer(Err(error));
+    }
+}
+
+/// Serves one lane.
+pub(super) struct Runner {
+    gate: Weak<Inner>,
+    partition: Partition,
+    link: Arc<Link>,
+    batch_sizes: metrics::Histogram,
+    call_seconds: metrics::Histogram,
+}
+
+impl Runner {
+    pub(super) fn new(gate: Weak<Inner>, partition: Partition, link: Arc<Link>) -> Self {
+        Self {
+            gate,
+            partition,
+            link,
+            batch_sizes: metrics::histogram!("redeemer_gate_batch_requests"),
+            call_seconds: metrics::histogram!("redeemer_gate_call_seconds"),
+        }
+    }
+
+    /// Sends a batch until each of its jobs has its answer.
+    async fn serve(&self, gate: &Inner, batch: Vec<Job>) {
+        let mut jobs = batch;
+        let mut pause = Attempts::FIRST_PAUSE;
+        let mut trouble: Option<RedisError> = None;
+        loop {
+            jobs = expire(jobs, trouble.as_ref());
+            if jobs.is_empty() {
+                return;
+            }
+            let Some(fence) = gate.fences.get(self.partition) else {
+                gate.fences.doubt.notify_one();
+                return jobs.into_iter().for_each(|job| job.fail(|| GateError::Fenced, None));
+            };
+            let lent = match self.link.get().await {
+                Ok(lent) => lent,
+                Err(error) => {
+                    trouble = Some(error);
+                    rest(&mut pause).await;
+                    continue;
+                }
+            };
+            let generation = lent.generation;
+            let (left, error) = match self.call(gate, &fence, lent, jobs).await {
+                Attempt::Answered => return,
+                Attempt::Fenced(left) => {
+                    gate.fences.doubt.notify_one();
+                    if gate.fences.get(self.partition) == Some(fence) {
+                        return left
+                            .into_iter()
+                            .for_each(|job| job.fail(|| GateError::Fenced, None));
+                    }
+                    jobs = left;
+                    continue;
+                }
+                Attempt::Failed(left, error) => (left, error),
+            };
+            jobs = left;
+            match classify(&error) {
+                Failure::Unknown => {
+                    jobs.iter_mut().for_each(|job| job.unknown = true);
+                    self.link.give_up(generation).await;
+                }
+                Failure::NotNow => {
+                    self.link.give_up(generation).await;
+                    rest(&mut pause).await;
+                }
+                Failure::Refused => {
+                    let unavailable = || GateError::Unavailable {
+                        doing: "running a script",
+                        cause: error.clone(),
+                    };
+                    return jobs
+                        .into_iter()
+                        .for_each(|job| job.fail(unavailable, Some(error.clone())));
+                }
+                // One of them makes the script fail: each alone, so that the others get their answers.
+                Failure::Script if jobs.len() > 1 => {
+                    for job in jobs {
+                        Box::pin(self.serve(gate, vec![job])).await;
+                    }
+                    return;
+                }
+                Failure::Script => {
+                    let message = error.to_string();
+                    let failed = || GateError::Unexpected {
+                        script: script::REDEEM.name,
+                        message: message.clone(),
+                    };
+                    return jobs.into_iter().for_each(|job| job.fail(failed, Some(error.clone())));
+                }
+            }
+            trouble = Some(error);
+        }
+    }
+
+    /// One attempt at all the jobs.
+    async fn call(&self, gate: &Inner, fence: &Fence, mut lent: Lent, jobs: Vec<Job>) -> Attempt {
+        let requests = jobs.iter().map(|job| (&job.request, &*job.settings));
+        let now_ms = gate
+            .options
+            .clock_ms
+            .as_ref()
+            .map(|clock| clock.load(std::sync::atomic::Ordering::SeqCst));
+        let call = redeem::call(
+            &gate.keys,
+            self.partition,
+            fence,
+            now_ms,
+            gate.options.outbox_max,
+            requests,
+        );
+        #[expect(clippy::cast_precision_loss, reason = "a batch has at most 1024 requests")]
+        self.batch_sizes.record(jobs.len() as f64);
+        let start = Instant::now();
+        let sent = call.send(&mut lent.connection).await;
+        self.call_seconds.record(start.elapsed());
+        let value = match sent {
+            Ok(value) => value,
+            Err(error) => return Attempt::Failed(jobs, error),
+        };
+        if reply::is_fenced(&value) {
+            return Attempt::Fenced(jobs);
+        }
+        let decisions =
+            redeem::decisions(self.partition, &value, jobs.iter().map(|job| &job.request));
+        match decisions {
+            Ok(decisions) => deliver(jobs, decisions, lent.settled),
+            Err(error) => {
+                let message = error.to_string();
+                let failed = || GateError::Unexpected {
+                    script: script::REDEEM.name,
+                    message: message.clone(),
+                };
+                // The script has run, so what was decided is not known to anybody until they ask again.
+                jobs.into_iter().for_each(|job| job.answer(Err(failed())));
+            }
+        }
+        Attempt::Answered
+    }
+}
+
+/// How an attempt ended.
+enum Attempt {
+    Answered,
+    Fenced(Vec<Job>),
+    Failed(Vec<Job>, RedisError),
+}
+
+/// Serves a lane until the gate is gone.
+pub(super) async fn run(runner: Runner, mut queue: mpsc::Receiver<Job>) {
+    while let Some(first) = queue.recv().await {
+        let Some(gate) = runner.gate.upgrade() else { return };
+        let mut batch = vec![first];
+        while batch.len() < gate.options.batch_max
+            && let Ok(job) = queue.try_recv()
+        {
+            batch.push(job);
+        }
+        runner.serve(&gate, batch).await;
+    }
+}
+
+fn deliver(jobs: Vec<Job>, decisions: Vec<Decision>, settled: bool) {
+    for (job, decision) in jobs.into_iter().zip(decisions) {
+        match decision {
+            Decision::Answer(answer) => {
+                // An earlier attempt that may still run could yet be granted: a refusal now is not the last word.
+                let definite =
+                    !job.unknown || settled || !matches!(answer.outcome, Outcome::Refused(_));
+                if definite {
+                    job.answer(Ok(Reply::Answer(answer)));
+                } else {
+                    job.answer(Err(GateError::OutcomeUnknown { cause: None }));
+                }
+            }
+            Decision::SettingsChanged if job.unknown && !settled => {
+                job.answer(Err(GateError::OutcomeUnknown { cause: None }));
+            }
+            Decision::SettingsChanged => {
+                let Job { request, reply, .. } = job;
+                drop(reply.send(Ok(Reply::SettingsChanged(request))));
+            }
+            Decision::Failed(error) => job.answer(Err(error)),
+        }
+    }
+}
+
+/// Tells the jobs whose deadline has passed; returns the others.
+fn expire(jobs: Vec<Job>, trouble: Option<&RedisError>) -> Vec<Job> {
+    let now = Instant::now();
+    let (live, expired): (Vec<_>, Vec<_>) = jobs.into_iter().partition(|job| job.deadline > now);
+    for job in expired {
+        let known = || match trouble {
+            Some(cause) => GateError::Unavailable { doing: "reaching Redis", cause: cause.clone() },
+            None => GateError::Overloaded,
+        };
+        job.fail(known, trouble.cloned());
+    }
+    live
+}
+
+/// Pauses after a failure, each time for longer.
+async fn rest(pause: &mut std::time::Duration) {
+    tokio::time::sleep(*pause).await;
+    *pause = (*pause * 2).min(Attempts::PAUSE_MAX);
+}

@@ -1,0 +1,59 @@
+//! `lua/leave.lua`: end memberships; the uses stay spent.
+
+use super::{Gate, GateError, script::LEAVE};
+use crate::domain::{Group, Namespace, UserId};
+
+/// The memberships to end.
+#[derive(Debug, Clone)]
+pub struct Leave {
+    /// Where.
+    pub namespace: Namespace,
+    /// Who.
+    pub user: UserId,
+    /// Which group; nothing means all of the user's groups.
+    pub group: Option<Group>,
+    /// Who does it: the id of an API key.
+    pub actor: String,
+}
+
+/// What was decided.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Left {
+    /// The user left these groups.
+    Left(Vec<Group>),
+    /// The user was in no such group.
+    NotMember,
+    /// The namespace does not exist or was archived.
+    NamespaceNotFound,
+}
+
+impl Leave {
+    /// Runs the script.
+    ///
+    /// # Errors
+    /// [`GateError`] when there is no answer.
+    pub async fn run(&self, gate: &Gate) -> Result<Left, GateError> {
+        let keys = gate.keys();
+        let script_keys =
+            vec![keys.settings(&self.namespace), keys.member(&self.namespace, &self.user)];
+        let args = vec![
+            self.namespace.to_string(),
+            self.actor.clone(),
+            self.user.to_string(),
+            self.group.as_ref().map(ToString::to_string).unwrap_or_default(),
+        ];
+        let called =
+            gate.call(keys.partition_of(&self.namespace), &LEAVE, script_keys, args).await?;
+        let mut reply = called.reply()?;
+        Ok(match reply.text()? {
+            "left" => Left::Left(
+                (0..reply.len()).map(|_| reply.parsed(Group::parse)).collect::<Result<_, _>>()?,
+            ),
+            // An earlier attempt of this call may have ended the membership; either way it has ended.
+            "not_member" if called.repeated => Left::Left(self.group.iter().cloned().collect()),
+            "not_member" => Left::NotMember,
+            "namespace_not_found" => Left::NamespaceNotFound,
+            other => return Err(reply.unknown(other)),
+        })
+    }
+}

@@ -1,0 +1,186 @@
+//! `lua/put_namespace.lua`: make, change or archive a namespace.
+
+use uuid::Uuid;
+
+use super::{Gate, GateError, reply::Reply, script::PUT_NAMESPACE};
+use crate::domain::{CodeCase, Durability, MembershipRule, Millis, Namespace, Quota, Settings};
+
+/// What a namespace should be like. Repeating it with the same `change` id changes nothing more.
+#[derive(Debug, Clone)]
+pub struct PutNamespace {
+    /// Which.
+    pub namespace: Namespace,
+    /// What to do.
+    pub action: Action,
+    /// What makes a repeat recognisable.
+    pub change: Uuid,
+    /// Change only this revision (`If-Match`).
+    pub expected_revision: Option<u64>,
+    /// Who does it: the id of an API key.
+    pub actor: String,
+}
+
+/// What to do with a namespace.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Action {
+    /// Make it like this; when it exists, give it these rules, the fixed two being equal. Brings an archived one back.
+    Put(Rules),
+    /// Make it like this unless it exists or was archived; then leave it alone.
+    Ensure(Rules),
+    /// Change what is named.
+    Patch(RulesPatch),
+    /// Let it answer nobody from now on.
+    Archive,
+}
+
+/// The rules that an administrator chooses; see [`Settings`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the fields are those of Settings")]
+pub struct Rules {
+    pub membership: MembershipRule,
+    pub code_case: CodeCase,
+    pub durability: Durability,
+    pub rate_user: Option<Quota>,
+    pub rate_ip: Option<Quota>,
+    pub rate_code: Option<Quota>,
+    pub rate_namespace: Option<Quota>,
+    pub rate_guess: Option<Quota>,
+}
+
+/// What to change of the rules; an outer `None` leaves a rule as it is, an inner one switches a limit off.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the fields are those of Settings")]
+pub struct RulesPatch {
+    pub durability: Option<Durability>,
+    pub rate_user: Option<Option<Quota>>,
+    pub rate_ip: Option<Option<Quota>>,
+    pub rate_code: Option<Option<Quota>>,
+    pub rate_namespace: Option<Option<Quota>>,
+    pub rate_guess: Option<Option<Quota>>,
+}
+
+/// What was decided.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NamespacePut {
+    /// It was made.
+    Created {
+        /// Its rules.
+        settings: Settings,
+        /// The clock of Redis.
+        now: Millis,
+    },
+    /// It stands as asked (changed, brought back, archived, or already so).
+    Changed {
+        /// Its rules.
+        settings: Settings,
+        /// The clock of Redis.
+        now: Millis,
+    },
+    /// It does not exist, or was archived.
+    NotFound,
+    /// Somebody else changed it meanwhile.
+    PreconditionFailed {
+        /// What it is now.
+        revision: u64,
+    },
+    /// Membership rule or code case differ from what they were fixed to.
+    FixedRules {
+        /// What they are.
+        settings: Settings,
+    },
+}
+
+impl PutNamespace {
+    /// Runs the script.
+    ///
+    /// # Errors
+    /// [`GateError`] when there is no answer.
+    pub async fn run(&self, gate: &Gate) -> Result<NamespacePut, GateError> {
+        let keys = gate.keys();
+        let script_keys = vec![keys.settings(&self.namespace)];
+        let called = gate
+            .call(keys.partition_of(&self.namespace), &PUT_NAMESPACE, script_keys, self.args())
+            .await?;
+        gate.forget_settings(&self.namespace);
+        let mut reply = called.reply()?;
+        Ok(match reply.text()? {
+            "created" => {
+                let (settings, now) = shown(&mut reply)?;
+                NamespacePut::Created { settings, now }
+            }
+            "changed" => {
+                let (settings, now) = shown(&mut reply)?;
+                NamespacePut::Changed { settings, now }
+            }
+            "not_found" => NamespacePut::NotFound,
+            "precondition_failed" => NamespacePut::PreconditionFailed { revision: reply.number()? },
+            "fixed_rules" => {
+                let settings =
+                    reply.fields()?.settings().map_err(|error| reply.unknown(&error.0))?;
+                NamespacePut::FixedRules { settings }
+            }
+            other => return Err(reply.unknown(other)),
+        })
+    }
+
+    fn args(&self) -> Vec<String> {
+        let (action, fields) = match &self.action {
+            Action::Put(rules) => ("put", rules.fields()),
+            Action::Ensure(rules) => ("ensure", rules.fields()),
+            Action::Patch(patch) => ("patch", patch.fields()),
+            Action::Archive => ("archive", Vec::new()),
+        };
+        let mut args = vec![
+            self.namespace.to_string(),
+            self.actor.clone(),
+            action.to_owned(),
+            self.change.to_string(),
+            self.expected_revision.map(|revision| revision.to_string()).unwrap_or_default(),
+        ];
+        args.extend(fields.into_iter().flat_map(|(name, value)| [name.to_owned(), value]));
+        args
+    }
+}
+
+/// A quota as a field: empty when the policy is off, which removes the field.
+fn quota(quota: Option<Quota>) -> String {
+    quota.map(|quota| quota.to_string()).unwrap_or_default()
+}
+
+impl Rules {
+    fn fields(&self) -> Vec<(&'static str, String)> {
+        vec![
+            ("membership", self.membership.as_str().to_owned()),
+            ("code_case", self.code_case.as_str().to_owned()),
+            ("durability", self.durability.as_str().to_owned()),
+            ("rate_user", quota(self.rate_user)),
+            ("rate_ip", quota(self.rate_ip)),
+            ("rate_code", quota(self.rate_code)),
+            ("rate_namespace", quota(self.rate_namespace)),
+            ("rate_guess", quota(self.rate_guess)),
+        ]
+    }
+}
+
+impl RulesPatch {
+    fn fields(&self) -> Vec<(&'static str, String)> {
+        [
+            ("durability", self.durability.map(|durability| durability.as_str().to_owned())),
+            ("rate_user", self.rate_user.map(quota)),
+            ("rate_ip", self.rate_ip.map(quota)),
+            ("rate_code", self.rate_code.map(quota)),
+            ("rate_namespace", self.rate_namespace.map(quota)),
+            ("rate_guess", self.rate_guess.map(quota)),
+        ]
+        .into_iter()
+        .filter_map(|(name, value)| Some((name, value?)))
+        .collect()
+    }
+}
+
+/// The clock of Redis and the rules of a namespace, as the scripts say them.
+pub(super) fn shown(reply: &mut Reply<'_>) -> Result<(Settings, Millis), GateError> {
+    let now = reply.parsed_number(Millis::from_ms)?;
+    let settings = reply.fields()?.settings().map_err(|error| reply.unknown(&error.0))?;
+    Ok((settings, now))
+}

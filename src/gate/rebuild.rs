@@ -1,0 +1,274 @@
+//! `lua/rebuild.lua`: build a partition anew from the ledger, in numbered chunks.
+
+use super::{
+    Gate, GateError, fields, link,
+    reply::Reply,
+    script::{Call, REBUILD},
+};
+use crate::domain::{
+    Cursor, Fence, Group, Invite, MembershipRule, Millis, Namespace, Partition, Redemption,
+    Settings, UserId,
+};
+
+/// Keys that one call removes or loads at most.
+const CHUNK_KEYS_MAX: usize = 500;
+
+/// One who builds: a step of another builder, on another server or out of order changes nothing.
+pub struct Builder<'a> {
+    gate: &'a Gate,
+    partition: Partition,
+    next: Fence,
+    builder: String,
+    chunk: u64,
+    loaded: u64,
+    waiting: Vec<(String, Vec<String>)>,
+}
+
+/// Why a rebuild did not go on.
+#[derive(Debug, thiserror::Error)]
+pub enum RebuildError {
+    /// Another server or another builder has taken over: start again.
+    #[error("another recovery, or another Redis, has taken over")]
+    Moved,
+    /// The gate is another deployment's, or ahead of this ledger.
+    #[error("the gate belongs to deployment {deployment} at epoch {epoch}")]
+    Foreign {
+        /// Whose it is.
+        deployment: String,
+        /// Its epoch.
+        epoch: String,
+    },
+    /// Redis has not what was sent.
+    #[error("Redis counted {chunks} chunks and {keys} keys, which is not what was sent")]
+    Miscounted {
+        /// Chunks that Redis has seen.
+        chunks: String,
+        /// Keys that Redis has loaded.
+        keys: String,
+    },
+    /// There is no answer.
+    #[error(transparent)]
+    Gate(#[from] GateError),
+}
+
+/// A user with all that the gate remembers of one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UserRecord {
+    /// Where.
+    pub namespace: Namespace,
+    /// Who.
+    pub user: UserId,
+    /// The rule of the namespace.
+    pub rule: MembershipRule,
+    /// The groups that the user is in, where each began, and since when if not by a redemption.
+    pub memberships: Vec<(Group, Cursor, Option<Millis>)>,
+    /// What the user has redeemed: the redemption, its request id, and whether it counts under the rule.
+    pub redemptions: Vec<(Redemption, String, bool)>,
+}
+
+impl<'a> Builder<'a> {
+    /// Begins to build what will be open on `next`; `token` is the fencing token of the one who builds. Everything that
+    /// Redis has of the partition is removed, the state of rate limits aside.
+    ///
+    /// # Errors
+    /// [`RebuildError`]; nothing is open then.
+    pub async fn begin(
+        gate: &'a Gate,
+        partition: Partition,
+        next: Fence,
+        token: &str,
+        discard: bool,
+    ) -> Result<Self, RebuildError> {
+        let mut builder = Self {
+            gate,
+            partition,
+            next,
+            builder: token.to_owned(),
+            chunk: 0,
+            loaded: 0,
+            waiting: Vec::new(),
+        };
+        let partitions = gate.keys().partitions().count().to_string();
+        let mode = if discard { "discard" } else { "" }.to_owned();
+        builder.step("begin", partitions, Vec::new(), vec![mode]).await?;
+        builder.remove_all().await?;
+        Ok(builder)
+    }
+
+    async fn remove_all(&mut self) -> Result<(), RebuildError> {
+        let keys = self.gate.keys();
+        let kept = [keys.meta(self.partition), keys.outbox(self.partition)];
+        let pattern = keys.pattern(self.partition);
+        let mut at = 0_u64;
+        loop {
+            let (next, found) = self.scan(at, &pattern).await?;
+            let found: Vec<String> = found
+                .into_iter()
+                .filter(|key| !kept.contains(key) && !keys.is_rate(self.partition, key))
+                .collect();
+            for chunk in found.chunks(CHUNK_KEYS_MAX) {
+                self.step("remove", String::new(), chunk.to_vec(), Vec::new()).await?;
+            }
+            if next == 0 {
+                return Ok(());
+            }
+            at = next;
+        }
+    }
+
+    async fn scan(&self, at: u64, pattern: &str) -> Result<(u64, Vec<String>), GateError> {
+        let unavailable =
+            |cause| GateError::Unavailable { doing: "listing a partition's keys", cause };
+        let mut connection = self
+            .gate
+            .inner
+            .pool
+            .get()
+            .await
+            .map_err(|error| unavailable(link::pool_error(error)))?;
+        let mut command = redis::cmd("SCAN");
+        command.arg(at).arg("MATCH").arg(pattern).arg("COUNT").arg(1000);
+        command.query_async(&mut connection).await.map_err(unavailable)
+    }
+
+    /// Loads a namespace's rules.
+    ///
+    /// # Errors
+    /// [`RebuildError`]; nothing is open then.
+    pub async fn namespace(
+        &mut self,
+        namespace: &Namespace,
+        settings: &Settings,
+    ) -> Result<(), RebuildError> {
+        self.hash(self.gate.keys().settings(namespace), flat(fields::of_settings(settings))).await
+    }
+
+    /// Loads an invite, as the current one of its code or as a retired one.
+    ///
+    /// # Errors
+    /// [`RebuildError`]; nothing is open then.
+    pub async fn invite(&mut self, invite: &Invite, holds_code: bool) -> Result<(), RebuildError> {
+        let keys = self.gate.keys();
+        let key = if holds_code {
+            keys.invite(&invite.namespace, &invite.code)
+        } else {
+            keys.retired(&invite.namespace, invite.id)
+        };
+        self.hash(key, flat(fields::of_invite(invite))).await?;
+        self.hash(keys.invite_id(&invite.namespace, invite.id), vec![invite.code.to_string()]).await
+    }
+
+    /// Loads a user's memberships and answers.
+    ///
+    /// # Errors
+    /// [`RebuildError`]; nothing is open then.
+    pub async fn user(&mut self, record: &UserRecord) -> Result<(), RebuildError> {
+        self.hash(self.gate.keys().member(&record.namespace, &record.user), member_fields(record))
+            .await
+    }
+
+    /// Checks that Redis has all that was loaded, and opens the partition.
+    ///
+    /// # Errors
+    /// [`RebuildError`]; nothing is open then.
+    pub async fn finish(mut self, ledger: Cursor) -> Result<(), RebuildError> {
+        self.flush().await?;
+        let args = vec![self.loaded.to_string(), ledger.to_string()];
+        self.step("finish", self.chunk.to_string(), Vec::new(), args).await
+    }
+
+    /// Puts one key into the next chunk: one value for a string, field and value in turn for a hash.
+    async fn hash(&mut self, key: String, values: Vec<String>) -> Result<(), RebuildError> {
+        if values.is_empty() {
+            return Ok(());
+        }
+        self.waiting.push((key, values));
+        if self.waiting.len() >= CHUNK_KEYS_MAX { self.flush().await } else { Ok(()) }
+    }
+
+    async fn flush(&mut self) -> Result<(), RebuildError> {
+        let waiting = std::mem::take(&mut self.waiting);
+        if waiting.is_empty() {
+            return Ok(());
+        }
+        self.chunk += 1;
+        self.loaded += waiting.len() as u64;
+        let mut keys = Vec::with_capacity(waiting.len());
+        let mut args = Vec::new();
+        for (key, values) in waiting {
+            keys.push(key);
+            args.push(values.len().to_string());
+            args.extend(values);
+        }
+        self.step("load", self.chunk.to_string(), keys, args).await
+    }
+
+    async fn step(
+        &mut self,
+        step: &str,
+        chunk: String,
+        keys: Vec<String>,
+        more: Vec<String>,
+    ) -> Result<(), RebuildError> {
+        let keyspace = self.gate.keys();
+        let mut all_keys = vec![keyspace.meta(self.partition), keyspace.outbox(self.partition)];
+        all_keys.extend(keys);
+        let Fence { deployment, lineage, epoch } = self.next.clone();
+        let mut args = vec![
+            deployment,
+            lineage,
+            epoch.to_string(),
+            self.builder.clone(),
+            step.to_owned(),
+            chunk,
+        ];
+        args.extend(more);
+        let value = self.gate.once(&Call::new(&REBUILD, all_keys, args)).await?;
+        let mut reply = Reply::new(&REBUILD, &value)?;
+        match reply.text()? {
+            "done" => Ok(()),
+            "moved" => Err(RebuildError::Moved),
+            "foreign" => Err(RebuildError::Foreign {
+                deployment: reply.text()?.to_owned(),
+                epoch: reply.text()?.to_owned(),
+            }),
+            "miscounted" => Err(RebuildError::Miscounted {
+                chunks: reply.text()?.to_owned(),
+                keys: reply.text()?.to_owned(),
+            }),
+            other => Err(reply.unknown(other).into()),
+        }
+    }
+}
+
+fn flat(fields: Vec<(&'static str, String)>) -> Vec<String> {
+    fields.into_iter().flat_map(|(name, value)| [name.to_owned(), value]).collect()
+}
+
+/// The fields of a member's hash, as `redeem.lua` and `join.lua` would have written them.
+fn member_fields(record: &UserRecord) -> Vec<String> {
+    let mut fields = Vec::new();
+    for (group, cursor, joined_at) in &record.memberships {
+        fields.extend([format!("group:{group}"), cursor.to_string()]);
+        if let Some(at) = joined_at {
+            fields.extend([cursor.to_string(), format!("joined {}", at.as_ms())]);
+        }
+    }
+    for (redemption, request, counts) in &record.redemptions {
+        let Redemption {
+            id, invite, code, group, ordinal, remaining, redeemed_at, position, ..
+        } = redemption;
+        let cursor = position.cursor.to_string();
+        let remaining = remaining.map_or_else(|| "-".to_owned(), |remaining| remaining.to_string());
+        fields.extend([format!("request:{request}"), cursor.clone()]);
+        fields.extend([
+            cursor.clone(),
+            format!("{id} {ordinal} {remaining} {}", redeemed_at.as_ms()),
+        ]);
+        fields.extend([format!("{cursor}:invite"), format!("{invite} {code} {group}")]);
+        if *counts && record.rule == MembershipRule::OnePerInvite {
+            fields.extend([format!("invite:{invite}"), cursor]);
+        }
+    }
+    fields
+}

@@ -1,0 +1,385 @@
+//! `lua/redeem.lua`: spend one use of a code for each request of a batch, once per request id.
+
+use std::{collections::HashMap, net::IpAddr};
+
+use redis::Value;
+
+use super::{
+    GateError,
+    fields::{millis, stored_code},
+    key::Keyspace,
+    reply::Reply,
+    script::{self, Call},
+};
+use crate::domain::{
+    Answer, Code, Cursor, EmailDomain, Fence, Group, Namespace, Outcome, Partition, Policy,
+    Position, Quota, RateStatus, Redemption, RedemptionId, Refusal, RequestId, Settings, UserId,
+};
+
+/// What is wanted of a request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Mode {
+    /// Spend a use.
+    Redeem {
+        /// What makes a repeat recognisable.
+        request: RequestId,
+        /// The id that a grant will have.
+        redemption: RedemptionId,
+        /// The application's own JSON object, as text; for the ledger only.
+        metadata: Option<String>,
+    },
+    /// Say what a redemption would be told; spend nothing but the guessing budget.
+    Validate,
+}
+
+/// One request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Redeem {
+    /// Where.
+    pub namespace: Namespace,
+    /// What was typed, normalised by the namespace's rules.
+    pub code: Code,
+    /// Who. A validation may leave it out, and is then told nothing that depends on the user; a redemption may not.
+    pub user: Option<UserId>,
+    /// The person's address, as the caller knows it.
+    pub ip: Option<IpAddr>,
+    /// The domain of the person's e-mail address, as the caller knows it.
+    pub email_domain: Option<EmailDomain>,
+    /// The id of the API key that asks: who is charged for a miss when neither address nor user is known.
+    pub caller: String,
+    /// What is wanted.
+    pub mode: Mode,
+}
+
+/// What the script said to one request.
+#[derive(Debug)]
+pub(super) enum Decision {
+    Answer(Answer),
+    SettingsChanged,
+    Failed(GateError),
+}
+
+/// The keys of a call, each once.
+#[derive(Default)]
+struct Indexes {
+    keys: Vec<String>,
+    places: HashMap<String, usize>,
+}
+
+impl Indexes {
+    /// The key's index in the script's KEYS, from 1.
+    fn of(&mut self, key: String) -> usize {
+        let next = self.keys.len() + 1;
+        *self.places.entry(key).or_insert_with_key(|key| {
+            self.keys.push(key.clone());
+            next
+        })
+    }
+}
+
+/// The one call that asks for all these requests of a partition, each with the rules that its caller knows.
+pub(super) fn call<'a>(
+    keyspace: &Keyspace,
+    partition: Partition,
+    fence: &Fence,
+    now_ms: Option<i64>,
+    outbox_max: u64,
+    requests: impl Iterator<Item = (&'a Redeem, &'a Settings)>,
+) -> Call {
+    let mut indexes = Indexes::default();
+    indexes.of(keyspace.meta(partition));
+    indexes.of(keyspace.outbox(partition));
+    let mut namespaces: Vec<(&Namespace, String)> = Vec::new();
+    let mut args = Vec::new();
+    for (request, settings) in requests {
+        let place = namespaces.iter().position(|(namespace, _)| *namespace == &request.namespace);
+        let place = place.unwrap_or_else(|| {
+            namespaces.push((&request.namespace, settings.revision.to_string()));
+            namespaces.len() - 1
+        });
+        push_request(&mut args, &mut indexes, keyspace, place + 1, request, settings);
+    }
+    let mut head = vec![outbox_max.to_string(), namespaces.len().to_string()];
+    for (namespace, revision) in namespaces {
+        head.extend([
+            namespace.to_string(),
+            indexes.of(keyspace.settings(namespace)).to_string(),
+            revision,
+        ]);
+    }
+    head.extend(args);
+    Call::fenced(&script::REDEEM, fence, now_ms, indexes.keys, head)
+}
+
+fn push_request(
+    args: &mut Vec<String>,
+    indexes: &mut Indexes,
+    keyspace: &Keyspace,
+    place: usize,
+    request: &Redeem,
+    settings: &Settings,
+) {
+    let Redeem { namespace, code, user, ip, email_domain, caller, mode } = request;
+    let mut index = |key: Option<String>| key.map_or(0, |key| indexes.of(key)).to_string();
+    let ip = ip.map(|ip| ip.to_string());
+    let subject = |policy| match policy {
+        Policy::User => user.as_ref().map(|user| ("", user.as_str())),
+        Policy::Ip => ip.as_deref().map(|ip| ("", ip)),
+        Policy::Code => Some(("", code.as_str())),
+        Policy::Namespace => Some(("", "all")),
+        Policy::Guess => Some(match (&ip, user) {
+            (Some(ip), _) => ("ip", ip.as_str()),
+            (None, Some(user)) => ("user", user.as_str()),
+            (None, None) => ("key", caller.as_str()),
+        }),
+    };
+    let (word, request_id, redemption, metadata) = match mode {
+        Mode::Redeem { request, redemption, metadata } => (
+            "redeem",
+            request.stored().into_owned(),
+            redemption.to_string(),
+            metadata.clone().unwrap_or_default(),
+        ),
+        Mode::Validate => ("validate", String::new(), String::new(), String::new()),
+    };
+    args.extend([
+        word.to_owned(),
+        place.to_string(),
+        index(Some(keyspace.invite(namespace, code))),
+        index(user.as_ref().map(|user| keyspace.member(namespace, user))),
+    ]);
+    args.extend(Policy::ALL.map(|policy| {
+        let limited = settings.quota(policy).and_then(|_| subject(policy));
+        index(limited.map(|(kind, subject)| keyspace.rate(namespace, policy, kind, subject)))
+    }));
+    args.extend([
+        request_id,
+        redemption,
+        code.to_string(),
+        user.as_ref().map(ToString::to_string).unwrap_or_default(),
+        email_domain.as_ref().map(ToString::to_string).unwrap_or_default(),
+        metadata,
+        caller.clone(),
+    ]);
+}
+
+/// Reads the reply to a batch: one decision for each of its requests, in order.
+pub(super) fn decisions<'a>(
+    partition: Partition,
+    value: &Value,
+    requests: impl ExactSizeIterator<Item = &'a Redeem>,
+) -> Result<Vec<Decision>, GateError> {
+    let mut reply = Reply::new(&script::REDEEM, value)?;
+    let word = reply.text()?;
+    if word != "done" || reply.len() != requests.len() {
+        return Err(reply.unknown(word));
+    }
+    requests
+        .map(|request| {
+            let one = reply.array()?;
+            Ok(decision(partition, one, request).unwrap_or_else(Decision::Failed))
+        })
+        .collect()
+}
+
+fn decision(
+    partition: Partition,
+    mut reply: Reply<'_>,
+    request: &Redeem,
+) -> Result<Decision, GateError> {
+    let word = reply.text()?;
+    let (outcome, rates) = match word {
+        "granted" => {
+            (Outcome::Granted(redemption(partition, &mut reply, request)?), rates(&mut reply)?)
+        }
+        "replayed" => {
+            (Outcome::Replayed(redemption(partition, &mut reply, request)?), rates(&mut reply)?)
+        }
+        "allowed" => (Outcome::Allowed, rates(&mut reply)?),
+        "refused" => (Outcome::Refused(refusal(&mut reply)?), rates(&mut reply)?),
+        "settings_changed" => return Ok(Decision::SettingsChanged),
+        "failed" => {
+            return Err(GateError::Unexpected {
+                script: script::REDEEM.name,
+                message: reply.text()?.to_owned(),
+            });
+        }
+        other => return Err(reply.unknown(other)),
+    };
+    Ok(Decision::Answer(Answer { outcome, rates }))
+}
+
+fn redemption(
+    partition: Partition,
+    reply: &mut Reply<'_>,
+    request: &Redeem,
+) -> Result<Redemption, GateError> {
+    let Some(user) = request.user.clone() else {
+        return Err(reply.unknown("a redemption without a user"));
+    };
+    Ok(Redemption {
+        id: reply.parsed(str::parse)?,
+        namespace: request.namespace.clone(),
+        invite: reply.parsed(str::parse)?,
+        code: reply.parsed(stored_code)?,
+        group: reply.parsed(Group::parse)?,
+        user,
+        ordinal: reply.number()?,
+        remaining: reply.optional(str::parse)?,
+        redeemed_at: reply.parsed(millis)?,
+        position: Position { partition, cursor: reply.parsed(str::parse::<Cursor>)? },
+    })
+}
+
+fn refusal(reply: &mut Reply<'_>) -> Result<Refusal, GateError> {
+    let reason = reply.text()?;
+    let refusal = match reason {
+        "rate_limited" => {
+            return Ok(Refusal::RateLimited {
+                policy: reply.parsed(Policy::parse)?,
+                retry_after_ms: reply.number()?,
+            });
+        }
+        "too_many_attempts" => {
+            reply.text()?;
+            return Ok(Refusal::TooManyAttempts { retry_after_ms: reply.number()? });
+        }
+        "already_member" => {
+            return Ok(Refusal::AlreadyMember {
+                group: reply.parsed(Group::parse)?,
+                redemption: reply.optional(str::parse)?,
+            });
+        }
+        "not_started" => Refusal::NotStarted { starts_at: reply.parsed(millis)? },
+        "expired" => Refusal::Expired { expires_at: reply.parsed(millis)? },
+        word => {
+            let refusal = match word {
+                "namespace_not_found" => Refusal::NamespaceNotFound,
+                "request_id_reused" => Refusal::RequestIdReused,
+                "overloaded" => Refusal::Overloaded,
+                "not_found" => Refusal::NotFound,
+                "disabled" => Refusal::Disabled,
+                "user_not_allowed" => Refusal::UserNotAllowed,
+                "email_domain_not_allowed" => Refusal::EmailDomainNotAllowed,
+                "exhausted" => Refusal::Exhausted,
+                other => return Err(reply.unknown(other)),
+            };
+            reply.text()?;
+            refusal
+        }
+    };
+    reply.text()?;
+    Ok(refusal)
+}
+
+/// `user 10/60 9 6000 guess 20/3600 20 0`: name, quota, what remains, ms until it is full.
+fn rates(reply: &mut Reply<'_>) -> Result<Vec<RateStatus>, GateError> {
+    let text = reply.text()?;
+    let words: Vec<&str> = text.split_ascii_whitespace().collect();
+    let status = |words: &[&str]| {
+        let &[policy, quota, remaining, reset_ms] = words else { return None };
+        Some(RateStatus {
+            policy: Policy::parse(policy).ok()?,
+            quota: Quota::parse(quota).ok()?,
+            remaining: remaining.parse().ok()?,
+            reset_ms: reset_ms.parse().ok()?,
+        })
+    };
+    words.chunks(4).map(status).collect::<Option<_>>().ok_or_else(|| reply.unknown(text))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::Millis;
+
+    fn request() -> Redeem {
+        Redeem {
+            namespace: Namespace::default_namespace(),
+            code: stored_code("WELCOME").unwrap(),
+            user: Some(UserId::parse("alice").unwrap()),
+            ip: None,
+            email_domain: None,
+            caller: "key".to_owned(),
+            mode: Mode::Validate,
+        }
+    }
+
+    fn value(parts: &[&str]) -> Value {
+        Value::Array(parts.iter().map(|part| Value::BulkString(part.as_bytes().to_vec())).collect())
+    }
+
+    fn read(parts: &[&str]) -> Result<Decision, GateError> {
+        let reply = Value::Array(vec![Value::BulkString(b"done".to_vec()), value(parts)]);
+        decisions(Partition(3), &reply, [&request()].into_iter()).map(|mut all| all.remove(0))
+    }
+
+    const ID: &str = "0198c3a2-7b1e-7c4d-9a55-0123456789ab";
+
+    #[test]
+    fn a_grant_is_read_whole() {
+        let parts = [
+            "granted",
+            ID,
+            ID,
+            "WELCOME",
+            "team",
+            "17",
+            "83",
+            "1764000000123",
+            "2-40",
+            "user 10/60 9 6000",
+        ];
+        let Decision::Answer(answer) = read(&parts).unwrap() else { panic!("an answer") };
+        assert_eq!(answer.rates[0].remaining, 9);
+        let Outcome::Granted(redemption) = answer.outcome else { panic!("a grant") };
+        assert_eq!((redemption.ordinal, redemption.remaining), (17, Some(83)));
+        assert_eq!(redemption.redeemed_at, Millis::from_ms(1_764_000_000_123).unwrap());
+        assert_eq!(redemption.position.to_string(), "3/2-40");
+    }
+
+    #[test]
+    fn every_refusal_is_read() {
+        for (parts, expected) in [
+            (["exhausted", "", ""], Refusal::Exhausted),
+            (
+                ["rate_limited", "ip", "1500"],
+                Refusal::RateLimited { policy: Policy::Ip, retry_after_ms: 1500 },
+            ),
+            (["too_many_attempts", "guess", "7"], Refusal::TooManyAttempts { retry_after_ms: 7 }),
+            (
+                ["already_member", "team", ""],
+                Refusal::AlreadyMember { group: Group::parse("team").unwrap(), redemption: None },
+            ),
+            (
+                ["not_started", "5", ""],
+                Refusal::NotStarted { starts_at: Millis::from_ms(5).unwrap() },
+            ),
+        ] {
+            let [reason, detail, more] = parts;
+            let Decision::Answer(answer) = read(&["refused", reason, detail, more, ""]).unwrap()
+            else {
+                panic!("an answer")
+            };
+            assert_eq!(answer.outcome, Outcome::Refused(expected));
+        }
+    }
+
+    #[test]
+    fn nonsense_is_an_error_and_never_an_answer() {
+        for parts in [
+            vec![],
+            vec!["sorry"],
+            vec!["granted"],
+            vec!["granted", "x", ID, "WELCOME", "team", "17", "83", "1764000000123", "2-40", ""],
+            vec!["refused", "because", "", "", ""],
+            vec!["refused", "exhausted"],
+            vec!["allowed", "user 10/60 9"],
+            vec!["failed", "WRONGTYPE"],
+        ] {
+            assert!(!matches!(read(&parts), Ok(Decision::Answer(_))), "{parts:?}");
+        }
+        let short = Value::Array(vec![Value::BulkString(b"done".to_vec())]);
+        assert!(decisions(Partition(0), &short, [&request()].into_iter()).is_err());
+    }
+}

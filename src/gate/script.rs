@@ -1,0 +1,116 @@
+//! The scripts, each declared once, and how one is called.
+
+use std::sync::LazyLock;
+
+use redis::{ErrorKind, RedisResult, ServerErrorKind, Value, aio::MultiplexedConnection};
+
+use crate::domain::Fence;
+
+/// One file under `lua/`.
+pub struct Script {
+    /// The file's name without `.lua`.
+    pub name: &'static str,
+    /// Its text, which is what Redis runs.
+    pub source: &'static str,
+    sha1: LazyLock<String>,
+}
+
+/// Declares each script once, and `ALL` of them.
+macro_rules! scripts {
+    ($($name:ident = $file:literal),* $(,)?) => {
+        $(
+            #[doc = concat!("`lua/", $file, ".lua`")]
+            pub static $name: Script = Script {
+                name: $file,
+                source: include_str!(concat!("../../lua/", $file, ".lua")),
+                sha1: LazyLock::new(|| redis::Script::new($name.source).get_hash().to_owned()),
+            };
+        )*
+
+        /// Every script.
+        pub static ALL: &[&Script] = &[$(&$name),*];
+    };
+}
+
+scripts! {
+    REDEEM = "redeem",
+    CREATE_INVITE = "create_invite",
+    CHANGE_INVITE = "change_invite",
+    DELETE_INVITE = "delete_invite",
+    FIND_CODE = "find_code",
+    SHOW_INVITE = "show_invite",
+    JOIN = "join",
+    LEAVE = "leave",
+    SHOW_MEMBER = "show_member",
+    PUT_NAMESPACE = "put_namespace",
+    SHOW_NAMESPACE = "show_namespace",
+    SURVEY = "survey",
+    CLOSE = "close",
+    ADOPT = "adopt",
+    REBUILD = "rebuild",
+}
+
+/// A script with its keys and values, ready to be sent any number of times.
+#[derive(Debug)]
+pub struct Call {
+    script: &'static Script,
+    keys: Vec<String>,
+    args: Vec<String>,
+}
+
+impl std::fmt::Debug for Script {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name)
+    }
+}
+
+impl Call {
+    /// A call of a script that has no fence; `args` are all its values.
+    #[must_use]
+    pub fn new(script: &'static Script, keys: Vec<String>, args: Vec<String>) -> Self {
+        Self { script, keys, args }
+    }
+
+    /// A call of a fenced script; `args` are the values after the head's four.
+    #[must_use]
+    pub fn fenced(
+        script: &'static Script,
+        fence: &Fence,
+        now_ms: Option<i64>,
+        keys: Vec<String>,
+        args: Vec<String>,
+    ) -> Self {
+        let now = now_ms.map(|now| now.to_string()).unwrap_or_default();
+        let head = [fence.deployment.clone(), fence.lineage.clone(), fence.epoch.to_string(), now];
+        Self { script, keys, args: head.into_iter().chain(args).collect() }
+    }
+
+    /// Which script this is.
+    #[must_use]
+    pub fn script(&self) -> &'static Script {
+        self.script
+    }
+
+    /// Sends the call and waits for its reply.
+    ///
+    /// A server that does not know the script yet is sent its text, which it keeps as it runs it; loading it apart
+    /// would be another command that can fail.
+    ///
+    /// # Errors
+    /// Whatever Redis or the connection to it says. A time-out or a lost connection tells nothing about what the
+    /// script did.
+    pub async fn send(&self, connection: &mut MultiplexedConnection) -> RedisResult<Value> {
+        match self.command("EVALSHA", &self.script.sha1).query_async(connection).await {
+            Err(error) if error.kind() == ErrorKind::Server(ServerErrorKind::NoScript) => {
+                self.command("EVAL", self.script.source).query_async(connection).await
+            }
+            reply => reply,
+        }
+    }
+
+    fn command(&self, name: &str, script: &str) -> redis::Cmd {
+        let mut command = redis::cmd(name);
+        command.arg(script).arg(self.keys.len()).arg(&self.keys).arg(&self.args);
+        command
+    }
+}

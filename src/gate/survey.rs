@@ -1,0 +1,88 @@
+//! `lua/survey.lua`: what a partition of this Redis is open on, and how far its outbox goes.
+
+use super::{
+    Gate, GateError,
+    fields::Fields,
+    reply::Reply,
+    script::{Call, SURVEY},
+};
+use crate::domain::{Cursor, Fence, Millis, Partition};
+
+/// What Redis has of a partition.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Survey {
+    /// `master_replid` of this server: the history that it is on.
+    pub lineage: String,
+    /// Its clock.
+    pub now: Millis,
+    /// Entries in the outbox.
+    pub outbox_len: u64,
+    /// The first and the last entry's place.
+    pub outbox: Option<(Cursor, Cursor)>,
+    /// What the partition is open on; nothing when Redis knows nothing of it.
+    pub meta: Option<Meta>,
+}
+
+/// The partition's own word on what it is open on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Meta {
+    /// The deployment that opened it.
+    pub deployment: String,
+    /// The history that it was opened on; empty while it is closed.
+    pub lineage: String,
+    /// Its epoch and how many changes it has seen in it.
+    pub cursor: Cursor,
+    /// Where the ledger was when it was opened.
+    pub opened_from: Option<Cursor>,
+    /// Whether a rebuild began and did not finish.
+    pub building: bool,
+}
+
+impl Survey {
+    /// Whether every fenced script with this fence would be served here.
+    #[must_use]
+    pub fn is_open_on(&self, fence: &Fence) -> bool {
+        self.lineage == fence.lineage
+            && self.meta.as_ref().is_some_and(|meta| {
+                meta.deployment == fence.deployment
+                    && meta.lineage == fence.lineage
+                    && meta.cursor.epoch == fence.epoch
+            })
+    }
+}
+
+/// Looks at a partition, whether or not it is admitted.
+///
+/// # Errors
+/// [`GateError`] when there is no answer.
+pub async fn run(gate: &Gate, partition: Partition) -> Result<Survey, GateError> {
+    let keys = vec![gate.keys().meta(partition), gate.keys().outbox(partition)];
+    let value = gate.once(&Call::new(&SURVEY, keys, Vec::new())).await?;
+    let mut reply = Reply::new(&SURVEY, &value)?;
+    let word = reply.text()?;
+    if word != "survey" {
+        return Err(reply.unknown(word));
+    }
+    let lineage = reply.text()?.to_owned();
+    let now = reply.parsed_number(Millis::from_ms)?;
+    let outbox_len = reply.number()?;
+    let first: Option<Cursor> = reply.optional(str::parse)?;
+    let last: Option<Cursor> = reply.optional(str::parse)?;
+    let fields = reply.fields()?;
+    let meta = if fields.0.is_empty() {
+        None
+    } else {
+        Some(meta(&fields).map_err(|error| reply.unknown(&error.0))?)
+    };
+    Ok(Survey { lineage, now, outbox_len, outbox: first.zip(last), meta })
+}
+
+fn meta(fields: &Fields) -> Result<Meta, crate::domain::Malformed> {
+    Ok(Meta {
+        deployment: fields.text("deployment")?.to_owned(),
+        lineage: fields.text("lineage")?.to_owned(),
+        cursor: Cursor { epoch: fields.number("epoch")?, seq: fields.number("seq")? },
+        opened_from: fields.optional("opened_from", str::parse)?,
+        building: fields.0.contains_key("builder"),
+    })
+}
