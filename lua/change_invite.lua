@@ -85,7 +85,7 @@ for name, value in pairs(invite) do
   fields[#fields + 1] = value
 end
 -- Nothing above writes; nothing below refuses.
-record('invite_changed', ARGV[5], ARGV[6], unpack(fields))
+record('invite_changed', ARGV[5], ARGV[6], 'holds_code', (key == KEYS[4] or reopened) and '1' or '0', unpack(fields))
 if reopened then
   redis.call('RENAME', KEYS[5], KEYS[4])
   key = KEYS[4]

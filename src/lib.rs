@@ -2,3 +2,6 @@
 
 pub mod domain;
 pub mod gate;
+pub mod ledger;
+pub mod recovery;
+pub mod sync;

@@ -43,6 +43,8 @@ pub enum Change {
         action: InviteAction,
         /// The row.
         invite: Invite,
+        /// Whether its code stands for it now.
+        holds_code: bool,
         /// The ended invite that lost its code to this one.
         displaced: Option<InviteId>,
     },

@@ -1,6 +1,6 @@
 //! Membership: which users are in which groups, and how many they may be in.
 
-use super::{Group, Millis, Namespace, RedemptionId, UserId, name::Malformed};
+use super::{Cursor, Group, Millis, Namespace, Redemption, RedemptionId, UserId, name::Malformed};
 
 /// How many memberships a user of a namespace may hold. Fixed when the namespace is made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash)]
@@ -56,4 +56,19 @@ pub struct Member {
     pub redemption: Option<RedemptionId>,
     /// Since when, by the clock of Redis.
     pub joined_at: Millis,
+}
+
+/// All that is remembered of a user of a namespace: what a rebuild of the gate carries over.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UserRecord {
+    /// Where.
+    pub namespace: Namespace,
+    /// Who.
+    pub user: UserId,
+    /// The rule of the namespace.
+    pub rule: MembershipRule,
+    /// The groups that the user is in, where each membership began, and since when if not by a redemption.
+    pub memberships: Vec<(Group, Cursor, Option<Millis>)>,
+    /// What the user has redeemed: the redemption, its request id as stored, and whether it counts under the rule.
+    pub redemptions: Vec<(Redemption, String, bool)>,
 }

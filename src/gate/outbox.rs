@@ -199,11 +199,13 @@ fn entry(partition: Partition, cursor: Cursor, fields: &Fields) -> Result<Entry,
         "invite_created" => Change::Invite {
             action: InviteAction::Created,
             invite: fields.invite(&namespace)?,
+            holds_code: true,
             displaced: fields.optional("displaced", str::parse)?,
         },
         "invite_changed" => Change::Invite {
             action: InviteAction::Changed,
             invite: fields.invite(&namespace)?,
+            holds_code: fields.text("holds_code")? == "1",
             displaced: None,
         },
         "invite_deleted" => Change::InviteDeleted { id: fields.parsed("id", str::parse)? },

@@ -6,8 +6,8 @@ use super::{
     script::{Call, REBUILD},
 };
 use crate::domain::{
-    Cursor, Fence, Group, Invite, MembershipRule, Millis, Namespace, Partition, Redemption,
-    Settings, UserId,
+    Cursor, Fence, Invite, MembershipRule, Namespace, Partition, Redemption, Settings,
+    member::UserRecord,
 };
 
 /// Keys that one call removes or loads at most.
@@ -49,21 +49,6 @@ pub enum RebuildError {
     /// There is no answer.
     #[error(transparent)]
     Gate(#[from] GateError),
-}
-
-/// A user with all that the gate remembers of one.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct UserRecord {
-    /// Where.
-    pub namespace: Namespace,
-    /// Who.
-    pub user: UserId,
-    /// The rule of the namespace.
-    pub rule: MembershipRule,
-    /// The groups that the user is in, where each began, and since when if not by a redemption.
-    pub memberships: Vec<(Group, Cursor, Option<Millis>)>,
-    /// What the user has redeemed: the redemption, its request id, and whether it counts under the rule.
-    pub redemptions: Vec<(Redemption, String, bool)>,
 }
 
 impl<'a> Builder<'a> {

@@ -1,0 +1,156 @@
+//! Values as columns, and columns as values.
+
+use sqlx::{Row, sqlite::SqliteRow};
+
+use super::LedgerError;
+use crate::domain::{
+    Code, CodeCase, Cursor, Durability, EmailDomain, Group, Invite, Member, MembershipRule, Millis,
+    Namespace, Partition, Position, Quota, Redemption, Settings, UserId,
+};
+
+/// A count as SQL holds it. Counts are bounded far below 2^63 where they come in.
+pub(super) fn int(number: u64) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
+}
+
+/// A row that is read column by column; anything unexpected is [`LedgerError::Corrupt`].
+pub(super) struct Columns<'a>(pub(super) &'a SqliteRow);
+
+impl Columns<'_> {
+    pub(super) fn text(&self, name: &'static str) -> Result<String, LedgerError> {
+        self.get(name)
+    }
+
+    pub(super) fn maybe_text(&self, name: &'static str) -> Result<Option<String>, LedgerError> {
+        self.get(name)
+    }
+
+    pub(super) fn get<'r, T>(&'r self, name: &'static str) -> Result<T, LedgerError>
+    where
+        T: sqlx::Decode<'r, sqlx::Sqlite> + sqlx::Type<sqlx::Sqlite>,
+    {
+        self.0
+            .try_get(name)
+            .map_err(|error| LedgerError::Corrupt(format!("column {name}: {error}")))
+    }
+
+    pub(super) fn number(&self, name: &'static str) -> Result<u64, LedgerError> {
+        let number: i64 = self.get(name)?;
+        u64::try_from(number)
+            .map_err(|_| LedgerError::Corrupt(format!("column {name} is {number}")))
+    }
+
+    pub(super) fn maybe_number(&self, name: &'static str) -> Result<Option<u64>, LedgerError> {
+        let number: Option<i64> = self.get(name)?;
+        number.map(|_| self.number(name)).transpose()
+    }
+
+    pub(super) fn time(&self, name: &'static str) -> Result<Millis, LedgerError> {
+        Millis::from_ms(self.get(name)?)
+            .map_err(|error| LedgerError::Corrupt(format!("column {name}: {error}")))
+    }
+
+    pub(super) fn maybe_time(&self, name: &'static str) -> Result<Option<Millis>, LedgerError> {
+        let ms: Option<i64> = self.get(name)?;
+        ms.map(|_| self.time(name)).transpose()
+    }
+
+    pub(super) fn parsed<T, E: std::fmt::Display>(
+        &self,
+        name: &'static str,
+        parse: impl FnOnce(&str) -> Result<T, E>,
+    ) -> Result<T, LedgerError> {
+        let text = self.text(name)?;
+        parse(&text)
+            .map_err(|error| LedgerError::Corrupt(format!("column {name} is {text:?}: {error}")))
+    }
+
+    pub(super) fn maybe_parsed<T, E: std::fmt::Display>(
+        &self,
+        name: &'static str,
+        parse: impl FnOnce(&str) -> Result<T, E>,
+    ) -> Result<Option<T>, LedgerError> {
+        let text: Option<&str> = self.get(name)?;
+        text.map(parse)
+            .transpose()
+            .map_err(|error| LedgerError::Corrupt(format!("column {name} is {text:?}: {error}")))
+    }
+
+    pub(super) fn partition(&self) -> Result<Partition, LedgerError> {
+        let number: u16 = self.get("partition")?;
+        Ok(Partition(number))
+    }
+
+    pub(super) fn cursor(&self) -> Result<Cursor, LedgerError> {
+        Ok(Cursor { epoch: self.number("epoch")?, seq: self.number("seq")? })
+    }
+
+    pub(super) fn settings(&self) -> Result<Settings, LedgerError> {
+        Ok(Settings {
+            membership: self.parsed("membership", MembershipRule::parse)?,
+            code_case: self.parsed("code_case", CodeCase::parse)?,
+            durability: self.parsed("durability", Durability::parse)?,
+            rate_user: self.maybe_parsed("rate_user", Quota::parse)?,
+            rate_ip: self.maybe_parsed("rate_ip", Quota::parse)?,
+            rate_code: self.maybe_parsed("rate_code", Quota::parse)?,
+            rate_namespace: self.maybe_parsed("rate_namespace", Quota::parse)?,
+            rate_guess: self.maybe_parsed("rate_guess", Quota::parse)?,
+            revision: self.number("revision")?,
+            created_at: self.time("created_at")?,
+            updated_at: self.time("updated_at")?,
+            archived_at: self.maybe_time("archived_at")?,
+        })
+    }
+
+    pub(super) fn code(&self) -> Result<Code, LedgerError> {
+        self.parsed("code", |text| Code::parse(text, CodeCase::Sensitive))
+    }
+
+    pub(super) fn invite(&self) -> Result<Invite, LedgerError> {
+        let domains =
+            |text: &str| text.split(',').map(EmailDomain::parse).collect::<Result<Vec<_>, _>>();
+        Ok(Invite {
+            id: self.parsed("id", str::parse)?,
+            namespace: self.parsed("namespace", Namespace::parse)?,
+            code: self.code()?,
+            group: self.parsed("grp", Group::parse)?,
+            max_uses: self.maybe_number("max_uses")?,
+            uses: self.number("uses")?,
+            granted: self.number("granted")?,
+            starts_at: self.maybe_time("starts_at")?,
+            expires_at: self.maybe_time("expires_at")?,
+            disabled: self.get("disabled")?,
+            user: self.maybe_parsed("user", UserId::parse)?,
+            email_domains: self.maybe_parsed("email_domains", domains)?.unwrap_or_default(),
+            metadata: self.maybe_text("metadata")?,
+            revision: self.number("revision")?,
+            created_at: self.time("created_at")?,
+            updated_at: self.time("updated_at")?,
+        })
+    }
+
+    pub(super) fn redemption(&self) -> Result<Redemption, LedgerError> {
+        Ok(Redemption {
+            id: self.parsed("id", str::parse)?,
+            namespace: self.parsed("namespace", Namespace::parse)?,
+            invite: self.parsed("invite", str::parse)?,
+            code: self.code()?,
+            group: self.parsed("grp", Group::parse)?,
+            user: self.parsed("user", UserId::parse)?,
+            ordinal: self.number("ordinal")?,
+            remaining: self.maybe_number("remaining")?,
+            redeemed_at: self.time("redeemed_at")?,
+            position: Position { partition: self.partition()?, cursor: self.cursor()? },
+        })
+    }
+
+    pub(super) fn member(&self) -> Result<Member, LedgerError> {
+        Ok(Member {
+            namespace: self.parsed("namespace", Namespace::parse)?,
+            user: self.parsed("user", UserId::parse)?,
+            group: self.parsed("grp", Group::parse)?,
+            redemption: self.maybe_parsed("redemption", str::parse)?,
+            joined_at: self.time("joined_at")?,
+        })
+    }
+}

@@ -1,0 +1,76 @@
+//! API keys: plain SQL, since they belong to the service and not to the gate.
+
+use super::{Ledger, LedgerError, columns::Columns};
+use crate::domain::{ApiKey, Millis, Namespace, Role};
+
+impl Ledger {
+    /// Keeps a new key.
+    ///
+    /// # Errors
+    /// [`LedgerError`] when it can not be written.
+    pub async fn insert_key(&self, key: &ApiKey) -> Result<(), LedgerError> {
+        let namespaces = key
+            .namespaces
+            .as_ref()
+            .map(|only| only.iter().map(Namespace::as_str).collect::<Vec<_>>().join(","));
+        sqlx::query(
+            "INSERT INTO api_keys (id, name, role, namespaces, secret_sha256, created_at, revoked_at)
+             VALUES (?, ?, ?, ?, ?, ?, ?)",
+        )
+        .bind(&key.id)
+        .bind(&key.name)
+        .bind(key.role.as_str())
+        .bind(namespaces)
+        .bind(&key.secret_sha256[..])
+        .bind(key.created_at.as_ms())
+        .bind(key.revoked_at.map(Millis::as_ms))
+        .execute(&self.writer)
+        .await
+        .map_err(LedgerError::of("writing an API key"))?;
+        Ok(())
+    }
+
+    /// Every key, revoked ones too, the oldest first.
+    ///
+    /// # Errors
+    /// [`LedgerError`] when they can not be read.
+    pub async fn keys(&self) -> Result<Vec<ApiKey>, LedgerError> {
+        let rows = sqlx::query("SELECT * FROM api_keys ORDER BY created_at, id")
+            .fetch_all(&self.reader)
+            .await
+            .map_err(LedgerError::of("reading the API keys"))?;
+        rows.iter().map(|row| api_key(&Columns(row))).collect()
+    }
+
+    /// Revokes a key; says whether there is one with this id. A key stays revoked since the first time.
+    ///
+    /// # Errors
+    /// [`LedgerError`] when it can not be written.
+    pub async fn revoke_key(&self, id: &str, now: Millis) -> Result<bool, LedgerError> {
+        let done =
+            sqlx::query("UPDATE api_keys SET revoked_at = COALESCE(revoked_at, ?) WHERE id = ?")
+                .bind(now.as_ms())
+                .bind(id)
+                .execute(&self.writer)
+                .await
+                .map_err(LedgerError::of("revoking an API key"))?;
+        Ok(done.rows_affected() == 1)
+    }
+}
+
+fn api_key(columns: &Columns<'_>) -> Result<ApiKey, LedgerError> {
+    let namespaces =
+        |text: &str| text.split(',').map(Namespace::parse).collect::<Result<Vec<_>, _>>();
+    let secret: Vec<u8> = columns.get("secret_sha256")?;
+    Ok(ApiKey {
+        id: columns.text("id")?,
+        name: columns.text("name")?,
+        role: columns.parsed("role", Role::parse)?,
+        namespaces: columns.maybe_parsed("namespaces", namespaces)?,
+        secret_sha256: secret
+            .try_into()
+            .map_err(|_| LedgerError::Corrupt("an API key's digest has not 32 bytes".to_owned()))?,
+        created_at: columns.time("created_at")?,
+        revoked_at: columns.maybe_time("revoked_at")?,
+    })
+}

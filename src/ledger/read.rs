@@ -1,0 +1,367 @@
+//! What the API reads: single rows, and lists by keyset, which stay stable while rows are added.
+
+use sqlx::{QueryBuilder, Sqlite};
+
+use super::{
+    Ledger, LedgerError,
+    columns::{Columns, int},
+};
+use crate::domain::{
+    Code, Cursor, Group, Invite, InviteId, InviteState, Member, Millis, Namespace, Partition,
+    Redemption, RedemptionId, Settings, UserId,
+};
+
+/// A redemption and what the application said about it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RedemptionRecord {
+    /// The redemption.
+    pub redemption: Redemption,
+    /// The application's own JSON object, as text.
+    pub metadata: Option<String>,
+}
+
+/// Which redemptions; what is not set does not narrow.
+#[derive(Debug, Clone, Default)]
+#[expect(missing_docs, reason = "the fields say it")]
+pub struct RedemptionFilter {
+    pub code: Option<Code>,
+    pub invite: Option<InviteId>,
+    pub user: Option<UserId>,
+    pub group: Option<Group>,
+    /// Redeemed at or after this moment.
+    pub after: Option<Millis>,
+    /// Redeemed before this moment.
+    pub before: Option<Millis>,
+}
+
+/// Some redemptions, the newest first.
+#[derive(Debug, Clone)]
+pub struct RedemptionPage {
+    /// The redemptions.
+    pub rows: Vec<RedemptionRecord>,
+    /// Where the next page begins, if there is one.
+    pub next: Option<Cursor>,
+}
+
+/// Which invites; what is not set does not narrow.
+#[derive(Debug, Clone, Default)]
+#[expect(missing_docs, reason = "the fields say it")]
+pub struct InviteFilter {
+    pub state: Option<InviteState>,
+    pub group: Option<Group>,
+    /// Codes that begin with this, normalised.
+    pub prefix: Option<String>,
+}
+
+/// Some invites, by code.
+#[derive(Debug, Clone)]
+pub struct InvitePage {
+    /// The invites.
+    pub rows: Vec<Invite>,
+    /// Where the next page begins, if there is one.
+    pub next: Option<(String, String)>,
+}
+
+/// Which members; what is not set does not narrow.
+#[derive(Debug, Clone, Default)]
+#[expect(missing_docs, reason = "the fields say it")]
+pub struct MemberFilter {
+    pub user: Option<UserId>,
+    pub group: Option<Group>,
+}
+
+/// Some members, by user and group.
+#[derive(Debug, Clone)]
+pub struct MemberPage {
+    /// The members.
+    pub rows: Vec<Member>,
+    /// Where the next page begins, if there is one.
+    pub next: Option<(String, String)>,
+}
+
+/// Some namespaces, by name.
+#[derive(Debug, Clone)]
+pub struct NamespacePage {
+    /// The namespaces.
+    pub rows: Vec<(Namespace, Settings)>,
+    /// Where the next page begins, if there is one.
+    pub next: Option<String>,
+}
+
+impl Ledger {
+    /// One redemption.
+    ///
+    /// # Errors
+    /// [`LedgerError`] when it can not be read.
+    pub async fn redemption(
+        &self,
+        namespace: &Namespace,
+        id: RedemptionId,
+    ) -> Result<Option<RedemptionRecord>, LedgerError> {
+        let row = sqlx::query("SELECT * FROM redemptions WHERE id = ? AND namespace = ?")
+            .bind(id.to_string())
+            .bind(namespace.as_str())
+            .fetch_optional(&self.reader)
+            .await
+            .map_err(LedgerError::of("reading a redemption"))?;
+        row.map(|row| record(&Columns(&row))).transpose()
+    }
+
+    /// Redemptions of a namespace, the newest first, before a place if one is given.
+    ///
+    /// # Errors
+    /// [`LedgerError`] when they can not be read.
+    pub async fn redemptions(
+        &self,
+        namespace: &Namespace,
+        filter: &RedemptionFilter,
+        before: Option<Cursor>,
+        limit: u32,
+    ) -> Result<RedemptionPage, LedgerError> {
+        let mut query = QueryBuilder::<Sqlite>::new("SELECT * FROM redemptions WHERE namespace = ");
+        query.push_bind(namespace.as_str());
+        if let Some(code) = &filter.code {
+            query.push(" AND code = ").push_bind(code.as_str());
+        }
+        if let Some(invite) = filter.invite {
+            query.push(" AND invite = ").push_bind(invite.to_string());
+        }
+        if let Some(user) = &filter.user {
+            query.push(" AND user = ").push_bind(user.as_str());
+        }
+        if let Some(group) = &filter.group {
+            query.push(" AND grp = ").push_bind(group.as_str());
+        }
+        if let Some(after) = filter.after {
+            query.push(" AND redeemed_at >= ").push_bind(after.as_ms());
+        }
+        if let Some(end) = filter.before {
+            query.push(" AND redeemed_at < ").push_bind(end.as_ms());
+        }
+        if let Some(place) = before {
+            query.push(" AND (epoch, seq) < (").push_bind(int(place.epoch));
+            query.push(", ").push_bind(int(place.seq)).push(")");
+        }
+        query.push(" ORDER BY epoch DESC, seq DESC LIMIT ").push_bind(limit + 1);
+        let rows = query
+            .build()
+            .fetch_all(&self.reader)
+            .await
+            .map_err(LedgerError::of("listing redemptions"))?;
+        let mut rows =
+            rows.iter().map(|row| record(&Columns(row))).collect::<Result<Vec<_>, _>>()?;
+        let more = cut(&mut rows, limit);
+        let next = rows.last().filter(|_| more).map(|last| last.redemption.position.cursor);
+        Ok(RedemptionPage { rows, next })
+    }
+
+    /// One invite.
+    ///
+    /// # Errors
+    /// [`LedgerError`] when it can not be read.
+    pub async fn invite(
+        &self,
+        namespace: &Namespace,
+        id: InviteId,
+    ) -> Result<Option<Invite>, LedgerError> {
+        let row = sqlx::query("SELECT * FROM invites WHERE id = ? AND namespace = ?")
+            .bind(id.to_string())
+            .bind(namespace.as_str())
+            .fetch_optional(&self.reader)
+            .await
+            .map_err(LedgerError::of("reading an invite"))?;
+        row.map(|row| Columns(&row).invite()).transpose()
+    }
+
+    /// The invite that a code stands for.
+    ///
+    /// # Errors
+    /// [`LedgerError`] when it can not be read.
+    pub async fn invite_by_code(
+        &self,
+        namespace: &Namespace,
+        code: &Code,
+    ) -> Result<Option<Invite>, LedgerError> {
+        let row = sqlx::query(
+            "SELECT * FROM invites WHERE namespace = ? AND code = ? AND holds_code = 1",
+        )
+        .bind(namespace.as_str())
+        .bind(code.as_str())
+        .fetch_optional(&self.reader)
+        .await
+        .map_err(LedgerError::of("reading an invite"))?;
+        row.map(|row| Columns(&row).invite()).transpose()
+    }
+
+    /// Invites of a namespace by code and id, after a place if one is given; `now` decides their states.
+    ///
+    /// # Errors
+    /// [`LedgerError`] when they can not be read.
+    pub async fn invites(
+        &self,
+        namespace: &Namespace,
+        filter: &InviteFilter,
+        now: Millis,
+        after: Option<&(String, String)>,
+        limit: u32,
+    ) -> Result<InvitePage, LedgerError> {
+        let mut query = QueryBuilder::<Sqlite>::new("SELECT * FROM invites WHERE namespace = ");
+        query.push_bind(namespace.as_str());
+        if let Some(group) = &filter.group {
+            query.push(" AND grp = ").push_bind(group.as_str());
+        }
+        if let Some(prefix) = &filter.prefix {
+            // Codes are ASCII, so everything that begins so lies before the prefix and its highest successor.
+            query.push(" AND code >= ").push_bind(prefix);
+            query.push(" AND code < ").push_bind(format!("{prefix}\u{7f}"));
+        }
+        if let Some(state) = filter.state {
+            push_state(&mut query, state, now);
+        }
+        if let Some((code, id)) = after {
+            query.push(" AND (code, id) > (").push_bind(code).push(", ").push_bind(id).push(")");
+        }
+        query.push(" ORDER BY code, id LIMIT ").push_bind(limit + 1);
+        let rows = query
+            .build()
+            .fetch_all(&self.reader)
+            .await
+            .map_err(LedgerError::of("listing invites"))?;
+        let mut rows =
+            rows.iter().map(|row| Columns(row).invite()).collect::<Result<Vec<_>, _>>()?;
+        let more = cut(&mut rows, limit);
+        let next =
+            rows.last().filter(|_| more).map(|last| (last.code.to_string(), last.id.to_string()));
+        Ok(InvitePage { rows, next })
+    }
+
+    /// Memberships of a namespace by user and group, after a place if one is given.
+    ///
+    /// # Errors
+    /// [`LedgerError`] when they can not be read.
+    pub async fn members(
+        &self,
+        namespace: &Namespace,
+        filter: &MemberFilter,
+        after: Option<&(String, String)>,
+        limit: u32,
+    ) -> Result<MemberPage, LedgerError> {
+        let mut query = QueryBuilder::<Sqlite>::new("SELECT * FROM members WHERE namespace = ");
+        query.push_bind(namespace.as_str());
+        if let Some(user) = &filter.user {
+            query.push(" AND user = ").push_bind(user.as_str());
+        }
+        if let Some(group) = &filter.group {
+            query.push(" AND grp = ").push_bind(group.as_str());
+        }
+        if let Some((user, group)) = after {
+            query
+                .push(" AND (user, grp) > (")
+                .push_bind(user)
+                .push(", ")
+                .push_bind(group)
+                .push(")");
+        }
+        query.push(" ORDER BY user, grp LIMIT ").push_bind(limit + 1);
+        let rows = query
+            .build()
+            .fetch_all(&self.reader)
+            .await
+            .map_err(LedgerError::of("listing members"))?;
+        let mut rows =
+            rows.iter().map(|row| Columns(row).member()).collect::<Result<Vec<_>, _>>()?;
+        let more = cut(&mut rows, limit);
+        let next = rows
+            .last()
+            .filter(|_| more)
+            .map(|last| (last.user.to_string(), last.group.to_string()));
+        Ok(MemberPage { rows, next })
+    }
+
+    /// One namespace, also an archived one.
+    ///
+    /// # Errors
+    /// [`LedgerError`] when it can not be read.
+    pub async fn namespace(&self, name: &Namespace) -> Result<Option<Settings>, LedgerError> {
+        let row = sqlx::query("SELECT * FROM namespaces WHERE name = ?")
+            .bind(name.as_str())
+            .fetch_optional(&self.reader)
+            .await
+            .map_err(LedgerError::of("reading a namespace"))?;
+        row.map(|row| Columns(&row).settings()).transpose()
+    }
+
+    /// Namespaces by name, archived ones too, after one if it is given.
+    ///
+    /// # Errors
+    /// [`LedgerError`] when they can not be read.
+    pub async fn namespaces(
+        &self,
+        after: Option<&str>,
+        limit: u32,
+    ) -> Result<NamespacePage, LedgerError> {
+        let rows = sqlx::query("SELECT * FROM namespaces WHERE name > ? ORDER BY name LIMIT ?")
+            .bind(after.unwrap_or_default())
+            .bind(limit + 1)
+            .fetch_all(&self.reader)
+            .await
+            .map_err(LedgerError::of("listing namespaces"))?;
+        let mut rows = rows
+            .iter()
+            .map(|row| {
+                Ok((Columns(row).parsed("name", Namespace::parse)?, Columns(row).settings()?))
+            })
+            .collect::<Result<Vec<_>, LedgerError>>()?;
+        let more = cut(&mut rows, limit);
+        let next = rows.last().filter(|_| more).map(|(name, _)| name.to_string());
+        Ok(NamespacePage { rows, next })
+    }
+
+    /// When the ledger last got something of a partition.
+    ///
+    /// # Errors
+    /// [`LedgerError`] when it can not be read.
+    pub async fn synced_at(&self, partition: Partition) -> Result<Option<Millis>, LedgerError> {
+        Ok(self.partition(partition).await?.synced_at)
+    }
+}
+
+/// Cuts a page that was read one row too long; says whether it was.
+fn cut<T>(rows: &mut Vec<T>, limit: u32) -> bool {
+    let limit = usize::try_from(limit).unwrap_or(usize::MAX);
+    let more = rows.len() > limit;
+    rows.truncate(limit);
+    more
+}
+
+/// The same order of precedence as [`Invite::state`].
+fn push_state(query: &mut QueryBuilder<Sqlite>, state: InviteState, now: Millis) {
+    let now = now.as_ms();
+    let expired = "(expires_at IS NOT NULL AND expires_at <= ";
+    let exhausted = "(max_uses IS NOT NULL AND uses >= max_uses)";
+    if state == InviteState::Disabled {
+        query.push(" AND disabled = 1");
+        return;
+    }
+    query.push(" AND disabled = 0 AND ");
+    if state != InviteState::Expired {
+        query.push("NOT ");
+    }
+    query.push(expired).push_bind(now).push(")");
+    if state == InviteState::Expired {
+        return;
+    }
+    query.push(if state == InviteState::Exhausted { " AND " } else { " AND NOT " }).push(exhausted);
+    if state == InviteState::Exhausted {
+        return;
+    }
+    query.push(if state == InviteState::Scheduled { " AND " } else { " AND NOT " });
+    query.push("(starts_at IS NOT NULL AND starts_at > ").push_bind(now).push(")");
+}
+
+fn record(columns: &Columns<'_>) -> Result<RedemptionRecord, LedgerError> {
+    Ok(RedemptionRecord {
+        redemption: columns.redemption()?,
+        metadata: columns.maybe_text("metadata")?,
+    })
+}

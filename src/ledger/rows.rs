@@ -1,0 +1,95 @@
+//! The rows that the sync brings: whole, with absolute values.
+
+use crate::domain::{
+    Cursor, Group, Invite, InviteId, Millis, Namespace, Redemption, RedemptionId, Settings, UserId,
+};
+
+/// What a batch of changes leaves behind, each row at most once. `append` writes them in an order in which every
+/// constraint holds at every step.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[expect(missing_docs, reason = "each field is a table's share")]
+pub struct Rows {
+    pub namespaces: Vec<NamespaceRow>,
+    /// Invites that are gone.
+    pub deleted_invites: Vec<InviteId>,
+    /// Invites that have lost their code to a new one.
+    pub displaced_invites: Vec<InviteId>,
+    pub invites: Vec<InviteRow>,
+    /// Invites of which only the uses have changed.
+    pub uses: Vec<UsesRow>,
+    /// Memberships that ended at some point of the batch: what was redeemed for them before counts no more.
+    pub released: Vec<(Namespace, UserId, Group)>,
+    /// Memberships that do not exist after the batch.
+    pub left: Vec<(Namespace, UserId, Group)>,
+    pub members: Vec<MemberRow>,
+    pub redemptions: Vec<RedemptionRow>,
+    pub audit: Vec<AuditRow>,
+}
+
+/// A namespace and its rules.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the fields say it")]
+pub struct NamespaceRow {
+    pub name: Namespace,
+    pub settings: Settings,
+    pub cursor: Cursor,
+}
+
+/// An invite.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the fields say it")]
+pub struct InviteRow {
+    pub invite: Invite,
+    /// Whether its code stands for it.
+    pub holds_code: bool,
+    pub cursor: Cursor,
+}
+
+/// An invite's uses.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the fields say it")]
+pub struct UsesRow {
+    pub invite: InviteId,
+    pub uses: u64,
+    pub granted: u64,
+    pub cursor: Cursor,
+}
+
+/// A membership.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the fields say it")]
+pub struct MemberRow {
+    pub namespace: Namespace,
+    pub user: UserId,
+    pub group: Group,
+    /// Nothing for one who joined another way.
+    pub redemption: Option<RedemptionId>,
+    pub joined_at: Millis,
+    /// `*` where the rule allows one group.
+    pub exclusive_key: Option<String>,
+    pub cursor: Cursor,
+}
+
+/// A redemption; its position says which entry brought it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the fields say it")]
+pub struct RedemptionRow {
+    pub redemption: Redemption,
+    /// As the gate stores it.
+    pub request: String,
+    /// What the rule allows once per user; nothing once the membership has ended.
+    pub exclusive_key: Option<String>,
+    pub metadata: Option<String>,
+}
+
+/// An administrative change.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the fields say it")]
+pub struct AuditRow {
+    pub cursor: Cursor,
+    pub at: Millis,
+    pub actor: String,
+    pub action: &'static str,
+    pub namespace: Namespace,
+    pub subject: String,
+}

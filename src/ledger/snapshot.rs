@@ -1,0 +1,206 @@
+//! A partition read whole, as it was at one moment: what a rebuild of the gate is made from.
+
+use std::collections::BTreeMap;
+
+use sqlx::{Sqlite, Transaction};
+
+use super::{Ledger, LedgerError, columns::Columns};
+use crate::domain::{
+    Invite, MembershipRule, Namespace, Partition, Settings, UserId, member::UserRecord,
+};
+
+/// One read transaction over a partition.
+pub struct Snapshot {
+    tx: Transaction<'static, Sqlite>,
+    partition: Partition,
+    next: Next,
+    rules: BTreeMap<Namespace, MembershipRule>,
+}
+
+enum Next {
+    Namespaces,
+    /// Invites after this id.
+    Invites(String),
+    /// Users after this one.
+    Users(Option<(String, String)>),
+    Done,
+}
+
+/// A part of a snapshot.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Page {
+    /// All namespaces of the partition.
+    Namespaces(Vec<(Namespace, Settings)>),
+    /// Some invites, and whether their codes stand for them.
+    Invites(Vec<(Invite, bool)>),
+    /// Some users, each whole.
+    Users(Vec<UserRecord>),
+}
+
+impl Ledger {
+    /// Begins to read a partition as it is now, whatever is written meanwhile.
+    ///
+    /// # Errors
+    /// [`LedgerError`] when it can not be read.
+    pub async fn snapshot(&self, partition: Partition) -> Result<Snapshot, LedgerError> {
+        let tx = self.reader.begin().await.map_err(LedgerError::of("reading a snapshot"))?;
+        Ok(Snapshot { tx, partition, next: Next::Namespaces, rules: BTreeMap::new() })
+    }
+}
+
+impl Snapshot {
+    /// The next part, of at most so many invites or users; nothing at the end.
+    ///
+    /// # Errors
+    /// [`LedgerError`] when it can not be read.
+    pub async fn next_page(&mut self, limit: u32) -> Result<Option<Page>, LedgerError> {
+        loop {
+            let page = match &self.next {
+                Next::Namespaces => Some(self.namespaces().await?),
+                Next::Invites(after) => {
+                    let after = after.clone();
+                    self.invites(&after, limit).await?
+                }
+                Next::Users(after) => {
+                    let after = after.clone();
+                    self.users(after, limit).await?
+                }
+                Next::Done => return Ok(None),
+            };
+            if page.is_some() {
+                return Ok(page);
+            }
+        }
+    }
+
+    async fn namespaces(&mut self) -> Result<Page, LedgerError> {
+        let rows = sqlx::query("SELECT * FROM namespaces WHERE partition = ? ORDER BY name")
+            .bind(self.partition.0)
+            .fetch_all(&mut *self.tx)
+            .await
+            .map_err(LedgerError::of("reading a snapshot"))?;
+        let mut namespaces = Vec::with_capacity(rows.len());
+        for row in &rows {
+            let columns = Columns(row);
+            let (name, settings) = (columns.parsed("name", Namespace::parse)?, columns.settings()?);
+            self.rules.insert(name.clone(), settings.membership);
+            namespaces.push((name, settings));
+        }
+        self.next = Next::Invites(String::new());
+        Ok(Page::Namespaces(namespaces))
+    }
+
+    async fn invites(&mut self, after: &str, limit: u32) -> Result<Option<Page>, LedgerError> {
+        let rows =
+            sqlx::query("SELECT * FROM invites WHERE partition = ? AND id > ? ORDER BY id LIMIT ?")
+                .bind(self.partition.0)
+                .bind(after)
+                .bind(limit)
+                .fetch_all(&mut *self.tx)
+                .await
+                .map_err(LedgerError::of("reading a snapshot"))?;
+        let invites: Vec<_> = rows
+            .iter()
+            .map(|row| Ok((Columns(row).invite()?, Columns(row).get("holds_code")?)))
+            .collect::<Result<_, LedgerError>>()?;
+        let last: Option<&(Invite, bool)> = invites.last();
+        self.next =
+            last.map_or(Next::Users(None), |(invite, _)| Next::Invites(invite.id.to_string()));
+        Ok((!invites.is_empty()).then_some(Page::Invites(invites)))
+    }
+
+    async fn users(
+        &mut self,
+        after: Option<(String, String)>,
+        limit: u32,
+    ) -> Result<Option<Page>, LedgerError> {
+        let failed = LedgerError::of("reading a snapshot");
+        let (namespace, user) = after.unwrap_or_default();
+        // Who left every group is still remembered by what was answered.
+        let bounds = sqlx::query(
+            "SELECT namespace, user FROM (
+                 SELECT namespace, user FROM members WHERE partition = ?1 AND (namespace, user) > (?2, ?3)
+                 UNION SELECT namespace, user FROM redemptions WHERE partition = ?1 AND (namespace, user) > (?2, ?3)
+             ) ORDER BY namespace, user LIMIT ?4",
+        )
+        .bind(self.partition.0)
+        .bind(&namespace)
+        .bind(&user)
+        .bind(limit)
+        .fetch_all(&mut *self.tx)
+        .await
+        .map_err(&failed)?;
+        let mut users: BTreeMap<(String, String), UserRecord> = BTreeMap::new();
+        for row in &bounds {
+            let columns = Columns(row);
+            let namespace = columns.parsed("namespace", Namespace::parse)?;
+            let rule = self.rules.get(&namespace).copied().ok_or_else(|| {
+                LedgerError::Corrupt(format!(
+                    "namespace {namespace} has members but does not exist"
+                ))
+            })?;
+            let user = columns.parsed("user", UserId::parse)?;
+            let key = (namespace.to_string(), user.to_string());
+            users.insert(
+                key,
+                UserRecord {
+                    namespace,
+                    user,
+                    rule,
+                    memberships: Vec::new(),
+                    redemptions: Vec::new(),
+                },
+            );
+        }
+        let Some((last, _)) = users.last_key_value() else {
+            self.next = Next::Done;
+            return Ok(None);
+        };
+        let last = last.clone();
+        self.next = Next::Users(Some(last.clone()));
+        let rows = sqlx::query(
+            "SELECT * FROM members
+             WHERE partition = ? AND (namespace, user) > (?, ?) AND (namespace, user) <= (?, ?)",
+        )
+        .bind(self.partition.0)
+        .bind(&namespace)
+        .bind(&user)
+        .bind(&last.0)
+        .bind(&last.1)
+        .fetch_all(&mut *self.tx)
+        .await
+        .map_err(&failed)?;
+        for row in &rows {
+            let columns = Columns(row);
+            let member = columns.member()?;
+            let direct = member.redemption.is_none().then_some(member.joined_at);
+            let key = (member.namespace.to_string(), member.user.to_string());
+            if let Some(user) = users.get_mut(&key) {
+                user.memberships.push((member.group, columns.cursor()?, direct));
+            }
+        }
+        let rows = sqlx::query(
+            "SELECT * FROM redemptions
+             WHERE partition = ? AND (namespace, user) > (?, ?) AND (namespace, user) <= (?, ?)
+             ORDER BY epoch, seq",
+        )
+        .bind(self.partition.0)
+        .bind(&namespace)
+        .bind(&user)
+        .bind(&last.0)
+        .bind(&last.1)
+        .fetch_all(&mut *self.tx)
+        .await
+        .map_err(&failed)?;
+        for row in &rows {
+            let columns = Columns(row);
+            let redemption = columns.redemption()?;
+            let counts = columns.maybe_text("exclusive_key")?.is_some();
+            let key = (redemption.namespace.to_string(), redemption.user.to_string());
+            if let Some(user) = users.get_mut(&key) {
+                user.redemptions.push((redemption, columns.text("request")?, counts));
+            }
+        }
+        Ok(Some(Page::Users(users.into_values().collect())))
+    }
+}

@@ -1,0 +1,257 @@
+//! Admission and recovery: one path from whatever Redis has to a partition that serves.
+//!
+//! A first start, a restart, a failover and an emptied Redis are the same thing here: the history that Redis is on is
+//! not the one that the ledger admitted. Whoever holds the partition's lease then closes it, brings what the outbox
+//! still has into the ledger, and opens it anew: as it is, when gate and ledger agree, else rebuilt from the ledger.
+//!
+//! Nothing is opened that was not understood: what [`admission`] does not know how to mend stays closed, with a reason
+//! that says what an operator can do. A ledger is never changed to fit a gate, and another deployment's gate is never
+//! touched.
+
+pub mod admission;
+
+use self::admission::{Judgement, judge};
+use crate::{
+    domain::{Cursor, Fence},
+    gate::{
+        Gate, GateError,
+        adopt::{self, Adopted},
+        close::{self, Closed},
+        outbox::Reader,
+        rebuild::{Builder, RebuildError},
+        survey,
+    },
+    ledger::{Deployment, Lease, LeaseLost, Ledger, LedgerError, Page, PartitionState},
+    sync::{self, SyncError},
+};
+
+/// Invites or users that are read from the ledger at once.
+const PAGE_ROWS: u32 = 1000;
+
+/// What became of an attempt to open a partition.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Admission {
+    /// It is open on this fence, and the ledger has everything up to the cursor.
+    Open(Fence, Cursor),
+    /// It can not be opened without a person's word.
+    StaysClosed(String),
+    /// Somebody else looks after it now.
+    Overtaken,
+    /// Redis, or the one who builds, has changed meanwhile: start again.
+    Again,
+}
+
+/// Why an attempt was given up; it is made again later.
+#[derive(Debug, thiserror::Error)]
+pub enum RecoveryError {
+    /// The gate gave no answer.
+    #[error(transparent)]
+    Gate(#[from] GateError),
+    /// The ledger gave no answer.
+    #[error(transparent)]
+    Ledger(#[from] LedgerError),
+    /// The outbox could not be brought into the ledger.
+    #[error(transparent)]
+    Sync(#[from] SyncError),
+    /// The rebuild failed.
+    #[error("rebuilding the gate from the ledger")]
+    Rebuild(#[source] RebuildError),
+}
+
+/// Opens the partition of a lease, in whatever state it is.
+///
+/// # Errors
+/// [`RecoveryError`] when gate or ledger give no answer; the partition is not open then, and trying again is safe.
+pub async fn admit(
+    gate: &Gate,
+    ledger: &Ledger,
+    deployment: &Deployment,
+    lease: &Lease,
+    batch_max: usize,
+) -> Result<Admission, RecoveryError> {
+    let partition = lease.partition;
+    let row = ledger.partition(partition).await?;
+    let survey = survey::run(gate, partition).await?;
+    if let Some(fence) = fence_of(deployment, &row)
+        && survey.is_open_on(&fence)
+        && !row.rebuild_requested
+    {
+        return Ok(Admission::Open(fence, row.cursor));
+    }
+    let discard = match judge(&deployment.id, &row, &survey) {
+        Judgement::StayClosed(reason) => {
+            return stay_closed(ledger, lease, row.reason.as_deref(), reason).await;
+        }
+        Judgement::Proceed => false,
+        Judgement::Discard => true,
+    };
+    tracing::info!(%partition, was = %row.cursor, lineage = survey.lineage, "recovery begins");
+
+    // (1) The ledger first: from here on every other recovery of this partition has a higher epoch.
+    let reason = "recovery is under way";
+    let Ok(epoch) = ledger.close_partition(lease, reason).await? else {
+        return Ok(Admission::Overtaken);
+    };
+    let next = Fence { deployment: deployment.id.clone(), lineage: survey.lineage.clone(), epoch };
+    let has_meta = match close::run(gate, partition, &next, discard).await? {
+        Closed::Closed => true,
+        Closed::Empty => false,
+        Closed::Moved => return Ok(Admission::Again),
+        Closed::Foreign { deployment, epoch } => {
+            let reason = format!("the gate belongs to deployment {deployment} at epoch {epoch}");
+            return stay_closed(ledger, lease, Some(reason.as_str()), reason.clone()).await;
+        }
+    };
+    // (2) The outbox stands still now; whatever it has that the ledger has not comes over.
+    let mut cursor = row.cursor;
+    if has_meta && !discard {
+        match drain(gate, ledger, lease, cursor, batch_max).await? {
+            Drained::To(end) => cursor = end,
+            Drained::Overtaken => return Ok(Admission::Overtaken),
+            Drained::Stopped(reason) => return stay_closed(ledger, lease, None, reason).await,
+        }
+        // (3) Open it as it is, if that is where the ledger is.
+        match adopt::run(gate, partition, &next, cursor).await? {
+            Adopted::Adopted => return open(ledger, lease, next, "adopted").await,
+            Adopted::Moved => return Ok(Admission::Again),
+            Adopted::Differs => {}
+        }
+    }
+    if ledger.dead_letters(partition).await? > 0 && !discard {
+        let reason = "the ledger has dead letters of this partition, which a rebuild would lose; see the table \
+                      dead_letters, then run `redeemer rebuild --from-ledger --discard-gate`";
+        return stay_closed(ledger, lease, None, reason.to_owned()).await;
+    }
+    match rebuild(gate, ledger, lease, &next, cursor, discard).await {
+        Ok(()) => open(ledger, lease, next, "rebuilt from the ledger").await,
+        Err(RecoveryError::Rebuild(RebuildError::Moved)) => Ok(Admission::Again),
+        Err(error) => Err(error),
+    }
+}
+
+/// The fence that a partition's row stands for, when it is open.
+#[must_use]
+pub fn fence_of(deployment: &Deployment, row: &crate::ledger::PartitionRow) -> Option<Fence> {
+    let lineage = row.lineage.clone().filter(|_| row.state == PartitionState::Open)?;
+    Some(Fence { deployment: deployment.id.clone(), lineage, epoch: row.epoch })
+}
+
+async fn open(
+    ledger: &Ledger,
+    lease: &Lease,
+    next: Fence,
+    how: &str,
+) -> Result<Admission, RecoveryError> {
+    let Ok(()) = ledger.open_partition(lease, next.epoch, &next.lineage).await? else {
+        return Ok(Admission::Overtaken);
+    };
+    tracing::info!(partition = %lease.partition, epoch = next.epoch, lineage = next.lineage, how, "partition open");
+    let cursor = Cursor { epoch: next.epoch, seq: 0 };
+    Ok(Admission::Open(next, cursor))
+}
+
+async fn stay_closed(
+    ledger: &Ledger,
+    lease: &Lease,
+    known: Option<&str>,
+    reason: String,
+) -> Result<Admission, RecoveryError> {
+    if known != Some(reason.as_str()) {
+        tracing::error!(partition = %lease.partition, reason, "the partition stays closed");
+        if ledger.keep_closed(lease, &reason).await? == Err(LeaseLost) {
+            return Ok(Admission::Overtaken);
+        }
+    }
+    Ok(Admission::StaysClosed(reason))
+}
+
+enum Drained {
+    To(Cursor),
+    Overtaken,
+    Stopped(String),
+}
+
+/// Brings everything that a closed partition's outbox has into the ledger.
+async fn drain(
+    gate: &Gate,
+    ledger: &Ledger,
+    lease: &Lease,
+    from: Cursor,
+    batch_max: usize,
+) -> Result<Drained, RecoveryError> {
+    let unavailable = |cause| GateError::Unavailable { doing: "reading an outbox", cause };
+    let none = std::time::Duration::ZERO;
+    let mut reader = Reader::connect(gate, lease.partition, none).await.map_err(unavailable)?;
+    let mut cursor = from;
+    let mut dead_in_a_row = 0;
+    loop {
+        let entries = reader.read(cursor, batch_max, none).await.map_err(unavailable)?;
+        if entries.is_empty() {
+            return Ok(Drained::To(cursor));
+        }
+        match sync::carry(ledger, lease, cursor, entries, &mut dead_in_a_row).await? {
+            sync::Carried::To(end) => cursor = end,
+            sync::Carried::Overtaken => return Ok(Drained::Overtaken),
+            sync::Carried::Stopped(reason) => return Ok(Drained::Stopped(reason)),
+        }
+    }
+}
+
+/// Builds the partition anew from one snapshot of the ledger.
+async fn rebuild(
+    gate: &Gate,
+    ledger: &Ledger,
+    lease: &Lease,
+    next: &Fence,
+    cursor: Cursor,
+    discard: bool,
+) -> Result<(), RecoveryError> {
+    let token = lease.token.to_string();
+    let failed = RecoveryError::Rebuild;
+    let mut builder = Builder::begin(gate, lease.partition, next.clone(), &token, discard)
+        .await
+        .map_err(failed)?;
+    let mut snapshot = ledger.snapshot(lease.partition).await?;
+    let mut users = 0;
+    while let Some(page) = snapshot.next_page(PAGE_ROWS).await? {
+        match page {
+            Page::Namespaces(rows) => {
+                for (namespace, settings) in rows {
+                    builder.namespace(&namespace, &settings).await.map_err(failed)?;
+                }
+            }
+            Page::Invites(rows) => {
+                for (invite, holds_code) in rows {
+                    builder.invite(&invite, holds_code).await.map_err(failed)?;
+                }
+            }
+            Page::Users(rows) => {
+                users += rows.len();
+                for record in rows {
+                    builder.user(&record).await.map_err(failed)?;
+                }
+                tracing::info!(partition = %lease.partition, users, "rebuilding from the ledger");
+            }
+        }
+    }
+    builder.finish(cursor).await.map_err(failed)
+}
+
+/// Every partition that the gate should serve, as the ledger says; the rest is closed.
+///
+/// # Errors
+/// [`LedgerError`] when the ledger gives no answer; the gate then keeps what it knew.
+pub async fn refresh_fences(
+    gate: &Gate,
+    ledger: &Ledger,
+    deployment: &Deployment,
+) -> Result<bool, LedgerError> {
+    let rows = ledger.partitions().await?;
+    let mut all_open = true;
+    for row in &rows {
+        let fence = fence_of(deployment, row);
+        all_open &= fence.is_some();
+        gate.set_fence(row.partition, fence);
+    }
+    Ok(all_open)
+}

@@ -1,0 +1,399 @@
+//! The sync: what carries the outbox across to the ledger.
+//!
+//! Each partition has one leader, by a lease in the ledger. A leader opens the partition (see
+//! [`recovery`](crate::recovery)), then reads its outbox from the ledger's cursor, writes rows and cursor in one
+//! transaction, and removes from the outbox what is written. It never removes an entry that the ledger does not have.
+
+pub mod plan;
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::{task::JoinSet, time::Instant};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    domain::{Cursor, Entry, Fence, Partition},
+    gate::{
+        Gate, GateError,
+        outbox::{self, Read, Reader},
+        survey,
+    },
+    ledger::{Appended, Deployment, Lease, Ledger, LedgerError},
+    recovery::{self, Admission, RecoveryError},
+};
+
+/// Entries in a row that can not be applied, from which on the sync stops: then it is not the entries that are wrong.
+const DEAD_IN_A_ROW_MAX: u32 = 3;
+
+/// How the sync runs.
+#[derive(Debug, Clone)]
+pub struct SyncOptions {
+    /// This node's name among the owners of leases.
+    pub owner: String,
+    /// Most entries of one transaction.
+    pub batch_max: usize,
+    /// How long a lease lasts; a dead leader is replaced after that.
+    pub lease_ttl: Duration,
+    /// Take leases that have not run out: right only where no other process can hold one.
+    pub steal_leases: bool,
+    /// Longest wait of a read that finds nothing.
+    pub block: Duration,
+    /// Longest pause after a failure.
+    pub backoff_max: Duration,
+    /// How long a stopping node goes on emptying its outboxes.
+    pub drain_timeout: Duration,
+}
+
+/// Why the sync did not go on; it tries again later.
+#[derive(Debug, thiserror::Error)]
+pub enum SyncError {
+    /// The ledger gave no answer.
+    #[error(transparent)]
+    Ledger(#[from] LedgerError),
+    /// The gate gave no answer.
+    #[error(transparent)]
+    Gate(#[from] GateError),
+    /// Recovery was given up.
+    #[error(transparent)]
+    Recovery(#[from] Box<RecoveryError>),
+}
+
+/// What a node needs to look after partitions.
+#[derive(Clone)]
+pub struct Context {
+    /// Redis.
+    pub gate: Gate,
+    /// SQL.
+    pub ledger: Ledger,
+    /// Whose both are.
+    pub deployment: Deployment,
+    /// How to go about it.
+    pub options: SyncOptions,
+}
+
+/// A partition that this node leads.
+struct Led {
+    lease: Lease,
+    stop: CancellationToken,
+    /// Set by the leader in each cycle that read the current primary's outbox; without it a lease is not renewed.
+    alive: Arc<AtomicBool>,
+}
+
+/// Takes leases and leads their partitions until `stop`; then empties the outboxes, within the drain time-out, and gives
+/// the leases back.
+pub async fn run(context: Context, stop: CancellationToken) {
+    let mut leaders = JoinSet::new();
+    let mut led: HashMap<Partition, Led> = HashMap::new();
+    let mut steal = context.options.steal_leases;
+    let mut tick = tokio::time::interval(context.options.lease_ttl / 4);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => break,
+            Some(ended) = leaders.join_next() => {
+                let partition: Partition = match ended {
+                    Ok(partition) => partition,
+                    Err(panic) => std::panic::resume_unwind(panic.into_panic()),
+                };
+                if led.get(&partition).is_some_and(|led| led.stop.is_cancelled()) {
+                    led.remove(&partition);
+                }
+                continue;
+            }
+            _ = tick.tick() => {}
+        }
+        match look_after(&context, &mut led, steal).await {
+            Ok(taken) => {
+                steal = false;
+                for lease in taken {
+                    let alive = Arc::new(AtomicBool::new(true));
+                    let stop = CancellationToken::new();
+                    let leader = Leader {
+                        context: context.clone(),
+                        lease: lease.clone(),
+                        stop: stop.clone(),
+                        alive: alive.clone(),
+                    };
+                    leaders.spawn(leader.run());
+                    led.insert(lease.partition, Led { lease, stop, alive });
+                }
+            }
+            Err(error) => tracing::warn!(
+                error = chain(&error),
+                "the leases can not be looked after; trying again"
+            ),
+        }
+    }
+    for leader in led.values() {
+        leader.stop.cancel();
+    }
+    while leaders.join_next().await.is_some() {}
+    for leader in led.values() {
+        if let Err(error) = context.ledger.release_lease(&leader.lease).await {
+            tracing::warn!(
+                error = chain(&error),
+                "a lease could not be given back; it runs out by itself"
+            );
+        }
+    }
+}
+
+/// Renews the leases whose leaders are alive and takes those that are free; returns the taken ones.
+async fn look_after(
+    context: &Context,
+    led: &mut HashMap<Partition, Led>,
+    steal: bool,
+) -> Result<Vec<Lease>, LedgerError> {
+    let SyncOptions { owner, lease_ttl, .. } = &context.options;
+    let alive: Vec<Lease> = led
+        .values()
+        .filter(|led| led.alive.swap(false, Ordering::SeqCst))
+        .map(|led| led.lease.clone())
+        .collect();
+    if !alive.is_empty() {
+        let held = context.ledger.renew_leases(&alive, *lease_ttl).await?;
+        for lost in alive.iter().filter(|lease| !held.contains(lease)) {
+            if let Some(led) = led.remove(&lost.partition) {
+                led.stop.cancel();
+            }
+        }
+    }
+    if !steal && !context.ledger.has_free_leases().await? {
+        return Ok(Vec::new());
+    }
+    let taken = context.ledger.take_leases(owner, *lease_ttl, steal).await?;
+    for lease in &taken {
+        if let Some(old) = led.remove(&lease.partition) {
+            old.stop.cancel();
+        }
+    }
+    Ok(taken)
+}
+
+/// One partition's leader.
+struct Leader {
+    context: Context,
+    lease: Lease,
+    stop: CancellationToken,
+    alive: Arc<AtomicBool>,
+}
+
+/// How a stretch of leading ended.
+enum Ended {
+    /// Somebody else leads, or the node stops.
+    ForGood,
+    /// The gate is not open on what it was; it must be admitted anew.
+    Reopen,
+    /// A person must look.
+    Stuck,
+}
+
+impl Leader {
+    async fn run(self) -> Partition {
+        let partition = self.lease.partition;
+        let mut pause = Duration::from_millis(20);
+        loop {
+            match self.lead().await {
+                Ok(Ended::ForGood) => return partition,
+                Ok(Ended::Reopen) => pause = Duration::from_millis(20),
+                Ok(Ended::Stuck) => {}
+                Err(error) => {
+                    tracing::warn!(%partition, error = chain(&error), "the sync can not go on; trying again");
+                }
+            }
+            tokio::select! {
+                () = self.stop.cancelled() => return partition,
+                () = tokio::time::sleep(pause) => {}
+            }
+            pause = (pause * 2).min(self.context.options.backoff_max);
+        }
+    }
+
+    /// Opens the partition and follows its outbox until something changes.
+    async fn lead(&self) -> Result<Ended, SyncError> {
+        let Context { gate, ledger, deployment, options } = &self.context;
+        let admitted = recovery::admit(gate, ledger, deployment, &self.lease, options.batch_max);
+        let (fence, cursor) = match admitted.await.map_err(Box::new)? {
+            Admission::Open(fence, cursor) => (fence, cursor),
+            Admission::Overtaken => return Ok(Ended::ForGood),
+            Admission::Again => return Ok(Ended::Reopen),
+            Admission::StaysClosed(_) => {
+                gate.set_fence(self.lease.partition, None);
+                self.alive.store(true, Ordering::SeqCst);
+                return Ok(Ended::Stuck);
+            }
+        };
+        gate.set_fence(self.lease.partition, Some(fence.clone()));
+        self.alive.store(true, Ordering::SeqCst);
+        self.follow(&fence, cursor).await
+    }
+
+    async fn follow(&self, fence: &Fence, from: Cursor) -> Result<Ended, SyncError> {
+        let Context { gate, ledger, options, .. } = &self.context;
+        let partition = self.lease.partition;
+        let unavailable = |cause| GateError::Unavailable { doing: "reading an outbox", cause };
+        let mut reader =
+            Reader::connect(gate, partition, options.block).await.map_err(unavailable)?;
+        let lag = metrics::gauge!("redeemer_outbox_entries", "partition" => partition.to_string());
+        let synced =
+            metrics::counter!("redeemer_sync_entries_total", "partition" => partition.to_string());
+        let mut cursor = from;
+        let mut dead_in_a_row = 0;
+        let mut stop_by: Option<Instant> = None;
+        let mut looked = Instant::now();
+        loop {
+            let stopping = self.stop.is_cancelled();
+            if stopping && stop_by.is_none() {
+                stop_by = Some(Instant::now() + options.drain_timeout);
+            }
+            let block = if stopping { Duration::ZERO } else { options.block };
+            let entries = tokio::select! {
+                entries = reader.read(cursor, options.batch_max, block) => entries.map_err(unavailable)?,
+                () = self.stop.cancelled(), if !stopping => {
+                    // A read that was given up may still take entries; only a new connection is sure to see them.
+                    reader = Reader::connect(gate, partition, options.block).await.map_err(unavailable)?;
+                    continue;
+                }
+            };
+            // After the read: only then is it known that it was the admitted history that was read.
+            let survey = survey::run(gate, partition).await?;
+            if !survey.is_open_on(fence) {
+                gate.set_fence(partition, None);
+                return Ok(Ended::Reopen);
+            }
+            self.alive.store(true, Ordering::SeqCst);
+            #[expect(
+                clippy::cast_precision_loss,
+                reason = "an outbox has at most some millions of entries"
+            )]
+            lag.set(survey.outbox_len as f64);
+            if stopping && (entries.is_empty() || stop_by.is_some_and(|end| Instant::now() >= end))
+            {
+                return Ok(Ended::ForGood);
+            }
+            let count = entries.len() as u64;
+            if count > 0 {
+                match carry(ledger, &self.lease, cursor, entries, &mut dead_in_a_row).await? {
+                    Carried::To(end) => cursor = end,
+                    Carried::Overtaken => return Ok(Ended::ForGood),
+                    Carried::Stopped(reason) => {
+                        tracing::error!(%partition, reason, "the sync stops; the gate goes on until its outbox is full");
+                        ledger.note(&self.lease, Some(&reason)).await?;
+                        return Ok(Ended::Stuck);
+                    }
+                }
+                // A crash between the commit and this leaves entries that the cursor skips.
+                outbox::trim(gate, partition, cursor).await?;
+                synced.increment(count);
+            }
+            if looked.elapsed() >= options.lease_ttl / 4 {
+                looked = Instant::now();
+                let row = ledger.partition(partition).await?;
+                if row.rebuild_requested || row.epoch != fence.epoch {
+                    return Ok(Ended::Reopen);
+                }
+            }
+        }
+    }
+}
+
+/// What became of a batch.
+pub(crate) enum Carried {
+    /// The ledger has everything up to here.
+    To(Cursor),
+    /// Somebody else leads now.
+    Overtaken,
+    /// It can not go on without a person.
+    Stopped(String),
+}
+
+/// Writes what was read after `cursor` into the ledger, in one transaction. Where that is refused for its content the
+/// entries are written one by one, and one that is refused alone becomes a dead letter.
+pub(crate) async fn carry(
+    ledger: &Ledger,
+    lease: &Lease,
+    cursor: Cursor,
+    read: Vec<Read>,
+    dead_in_a_row: &mut u32,
+) -> Result<Carried, SyncError> {
+    let known = match plan::contiguous(cursor, read.iter().map(Read::cursor)) {
+        Ok(known) => known,
+        Err(gap) => return Ok(Carried::Stopped(gap.to_string())),
+    };
+    let read = &read[known..];
+    let Some(end) = read.last().map(Read::cursor) else { return Ok(Carried::To(cursor)) };
+    let entries: Option<Vec<Entry>> = read
+        .iter()
+        .map(|read| match read {
+            Read::Entry(entry) => Some(entry.clone()),
+            Read::Undecodable { .. } => None,
+        })
+        .collect();
+    if let Some(entries) = entries {
+        match ledger.append(lease, cursor, end, &plan::plan(&entries)).await {
+            Ok(Appended::Appended) => {
+                *dead_in_a_row = 0;
+                return Ok(Carried::To(end));
+            }
+            Ok(Appended::Overtaken) => return Ok(Carried::Overtaken),
+            Err(LedgerError::Rejected { .. }) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    let mut cursor = cursor;
+    for one in read {
+        let (text, reason) = match one {
+            Read::Entry(entry) => {
+                match ledger
+                    .append(lease, cursor, entry.cursor, &plan::plan(std::slice::from_ref(entry)))
+                    .await
+                {
+                    Ok(Appended::Appended) => {
+                        *dead_in_a_row = 0;
+                        cursor = entry.cursor;
+                        continue;
+                    }
+                    Ok(Appended::Overtaken) => return Ok(Carried::Overtaken),
+                    Err(error @ LedgerError::Rejected { .. }) => {
+                        (format!("{entry:?}"), chain(&error))
+                    }
+                    Err(error) => return Err(error.into()),
+                }
+            }
+            Read::Undecodable { text, reason, .. } => (text.clone(), reason.clone()),
+        };
+        *dead_in_a_row += 1;
+        if *dead_in_a_row >= DEAD_IN_A_ROW_MAX {
+            return Ok(Carried::Stopped(format!(
+                "{DEAD_IN_A_ROW_MAX} entries in a row can not be applied, the last at {}: {reason}",
+                one.cursor()
+            )));
+        }
+        tracing::error!(partition = %lease.partition, at = %one.cursor(), reason, "an entry became a dead letter");
+        metrics::counter!("redeemer_dead_letters_total").increment(1);
+        match ledger.append_dead(lease, cursor, one.cursor(), &text, &reason).await? {
+            Appended::Appended => cursor = one.cursor(),
+            Appended::Overtaken => return Ok(Carried::Overtaken),
+        }
+    }
+    Ok(Carried::To(cursor))
+}
+
+/// An error with all its causes on one line.
+#[must_use]
+pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    text
+}
