@@ -1,0 +1,548 @@
+//! Configuration: one typed value, validated whole before anything starts. It builds no clients.
+//!
+//! `config/default.toml` is complete and compiled in. A file, environment variables and flags may override it, in this
+//! order. Every problem is reported at once, with where the value came from and what to do.
+
+mod layers;
+
+use std::{
+    fmt,
+    net::SocketAddr,
+    ops::RangeInclusive,
+    path::{Path, PathBuf},
+    str::FromStr,
+    time::Duration,
+};
+
+use secrecy::{ExposeSecret, SecretString};
+
+use self::layers::Layers;
+pub use self::layers::{Origin, Setting, Sources};
+use crate::domain::{Quota, Token};
+
+/// The complete defaults.
+pub const DEFAULT: &str = include_str!("../config/default.toml");
+
+/// Everything that can be set.
+#[derive(Debug, Clone)]
+#[expect(missing_docs, reason = "config/default.toml says what each is")]
+pub struct Config {
+    pub http: Http,
+    pub data_dir: PathBuf,
+    pub redis: Redis,
+    pub gate: Gate,
+    pub ledger: Ledger,
+    pub sync: Sync,
+    pub auth: Auth,
+    pub rate_limit: RateLimit,
+    pub log: Log,
+    /// Each setting as text, secrets masked, with where it came from.
+    pub settings: Vec<Setting>,
+}
+
+#[derive(Debug, Clone)]
+#[expect(missing_docs, reason = "config/default.toml says what each is")]
+pub struct Http {
+    pub bind: SocketAddr,
+    pub body_bytes_max: usize,
+    pub request_timeout: Duration,
+    pub keep_alive: Duration,
+    pub connections_max: usize,
+    pub workers: usize,
+    pub drain_timeout: Duration,
+    pub metrics_bind: Option<SocketAddr>,
+}
+
+#[derive(Debug, Clone)]
+#[expect(missing_docs, reason = "config/default.toml says what each is")]
+pub struct Redis {
+    /// Nothing means the embedded default.
+    pub url: Option<SecretString>,
+    pub key_prefix: String,
+    pub connect_timeout: Duration,
+    pub reply_timeout: Duration,
+    pub pool_size: usize,
+    pub server: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone)]
+#[expect(missing_docs, reason = "config/default.toml says what each is")]
+pub struct Gate {
+    pub partitions: u16,
+    pub batch_max: usize,
+    pub queue_max: usize,
+    pub connections: usize,
+    pub deadline: Duration,
+    pub outbox_max: u64,
+}
+
+#[derive(Debug, Clone)]
+#[expect(missing_docs, reason = "config/default.toml says what each is")]
+pub struct Ledger {
+    /// The SQLite file.
+    pub path: PathBuf,
+    pub connections_max: u32,
+    pub busy_timeout: Duration,
+}
+
+#[derive(Debug, Clone)]
+#[expect(missing_docs, reason = "config/default.toml says what each is")]
+pub struct Sync {
+    pub batch_max: usize,
+    pub lease_ttl: Duration,
+    pub block: Duration,
+    pub backoff_max: Duration,
+}
+
+#[derive(Debug, Clone)]
+#[expect(missing_docs, reason = "config/default.toml says what each is")]
+pub struct Auth {
+    pub admin_key: Option<SecretString>,
+    pub refresh: Duration,
+}
+
+#[derive(Debug, Clone, Copy)]
+#[expect(missing_docs, reason = "config/default.toml says what each is")]
+pub struct RateLimit {
+    pub user: Option<Quota>,
+    pub ip: Option<Quota>,
+    pub code: Option<Quota>,
+    pub namespace: Option<Quota>,
+    pub guess: Option<Quota>,
+}
+
+#[derive(Debug, Clone)]
+#[expect(missing_docs, reason = "config/default.toml says what each is")]
+pub struct Log {
+    pub json: bool,
+    pub level: String,
+}
+
+/// Everything that is wrong with the configuration, at once.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Problems(pub Vec<String>);
+
+impl fmt::Display for Problems {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the configuration has {} problem(s):", self.0.len())?;
+        self.0.iter().try_for_each(|problem| write!(f, "\n  - {problem}"))
+    }
+}
+
+impl std::error::Error for Problems {}
+
+impl Config {
+    /// Reads and checks the configuration from all its sources.
+    ///
+    /// # Errors
+    /// [`Problems`]: every one, each with its source and what to do.
+    pub fn load(sources: &Sources) -> Result<Self, Problems> {
+        let mut read = Read { layers: Layers::read(sources)?, problems: Vec::new() };
+        let config = Self::read(&mut read, sources);
+        read.problems.extend(read.layers.unknown());
+        match config {
+            Some(config) if read.problems.is_empty() => Ok(config),
+            _ => Err(Problems(read.problems)),
+        }
+    }
+
+    /// Whether Redis and the ledger are this program's own.
+    #[must_use]
+    pub fn is_embedded(&self) -> bool {
+        self.redis.url.is_none()
+    }
+
+    /// Where the first admin key lies.
+    #[must_use]
+    pub fn admin_key_file(&self) -> PathBuf {
+        self.data_dir.join("admin.key")
+    }
+
+    /// Reads every setting before it says that one is wrong.
+    fn read(read: &mut Read, sources: &Sources) -> Option<Self> {
+        let http = Http::read(read);
+        let data_dir = read.data_dir(sources);
+        let redis = Redis::read(read);
+        let gate = Gate::read(read);
+        let ledger = Ledger::read(read, data_dir.as_deref());
+        let sync = Sync::read(read);
+        let auth = Auth::read(read);
+        let rate_limit = RateLimit::read(read);
+        let log = Log::read(read);
+        Some(Self {
+            http: http?,
+            data_dir: data_dir?,
+            redis: redis?,
+            gate: gate?,
+            ledger: ledger?,
+            sync: sync?,
+            auth: auth?,
+            rate_limit: rate_limit?,
+            log: log?,
+            settings: read.layers.settings(),
+        })
+    }
+}
+
+impl Http {
+    fn read(read: &mut Read) -> Option<Self> {
+        let bind = read.address("http.bind");
+        let body_bytes_max = read.number("http.body_bytes_max", 256..=1_048_576);
+        let request_timeout = read.millis("http.request_timeout_ms", 100..=60_000);
+        let keep_alive = read.number("http.keep_alive_seconds", 1..=3600).map(Duration::from_secs);
+        let connections_max = read.number("http.connections_max", 1..=1_000_000);
+        let workers = read.number("http.workers", 0..=1024);
+        let drain_timeout = read.millis("http.drain_timeout_ms", 0..=600_000);
+        let metrics_bind = if read.is_empty("http.metrics_bind") {
+            Some(None)
+        } else {
+            read.address("http.metrics_bind").map(Some)
+        };
+        Some(Self {
+            bind: bind?,
+            body_bytes_max: body_bytes_max?,
+            request_timeout: request_timeout?,
+            keep_alive: keep_alive?,
+            connections_max: connections_max?,
+            workers: workers?,
+            drain_timeout: drain_timeout?,
+            metrics_bind: metrics_bind?,
+        })
+    }
+}
+
+impl Redis {
+    fn read(read: &mut Read) -> Option<Self> {
+        let url = read.redis_url();
+        let key_prefix = read.parsed("redis.key_prefix", |text| {
+            let fits = (1..=32).contains(&text.len())
+                && text.bytes().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'-'));
+            if fits { Ok(text.to_owned()) } else { Err("use 1 to 32 characters of a-z, 0-9 and -") }
+        });
+        let connect_timeout = read.millis("redis.connect_timeout_ms", 10..=60_000);
+        let reply_timeout = read.millis("redis.reply_timeout_ms", 10..=60_000);
+        let pool_size = read.number("redis.pool_size", 1..=1024);
+        let server =
+            (!read.is_empty("redis.server")).then(|| PathBuf::from(read.text("redis.server")));
+        Some(Self {
+            url: url?,
+            key_prefix: key_prefix?,
+            connect_timeout: connect_timeout?,
+            reply_timeout: reply_timeout?,
+            pool_size: pool_size?,
+            server,
+        })
+    }
+}
+
+impl Gate {
+    fn read(read: &mut Read) -> Option<Self> {
+        let partitions = read.number("gate.partitions", 1..=256);
+        let batch_max = read.number("gate.batch_max", 1..=1024);
+        let queue_max = read.number("gate.queue_max", 1..=1_000_000);
+        let connections = read.number("gate.connections", 1..=64);
+        let deadline = read.millis("gate.deadline_ms", 10..=60_000);
+        let outbox_max = read.number("gate.outbox_max", 1..=100_000_000);
+        Some(Self {
+            partitions: partitions?,
+            batch_max: batch_max?,
+            queue_max: queue_max?,
+            connections: connections?,
+            deadline: deadline?,
+            outbox_max: outbox_max?,
+        })
+    }
+}
+
+impl Ledger {
+    fn read(read: &mut Read, data_dir: Option<&Path>) -> Option<Self> {
+        let path = if read.is_empty("ledger.url") {
+            data_dir.map(|dir| dir.join("ledger.sqlite"))
+        } else {
+            read.parsed("ledger.url", |url| match url.strip_prefix("sqlite:") {
+                Some(path) if !path.is_empty() => Ok(PathBuf::from(path.trim_start_matches("//"))),
+                _ if url.starts_with("postgres") => {
+                    Err("PostgreSQL is not built in yet; use sqlite:PATH")
+                }
+                _ => Err("use sqlite:PATH"),
+            })
+        };
+        let connections_max = read.number("ledger.connections_max", 1..=1024);
+        let busy_timeout = read.millis("ledger.busy_timeout_ms", 10..=60_000);
+        Some(Self { path: path?, connections_max: connections_max?, busy_timeout: busy_timeout? })
+    }
+}
+
+impl Sync {
+    fn read(read: &mut Read) -> Option<Self> {
+        let batch_max = read.number("sync.batch_max", 1..=100_000);
+        let lease_ttl = read.millis("sync.lease_ttl_ms", 500..=600_000);
+        let block = read.millis("sync.block_ms", 10..=10_000);
+        let backoff_max = read.millis("sync.backoff_max_ms", 10..=600_000);
+        Some(Self {
+            batch_max: batch_max?,
+            lease_ttl: lease_ttl?,
+            block: block?,
+            backoff_max: backoff_max?,
+        })
+    }
+}
+
+impl Auth {
+    fn read(read: &mut Read) -> Option<Self> {
+        let admin_key = if read.is_empty("auth.admin_key") {
+            Some(None)
+        } else {
+            read.parsed("auth.admin_key", |text| {
+                Token::parse(text).map(|_| Some(SecretString::from(text))).map_err(|error| error.0)
+            })
+        };
+        let refresh = read.millis("auth.refresh_ms", 50..=60_000);
+        Some(Self { admin_key: admin_key?, refresh: refresh? })
+    }
+}
+
+impl RateLimit {
+    fn read(read: &mut Read) -> Option<Self> {
+        let enabled: Option<bool> =
+            read.parsed("rate_limit.enabled", |text| text.parse().map_err(|_| "use true or false"));
+        let mut quota = |key| {
+            if read.is_empty(key) { Some(None) } else { read.parsed(key, Quota::parse).map(Some) }
+        };
+        let user = quota("rate_limit.user");
+        let ip = quota("rate_limit.ip");
+        let code = quota("rate_limit.code");
+        let namespace = quota("rate_limit.namespace");
+        let guess = quota("rate_limit.guess");
+        let limits =
+            Self { user: user?, ip: ip?, code: code?, namespace: namespace?, guess: guess? };
+        let off = Self { user: None, ip: None, code: None, namespace: None, guess: None };
+        Some(if enabled? { limits } else { off })
+    }
+}
+
+impl Log {
+    fn read(read: &mut Read) -> Option<Self> {
+        let json = read.parsed("log.format", |text| match text {
+            "text" => Ok(false),
+            "json" => Ok(true),
+            _ => Err("use text or json"),
+        });
+        let level = read.parsed("log.level", |text| {
+            tracing_subscriber::EnvFilter::try_new(text)
+                .map(|_| text.to_owned())
+                .map_err(|error| format!("{error}; use error, warn, info, debug or trace"))
+        });
+        Some(Self { json: json?, level: level? })
+    }
+}
+
+/// Reads setting after setting and collects what is wrong.
+struct Read {
+    layers: Layers,
+    problems: Vec<String>,
+}
+
+impl Read {
+    fn text(&mut self, key: &str) -> String {
+        self.layers.value(key).unwrap_or_default()
+    }
+
+    fn is_empty(&mut self, key: &str) -> bool {
+        self.text(key).is_empty()
+    }
+
+    fn parsed<T, E: fmt::Display>(
+        &mut self,
+        key: &str,
+        parse: impl FnOnce(&str) -> Result<T, E>,
+    ) -> Option<T> {
+        let text = self.text(key);
+        match parse(&text) {
+            Ok(value) => Some(value),
+            Err(error) => {
+                let shown = self.layers.shown(key);
+                self.problems.push(format!("{key} = {shown}: {error}"));
+                None
+            }
+        }
+    }
+
+    fn number<T: FromStr + TryFrom<u64>>(
+        &mut self,
+        key: &str,
+        range: RangeInclusive<u64>,
+    ) -> Option<T> {
+        self.parsed(key, |text| {
+            let number = text.parse::<u64>().ok().filter(|number| range.contains(number));
+            number.and_then(|number| T::try_from(number).ok()).ok_or_else(|| {
+                format!("use a whole number from {} to {}", range.start(), range.end())
+            })
+        })
+    }
+
+    fn millis(&mut self, key: &str, range: RangeInclusive<u64>) -> Option<Duration> {
+        self.number(key, range).map(Duration::from_millis)
+    }
+
+    fn address(&mut self, key: &str) -> Option<SocketAddr> {
+        self.parsed(key, |text| {
+            text.parse()
+                .map_err(|_| "use an address and a port, such as 127.0.0.1:8080 or [::1]:8080")
+        })
+    }
+
+    fn redis_url(&mut self) -> Option<Option<SecretString>> {
+        if self.is_empty("redis.url") {
+            return Some(None);
+        }
+        self.parsed("redis.url", |url| {
+            if url.starts_with("rediss://") {
+                return Err("TLS to Redis is not built in yet; use redis:// or unix://".to_owned());
+            }
+            match redis::parse_redis_url(url) {
+                Some(_) => Ok(Some(SecretString::from(url))),
+                None => Err("use redis://host:port or unix:///path".to_owned()),
+            }
+        })
+    }
+
+    fn data_dir(&mut self, sources: &Sources) -> Option<PathBuf> {
+        let text = self.text("data.dir");
+        if !text.is_empty() {
+            return Some(PathBuf::from(text));
+        }
+        let home =
+            |name: &str| sources.env.get(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+        let dir =
+            home("XDG_DATA_HOME").or_else(|| home("HOME").map(|home| home.join(".local/share")));
+        if dir.is_none() {
+            self.problems
+                .push("data.dir is empty and there is no HOME: set REDEEMER_DATA__DIR".to_owned());
+        }
+        dir.map(|dir| dir.join("redeemer"))
+    }
+}
+
+/// A URL as it may be shown: its password masked.
+#[must_use]
+pub fn masked_url(url: &SecretString) -> String {
+    layers::mask_url(url.expose_secret())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+
+    fn load(
+        env: &[(&str, &str)],
+        file: Option<&str>,
+        flags: &[(&str, &str)],
+    ) -> Result<Config, Problems> {
+        let pair = |(a, b): &(&str, &str)| ((*a).to_owned(), (*b).to_owned());
+        let mut env: BTreeMap<String, String> = env.iter().map(pair).collect();
+        env.entry("HOME".to_owned()).or_insert_with(|| "/home/someone".to_owned());
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("redeemer.toml");
+        if let Some(text) = file {
+            std::fs::write(&path, text).unwrap();
+        }
+        let file = file.map(|_| path);
+        Config::load(&Sources { file, env, flags: flags.iter().map(pair).collect() })
+    }
+
+    #[test]
+    fn the_defaults_are_complete() {
+        let config = load(&[], None, &[]).unwrap();
+        assert_eq!(config.http.bind.to_string(), "127.0.0.1:8080");
+        assert!(config.is_embedded());
+        assert_eq!(config.data_dir, Path::new("/home/someone/.local/share/redeemer"));
+        assert_eq!(config.ledger.path, config.data_dir.join("ledger.sqlite"));
+        assert_eq!(config.rate_limit.user, Some(Quota::parse("10/60").unwrap()));
+    }
+
+    #[test]
+    fn flags_win_over_the_environment_over_the_file_over_the_defaults() {
+        let file = Some("[http]\nbind = \"127.0.0.1:1\"\nworkers = 3\n");
+        let env = [("REDEEMER_HTTP__BIND", "127.0.0.1:2"), ("REDEEMER_GATE__BATCH_MAX", "7")];
+        let config = load(&env, file, &[("gate.batch_max", "9")]).unwrap();
+        assert_eq!(config.http.bind.port(), 2);
+        assert_eq!((config.http.workers, config.gate.batch_max), (3, 9));
+        let origin = |key: &str| {
+            config.settings.iter().find(|setting| setting.key == key).unwrap().origin.to_string()
+        };
+        assert_eq!(origin("http.bind"), "REDEEMER_HTTP__BIND");
+        assert_eq!(origin("gate.batch_max"), "a flag");
+        assert_eq!(origin("gate.queue_max"), "the default");
+        assert!(origin("http.workers").ends_with("redeemer.toml"));
+    }
+
+    #[test]
+    fn the_plain_variables_are_weaker_than_the_own_ones() {
+        assert!(!load(&[("REDIS_URL", "redis://one:6379")], None, &[]).unwrap().is_embedded());
+        let env = [("REDIS_URL", "redis://one:6379"), ("REDEEMER_REDIS__URL", "redis://two:6379")];
+        let url = load(&env, None, &[]).unwrap().redis.url.unwrap();
+        assert_eq!(url.expose_secret(), "redis://two:6379");
+    }
+
+    #[test]
+    fn a_secret_may_lie_in_a_file() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("url");
+        std::fs::write(&path, "redis://:hush@one:6379\n").unwrap();
+        let env = [("REDEEMER_REDIS__URL_FILE", path.to_str().unwrap())];
+        let config = load(&env, None, &[]).unwrap();
+        assert_eq!(config.redis.url.unwrap().expose_secret(), "redis://:hush@one:6379");
+        let missing = load(&[("REDEEMER_REDIS__URL_FILE", "/nowhere")], None, &[]).unwrap_err();
+        assert!(missing.to_string().contains("REDEEMER_REDIS__URL_FILE"), "{missing}");
+    }
+
+    #[test]
+    fn every_problem_is_told_at_once_with_its_source() {
+        let env = [
+            ("REDEEMER_HTTP__BIND", "nowhere"),
+            ("REDEEMER_HTPT__BIND", "x"),
+            ("REDEEMER_GATE__DEADLINE_MS", "5"),
+        ];
+        let problems =
+            load(&env, Some("[log]\nlevle = \"info\"\nformat = \"xml\"\n"), &[]).unwrap_err();
+        let text = problems.to_string();
+        assert_eq!(problems.0.len(), 5, "{text}");
+        for part in [
+            "REDEEMER_HTTP__BIND",
+            "htpt.bind",
+            "from 10 to 60000",
+            "log.levle",
+            "use text or json",
+        ] {
+            assert!(text.contains(part), "{part} is not in {text}");
+        }
+    }
+
+    #[test]
+    fn secrets_are_never_shown() {
+        let key = Token::from_random([9; 30]).reveal();
+        let env = [
+            ("REDEEMER_AUTH__ADMIN_KEY", key.as_str()),
+            ("REDEEMER_REDIS__URL", "redis://u:hush@one:6379"),
+        ];
+        let config = load(&env, None, &[]).unwrap();
+        let shown = format!("{config:?} {:?}", config.settings);
+        assert!(!shown.contains("hush") && !shown.contains(&key), "{shown}");
+        let problems = load(&[("REDEEMER_AUTH__ADMIN_KEY", "rdm_hush")], None, &[]).unwrap_err();
+        assert!(!problems.to_string().contains("hush"), "{problems}");
+    }
+
+    #[test]
+    fn every_default_is_explained_where_it_stands() {
+        let mut above = "";
+        for line in DEFAULT.lines() {
+            if line.contains(" = ") && !line.starts_with('#') {
+                assert!(above.starts_with('#'), "{line:?} has no comment above it");
+            }
+            above = line;
+        }
+    }
+}
