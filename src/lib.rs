@@ -4,5 +4,6 @@ pub mod config;
 pub mod domain;
 pub mod gate;
 pub mod ledger;
+pub mod local_server;
 pub mod recovery;
 pub mod sync;
