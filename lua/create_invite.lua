@@ -15,6 +15,7 @@
 -- ARGV[9..] field and value in turn: code, group, and what the caller set of max_uses, starts_at, expires_at, user,
 --           email_domains, metadata
 -- replies   {'fenced'} | {'created', now, fields} | {'code_taken', invite id} | {'namespace_not_found'}
+--           | {'id_taken', code}     this id has made an invite of another code
 --           | {'ended', invite id}   the code's invite has ended; ask again and name it
 -- The head, the same in every fenced script: KEYS[1] meta, KEYS[2] outbox, ARGV[1] deployment, ARGV[2] lineage,
 -- ARGV[3] epoch (all three from the ledger), ARGV[4] now (ms; empty for the clock of Redis).
@@ -41,6 +42,12 @@ end
 -- End of the head.
 local settings = redis.call('HMGET', KEYS[3], 'revision', 'archived_at')
 if not settings[1] or settings[2] then return {'namespace_not_found'} end
+local code
+for i = 9, #ARGV, 2 do
+  if ARGV[i] == 'code' then code = ARGV[i + 1] end
+end
+local known = redis.call('GET', KEYS[5])
+if known and known ~= code then return {'id_taken', known} end
 local holder = redis.call('HMGET', KEYS[4], 'id', 'uses', 'max_uses', 'expires_at', 'disabled')
 if holder[1] == ARGV[7] then return {'created', now, redis.call('HGETALL', KEYS[4])} end
 if redis.call('EXISTS', KEYS[6]) == 1 then return {'created', now, redis.call('HGETALL', KEYS[6])} end
@@ -65,9 +72,5 @@ end
 record('invite_created', ARGV[5], ARGV[6], unpack(entry))
 if holder[1] then redis.call('RENAME', KEYS[4], KEYS[7]) end
 redis.call('HSET', KEYS[4], unpack(fields))
-local code
-for i = 9, #ARGV, 2 do
-  if ARGV[i] == 'code' then code = ARGV[i + 1] end
-end
 redis.call('SET', KEYS[5], code)
 return {'created', now, fields}

@@ -3,6 +3,8 @@
 pub mod config;
 pub mod domain;
 pub mod gate;
+pub mod http;
+pub mod ids;
 pub mod ledger;
 pub mod local_server;
 pub mod recovery;

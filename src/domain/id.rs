@@ -35,7 +35,7 @@ macro_rules! uuid_type {
 }
 
 uuid_type! {
-    /// An invite's id: a UUID v7 (RFC 9562 §5.7). A code may stand for one invite after another; an id never does.
+    /// An invite's id: a UUID. A code may stand for one invite after another; an id never does.
     InviteId, "an invite id"
 }
 

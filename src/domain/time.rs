@@ -10,7 +10,7 @@ use super::name::Malformed;
 ///
 /// Milliseconds, since a Lua number turned into text keeps 14 digits: microseconds since 1970 have 16 and would be
 /// mangled. As JSON a moment is RFC 3339 text in UTC.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Millis(i64);
 
 impl Millis {

@@ -6,7 +6,7 @@ use crate::domain::{Code, EmailDomain, Group, Invite, InviteId, Millis, Namespac
 /// The invite to make. Repeating it with the same `id` makes nothing new.
 #[derive(Debug, Clone)]
 pub struct CreateInvite {
-    /// Its id, a UUID v7 made by the node.
+    /// Its id, made by the node.
     pub id: InviteId,
     /// Where.
     pub namespace: Namespace,
@@ -39,6 +39,11 @@ pub enum Created {
         invite: Invite,
         /// The clock of Redis.
         now: Millis,
+    },
+    /// An invite of this id exists, with another code.
+    IdTaken {
+        /// That one.
+        code: Code,
     },
     /// A live invite has this code.
     CodeTaken {
@@ -106,6 +111,7 @@ impl CreateInvite {
                 let (invite, now) = shown(&mut reply, &self.namespace)?;
                 Said::Created(Created::Created { invite, now })
             }
+            "id_taken" => Said::Created(Created::IdTaken { code: reply.parsed(fields::stored_code)? }),
             "code_taken" => Said::Created(Created::CodeTaken { by: reply.parsed(str::parse)? }),
             "namespace_not_found" => Said::Created(Created::NamespaceNotFound),
             "ended" => Said::Ended(reply.parsed(str::parse)?),

@@ -1,0 +1,212 @@
+//! The HTTP API: parse, ask gate or ledger, map the answer. It decides nothing.
+//!
+//! [`ENDPOINTS`] is the whole surface: each method and path with the role that it needs. The router is built from it,
+//! so that a route without a role can not exist. `guard` is the one middleware: request id, key, role, time limit,
+//! log line and metrics. [`problem`] is the only place that knows status codes.
+
+mod auth;
+mod body;
+mod guard;
+mod health;
+mod invites;
+mod keys;
+mod members;
+mod namespaces;
+mod page;
+pub mod problem;
+mod redemptions;
+mod scope;
+mod validations;
+
+pub use auth::Keys;
+pub use health::{Check, Readiness};
+
+use std::{io, net::TcpListener, sync::Arc, time::Duration};
+
+use actix_web::{
+    App, HttpServer, Route,
+    http::{Method, KeepAlive},
+    middleware::from_fn,
+    web,
+};
+use metrics_exporter_prometheus::PrometheusHandle;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    domain::Role,
+    gate::{Gate, put_namespace::Rules},
+    ledger::Ledger,
+};
+
+/// What the handlers need.
+#[derive(Clone)]
+pub struct State {
+    /// Redis.
+    pub gate: Gate,
+    /// SQL.
+    pub ledger: Ledger,
+    /// Who may ask.
+    pub keys: Arc<Keys>,
+    /// Whether this node should be sent requests.
+    pub readiness: watch::Receiver<Readiness>,
+    /// What `/metrics` shows.
+    pub metrics: PrometheusHandle,
+    /// The rules that a new namespace begins with.
+    pub new_namespace: Rules,
+    /// Longest request body, in bytes.
+    pub body_bytes_max: usize,
+    /// Longest time from reading a request to its answer.
+    pub request_timeout: Duration,
+}
+
+/// How to listen.
+#[derive(Debug, Clone)]
+pub struct ServeOptions {
+    /// Threads; 0 means one per core.
+    pub workers: usize,
+    /// How long an idle connection is kept.
+    pub keep_alive: Duration,
+    /// Most connections at once.
+    pub connections_max: usize,
+    /// How long requests in flight may take once the server stops.
+    pub drain_timeout: Duration,
+}
+
+/// One operation.
+pub(crate) struct Endpoint {
+    pub(crate) method: Method,
+    pub(crate) method_text: &'static str,
+    pub(crate) path: &'static str,
+    /// Nothing: it answers without a key.
+    pub(crate) role: Option<Role>,
+    route: fn() -> Route,
+}
+
+const NS: &str = "/v1/namespaces/{ns}";
+const REDEMPTIONS: &str = "/v1/namespaces/{ns}/redemptions";
+
+macro_rules! endpoint {
+    ($method:ident $path:expr, $role:expr, $handler:path) => {
+        Endpoint {
+            method: Method::$method,
+            method_text: stringify!($method),
+            path: $path,
+            role: $role,
+            route: || web::route().method(Method::$method).to($handler),
+        }
+    };
+}
+
+/// The whole surface.
+pub(crate) static ENDPOINTS: &[Endpoint] = &[
+    endpoint!(GET "/livez", None, health::live),
+    endpoint!(GET "/readyz", None, health::ready),
+    endpoint!(GET "/metrics", Some(Role::Read), health::metrics),
+    endpoint!(POST REDEMPTIONS, Some(Role::Redeem), redemptions::redeem),
+    endpoint!(GET REDEMPTIONS, Some(Role::Read), redemptions::list),
+    endpoint!(GET "/v1/namespaces/{ns}/redemptions/{id}", Some(Role::Read), redemptions::show),
+    endpoint!(POST "/v1/namespaces/{ns}/validations", Some(Role::Redeem), validations::validate),
+    endpoint!(POST "/v1/namespaces/{ns}/invites", Some(Role::Manage), invites::create),
+    endpoint!(GET "/v1/namespaces/{ns}/invites", Some(Role::Read), invites::list),
+    endpoint!(GET "/v1/namespaces/{ns}/invites/by-code/{code}", Some(Role::Read), invites::show_by_code),
+    endpoint!(GET "/v1/namespaces/{ns}/invites/{id}", Some(Role::Read), invites::show),
+    endpoint!(PATCH "/v1/namespaces/{ns}/invites/{id}", Some(Role::Manage), invites::change),
+    endpoint!(DELETE "/v1/namespaces/{ns}/invites/{id}", Some(Role::Manage), invites::delete),
+    endpoint!(GET "/v1/namespaces/{ns}/members", Some(Role::Read), members::list),
+    endpoint!(GET "/v1/namespaces/{ns}/members/{user}", Some(Role::Read), members::show),
+    endpoint!(DELETE "/v1/namespaces/{ns}/members/{user}", Some(Role::Manage), members::leave_all),
+    endpoint!(GET "/v1/namespaces/{ns}/members/{user}/{group}", Some(Role::Read), members::show_one),
+    endpoint!(PUT "/v1/namespaces/{ns}/members/{user}/{group}", Some(Role::Manage), members::join),
+    endpoint!(DELETE "/v1/namespaces/{ns}/members/{user}/{group}", Some(Role::Manage), members::leave),
+    endpoint!(GET "/v1/namespaces", Some(Role::Read), namespaces::list),
+    endpoint!(PUT NS, Some(Role::Admin), namespaces::put),
+    endpoint!(GET NS, Some(Role::Read), namespaces::show),
+    endpoint!(PATCH NS, Some(Role::Manage), namespaces::patch),
+    endpoint!(DELETE NS, Some(Role::Admin), namespaces::archive),
+    endpoint!(POST "/v1/keys", Some(Role::Admin), keys::create),
+    endpoint!(GET "/v1/keys", Some(Role::Admin), keys::list),
+    endpoint!(DELETE "/v1/keys/{id}", Some(Role::Admin), keys::revoke),
+];
+
+/// Serves until `stop`, then finishes the requests in flight.
+///
+/// # Errors
+/// When the listener can not be used.
+pub async fn serve(
+    listener: TcpListener,
+    state: State,
+    options: ServeOptions,
+    stop: CancellationToken,
+) -> io::Result<()> {
+    let data = web::Data::new(state);
+    let mut server = HttpServer::new(move || {
+        App::new().app_data(data.clone()).wrap(from_fn(guard::guard)).configure(routes)
+    })
+    .keep_alive(KeepAlive::Timeout(options.keep_alive))
+    .client_request_timeout(Duration::from_secs(10))
+    .shutdown_timeout(options.drain_timeout.as_secs().max(1))
+    .disable_signals();
+    if options.workers > 0 {
+        server = server.workers(options.workers);
+    }
+    let workers = if options.workers > 0 { options.workers } else { num_cores() };
+    let server = server.max_connections(options.connections_max.div_ceil(workers)).listen(listener)?.run();
+    let handle = server.handle();
+    tokio::pin!(server);
+    tokio::select! {
+        ended = &mut server => return ended,
+        () = stop.cancelled() => {}
+    }
+    // The server runs only while it is polled.
+    let ((), ended) = tokio::join!(handle.stop(true), server);
+    ended
+}
+
+/// Serves `/metrics` alone, without a key, until `stop`.
+///
+/// # Errors
+/// When the listener can not be used.
+pub async fn serve_metrics(
+    listener: TcpListener,
+    metrics: PrometheusHandle,
+    stop: CancellationToken,
+) -> io::Result<()> {
+    let server = HttpServer::new(move || {
+        let metrics = metrics.clone();
+        App::new().route("/metrics", web::get().to(move || std::future::ready(metrics.render())))
+    })
+    .workers(1)
+    .disable_signals()
+    .listen(listener)?
+    .run();
+    let handle = server.handle();
+    tokio::pin!(server);
+    tokio::select! {
+        ended = &mut server => return ended,
+        () = stop.cancelled() => {}
+    }
+    // The server runs only while it is polled.
+    let ((), ended) = tokio::join!(handle.stop(true), server);
+    ended
+}
+
+fn num_cores() -> usize {
+    std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
+}
+
+/// One resource for each path, with a route for each of its methods.
+fn routes(config: &mut web::ServiceConfig) {
+    let mut done: Vec<&str> = Vec::new();
+    for endpoint in ENDPOINTS {
+        if done.contains(&endpoint.path) {
+            continue;
+        }
+        done.push(endpoint.path);
+        let mut resource = web::resource(endpoint.path);
+        for one in ENDPOINTS.iter().filter(|one| one.path == endpoint.path) {
+            resource = resource.route((one.route)());
+        }
+        config.service(resource);
+    }
+}

@@ -1,0 +1,324 @@
+//! Request bodies: closed JSON objects, of which every bad field is reported at once.
+
+use std::{collections::HashSet, fmt, future::Future, net::IpAddr, pin::Pin};
+
+use actix_web::{FromRequest, HttpRequest, dev::Payload, http::header, web};
+use futures_util::StreamExt;
+use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, Visitor};
+use serde_json::{Value, json};
+
+use super::{
+    State,
+    problem::{Code, Problem},
+};
+use crate::domain::{Malformed, Millis, invite::METADATA_BYTES_MAX};
+
+/// The fields of a body, or the parameters of a query string, taken out one by one.
+#[derive(Debug, Default)]
+pub(super) struct Body {
+    fields: Vec<(String, Value)>,
+    errors: Vec<Value>,
+    /// What all errors so far have in common.
+    common: Option<Code>,
+}
+
+/// The parsed object; a name that comes twice is an error, since nobody can know which one was meant.
+struct Object(Vec<(String, Value)>);
+
+impl<'de> Deserialize<'de> for Object {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Fields;
+
+        impl<'de> Visitor<'de> for Fields {
+            type Value = Object;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a JSON object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Object, A::Error> {
+                let mut fields = Vec::new();
+                let mut names = HashSet::new();
+                while let Some((name, value)) = map.next_entry::<String, Value>()? {
+                    if !names.insert(name.clone()) {
+                        return Err(A::Error::custom(format!("field {name:?} comes twice")));
+                    }
+                    fields.push((name, value));
+                }
+                Ok(Object(fields))
+            }
+        }
+
+        deserializer.deserialize_map(Fields)
+    }
+}
+
+impl FromRequest for Body {
+    type Error = Problem;
+    type Future = Pin<Box<dyn Future<Output = Result<Self, Problem>>>>;
+
+    fn from_request(request: &HttpRequest, payload: &mut Payload) -> Self::Future {
+        let state = request.app_data::<web::Data<State>>().cloned();
+        let content_type = request.headers().get(header::CONTENT_TYPE).cloned();
+        let mut payload = payload.take();
+        Box::pin(async move {
+            let Some(state) = state else { return Err(Problem::new(Code::Internal, "The service is not set up.")) };
+            let media_type = content_type.as_ref().and_then(|value| value.to_str().ok()).unwrap_or_default();
+            let media_type = media_type.split(';').next().unwrap_or_default().trim();
+            if !["application/json", "application/merge-patch+json"]
+                .iter()
+                .any(|json| media_type.eq_ignore_ascii_case(json))
+            {
+                return Err(Problem::new(Code::UnsupportedMediaType, "Send JSON with Content-Type: application/json."));
+            }
+            let reading = read(&mut payload, state.body_bytes_max);
+            let bytes = tokio::time::timeout(state.request_timeout, reading).await.map_err(|_| {
+                Problem::new(Code::RequestTimeout, "The body did not arrive in time. Send it again at once.")
+            })??;
+            Self::parse(&bytes)
+        })
+    }
+}
+
+async fn read(payload: &mut Payload, bytes_max: usize) -> Result<Vec<u8>, Problem> {
+    let mut bytes = Vec::new();
+    while let Some(chunk) = payload.next().await {
+        let chunk = chunk.map_err(|error| {
+            Problem::new(Code::InvalidRequest, format!("The body could not be read: {error}."))
+        })?;
+        if bytes.len() + chunk.len() > bytes_max {
+            return Err(Problem::new(Code::BodyTooLarge, format!("A body has at most {bytes_max} bytes.")));
+        }
+        bytes.extend_from_slice(&chunk);
+    }
+    Ok(bytes)
+}
+
+impl Body {
+    fn parse(bytes: &[u8]) -> Result<Self, Problem> {
+        let object: Object = serde_json::from_slice(bytes).map_err(|error| {
+            Problem::new(Code::InvalidRequest, format!("The body is not a JSON object: {error}."))
+        })?;
+        Ok(Self { fields: object.0, ..Self::default() })
+    }
+
+    /// The parameters of a query string.
+    pub(super) fn from_pairs(pairs: Vec<(String, String)>) -> Result<Self, Problem> {
+        let mut names = HashSet::new();
+        for (name, _) in &pairs {
+            if !names.insert(name) {
+                return Err(Problem::new(Code::InvalidRequest, format!("The parameter {name:?} comes twice.")));
+            }
+        }
+        let fields = pairs.iter().map(|(name, value)| (name.clone(), Value::String(value.clone()))).collect();
+        Ok(Self { fields, ..Self::default() })
+    }
+
+    fn take(&mut self, name: &str) -> Option<Value> {
+        let place = self.fields.iter().position(|(field, _)| field == name)?;
+        Some(self.fields.swap_remove(place).1)
+    }
+
+    /// Notes that a field is wrong.
+    pub(super) fn wrong(&mut self, name: &str, code: Code, detail: &str) {
+        // One kind of error among all fields is told as that kind, several as the general one.
+        self.common = match self.common {
+            None => Some(code),
+            Some(common) if common == code => Some(code),
+            Some(_) => Some(Code::InvalidRequest),
+        };
+        self.errors.push(json!({"pointer": format!("/{name}"), "code": code.as_str(), "detail": detail}));
+    }
+
+    /// A field that must be there, as text that `parse` accepts.
+    pub(super) fn required<T>(
+        &mut self,
+        name: &str,
+        parse: impl FnOnce(&str) -> Result<T, Malformed>,
+    ) -> Option<T> {
+        let parsed = self.optional(name, parse);
+        if matches!(parsed, Presence::Absent | Presence::Null) {
+            self.wrong(name, Code::InvalidRequest, "this field is needed");
+        }
+        parsed.value()
+    }
+
+    /// A field that may be absent, as text that `parse` accepts.
+    pub(super) fn optional<T>(
+        &mut self,
+        name: &str,
+        parse: impl FnOnce(&str) -> Result<T, Malformed>,
+    ) -> Presence<T> {
+        self.typed(name, |value| match value {
+            Value::String(text) => parse(&text).map_err(|error| error.0),
+            _ => Err("this is a string".to_owned()),
+        })
+    }
+
+    /// A code that must be there.
+    pub(super) fn code<T>(&mut self, parse: impl FnOnce(&str) -> Result<T, Malformed>) -> Option<T> {
+        match self.take("code") {
+            None => self.wrong("code", Code::InvalidRequest, "this field is needed"),
+            Some(Value::String(text)) => match parse(&text) {
+                Ok(code) => return Some(code),
+                Err(error) => self.wrong("code", Code::CodeMalformed, &error.0),
+            },
+            Some(_) => self.wrong("code", Code::InvalidRequest, "this is a string"),
+        }
+        None
+    }
+
+    /// A field that may be absent, as whatever `read` accepts.
+    pub(super) fn typed<T>(
+        &mut self,
+        name: &str,
+        read: impl FnOnce(Value) -> Result<T, String>,
+    ) -> Presence<T> {
+        match self.take(name) {
+            None => Presence::Absent,
+            Some(Value::Null) => Presence::Null,
+            Some(value) => match read(value) {
+                Ok(value) => Presence::Value(value),
+                Err(detail) => {
+                    self.wrong(name, Code::InvalidRequest, &detail);
+                    Presence::Wrong
+                }
+            },
+        }
+    }
+
+    /// A moment.
+    pub(super) fn time(&mut self, name: &str) -> Presence<Millis> {
+        self.optional(name, Millis::parse)
+    }
+
+    /// A whole number of at least 1 and at most `max`.
+    pub(super) fn count(&mut self, name: &str, max: u64) -> Presence<u64> {
+        self.typed(name, |value| {
+            let number = value.as_u64().filter(|number| (1..=max).contains(number));
+            number.ok_or_else(|| format!("this is a whole number from 1 to {max}"))
+        })
+    }
+
+    /// The application's own JSON object, as text.
+    pub(super) fn metadata(&mut self) -> Presence<String> {
+        self.typed("metadata", |value| {
+            let text = value.to_string();
+            if value.is_object() && text.len() <= METADATA_BYTES_MAX {
+                Ok(text)
+            } else {
+                Err(format!("this is a JSON object of at most {METADATA_BYTES_MAX} bytes"))
+            }
+        })
+    }
+
+    /// A value of the path.
+    pub(super) fn checked<T>(&mut self, name: &str, parsed: Result<T, Malformed>) -> Option<T> {
+        parsed.map_err(|error| self.wrong(name, Code::InvalidRequest, &error.0)).ok()
+    }
+
+    /// The person's address.
+    pub(super) fn ip(&mut self) -> Option<IpAddr> {
+        let parse = |text: &str| text.parse().map_err(|_| Malformed("an IP address, version 4 or 6".to_owned()));
+        self.optional("ip", parse).value()
+    }
+
+    /// Notes every field that nobody took.
+    ///
+    /// # Errors
+    /// Everything that was wrong, if anything was.
+    pub(super) fn finish(&mut self) -> Result<(), Problem> {
+        for (name, _) in std::mem::take(&mut self.fields) {
+            self.wrong(&name, Code::InvalidRequest, "there is no such field");
+        }
+        if self.errors.is_empty() { Ok(()) } else { Err(self.problem()) }
+    }
+
+    /// Everything that was wrong.
+    pub(super) fn problem(&mut self) -> Problem {
+        let code = self.common.unwrap_or(Code::InvalidRequest);
+        let detail = match code {
+            Code::CodeMalformed => "A code is 1 to 64 letters, digits, - and _.",
+            Code::DurabilityUnavailable => "This version promises the durability level gate only.",
+            _ => "Mend the fields listed in `errors` and send the request again.",
+        };
+        Problem::new(code, detail).with("errors", std::mem::take(&mut self.errors))
+    }
+}
+
+/// What a body has of a field.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Presence<T> {
+    Absent,
+    Null,
+    /// It was there and wrong, which has been noted.
+    Wrong,
+    Value(T),
+}
+
+impl<T> Presence<T> {
+    /// The value, if there is one.
+    pub(super) fn value(self) -> Option<T> {
+        match self {
+            Self::Value(value) => Some(value),
+            Self::Absent | Self::Null | Self::Wrong => None,
+        }
+    }
+
+    /// As a change: nothing leaves the field alone, `Some(None)` removes it.
+    pub(super) fn patch(self) -> Option<Option<T>> {
+        match self {
+            Self::Value(value) => Some(Some(value)),
+            Self::Null => Some(None),
+            Self::Absent | Self::Wrong => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::{CodeCase, UserId};
+
+    fn body(text: &str) -> Body {
+        Body::parse(text.as_bytes()).unwrap()
+    }
+
+    fn pointers(problem: &Problem) -> Vec<String> {
+        let response = problem.response("/", "id");
+        let bytes = actix_web::body::MessageBody::try_into_bytes(response.into_body()).unwrap();
+        let value: Value = serde_json::from_slice(&bytes).unwrap();
+        value["errors"].as_array().unwrap().iter().map(|error| error["pointer"].as_str().unwrap().to_owned()).collect()
+    }
+
+    #[test]
+    fn every_bad_field_is_told_at_once() {
+        let mut body = body(r#"{"code": 5, "user": "", "ttl": 1, "max_uses": 0}"#);
+        body.code(|text| crate::domain::Code::parse(text, CodeCase::Insensitive));
+        body.required("user", UserId::parse);
+        body.required("group", UserId::parse);
+        body.count("max_uses", 10);
+        body.close();
+        let problem = body.problem();
+        assert_eq!(problem.code, Code::InvalidRequest);
+        assert_eq!(pointers(&problem), ["/code", "/user", "/group", "/max_uses", "/ttl"]);
+    }
+
+    #[test]
+    fn a_malformed_code_alone_has_a_code_of_its_own() {
+        let mut body = body(r#"{"code": "a b"}"#);
+        body.code(|text| crate::domain::Code::parse(text, CodeCase::Insensitive));
+        body.close();
+        assert_eq!(body.problem().code, Code::CodeMalformed);
+    }
+
+    #[test]
+    fn what_is_not_one_object_is_refused() {
+        for bad in ["", "[]", "1", "null", "{", r#"{"a":1,"a":2}"#, "{} {}", "{\"a\":\"\u{0}\"}", r#"{"a":1e999}"#] {
+            assert_eq!(Body::parse(bad.as_bytes()).unwrap_err().code, Code::InvalidRequest, "{bad:?}");
+        }
+        assert!(Body::parse(b"{\"a\":\"\xff\"}").is_err());
+        let deep = format!("{{\"a\":{}{}}}", "[".repeat(5000), "]".repeat(5000));
+        assert!(Body::parse(deep.as_bytes()).is_err());
+    }
+}

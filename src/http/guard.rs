@@ -1,0 +1,258 @@
+//! The one middleware: every request passes it, and no answer leaves without it.
+//!
+//! On the way in it names the request, finds the endpoint (else 404 or 405), asks for the key and compares its role. On
+//! the way out it turns every problem into its body, writes one log line and counts.
+
+use std::{
+    future::{Ready, ready},
+    time::Instant,
+};
+
+use actix_web::{
+    Error, FromRequest, HttpMessage, HttpRequest, HttpResponse,
+    body::{BoxBody, MessageBody},
+    dev::{Payload, ServiceRequest, ServiceResponse},
+    error::InternalError,
+    http::{
+        Method, StatusCode,
+        header::{self, HeaderMap, HeaderName, HeaderValue},
+    },
+    middleware::Next,
+    web,
+};
+
+use super::{
+    ENDPOINTS, Endpoint, REDEMPTIONS, State,
+    problem::{Code, Problem},
+    scope::Caller,
+};
+use crate::domain::RequestId;
+
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
+
+/// The request id that makes a repeat recognisable: what the client sent as Idempotency-Key, or for a redemption
+/// without one, what this node made.
+#[derive(Debug, Clone, Default)]
+pub(super) struct IdempotencyKey(pub(super) Option<RequestId>);
+
+impl FromRequest for IdempotencyKey {
+    type Error = Problem;
+    type Future = Ready<Result<Self, Problem>>;
+
+    fn from_request(request: &HttpRequest, _: &mut Payload) -> Self::Future {
+        ready(Ok(request.extensions().get::<Self>().cloned().unwrap_or_default()))
+    }
+}
+
+/// What is known about a request from its head.
+struct Head {
+    started: Instant,
+    method: Method,
+    path: String,
+    request_id: String,
+    endpoint: Option<&'static Endpoint>,
+    /// What goes back on every answer.
+    idempotency_key: Option<RequestId>,
+    /// Who asks.
+    key_id: Option<String>,
+}
+
+pub(super) async fn guard(
+    request: ServiceRequest,
+    next: Next<impl MessageBody + 'static>,
+) -> Result<ServiceResponse<BoxBody>, Error> {
+    let mut head = Head {
+        started: Instant::now(),
+        method: request.method().clone(),
+        path: request.path().to_owned(),
+        request_id: request_id(request.headers()),
+        endpoint: None,
+        idempotency_key: None,
+        key_id: None,
+    };
+    let Some(state) = request.app_data::<web::Data<State>>().cloned() else {
+        return Err(Problem::unexpected("the state of the service is missing").into());
+    };
+    if let Err(problem) = let_in(&state, &request, &mut head) {
+        let response = head.refuse(&problem);
+        return Ok(request.into_response(response));
+    }
+    // Body and answer have a limit of their own each; this is for what is stuck in between.
+    let answer = match tokio::time::timeout(state.request_timeout * 2, next.call(request)).await {
+        Ok(answer) => answer?,
+        Err(_) => {
+            let problem = if head.method == Method::GET {
+                Problem::new(Code::Overloaded, "The answer took too long. Try again soon.")
+            } else {
+                Problem::new(
+                    Code::OutcomeUnknown,
+                    "The answer took too long. Repeat the request with the same Idempotency-Key to learn the outcome.",
+                )
+                .with("reached", "none")
+            };
+            let response = head.refuse(&problem);
+            return Err(InternalError::from_response(problem, response).into());
+        }
+    };
+    let (request, response) = answer.into_parts();
+    let response = match response.error() {
+        Some(error) => {
+            let mapped;
+            let problem = match error.as_error::<Problem>() {
+                Some(problem) => problem,
+                None => {
+                    mapped = problem_of(error);
+                    &mapped
+                }
+            };
+            head.refuse(problem)
+        }
+        None => head.finish(response.map_into_boxed_body(), None),
+    };
+    Ok(ServiceResponse::new(request, response))
+}
+
+/// Finds the endpoint and opens it, or says why not.
+fn let_in(state: &State, request: &ServiceRequest, head: &mut Head) -> Result<(), Problem> {
+    // The path as the router sees it, so that both always speak of the same endpoint.
+    let pattern = request.resource_map().match_pattern(request.match_info().as_str());
+    let here: Vec<_> = ENDPOINTS.iter().filter(|endpoint| pattern.as_deref() == Some(endpoint.path)).collect();
+    if here.is_empty() {
+        return Err(Problem::new(Code::RouteNotFound, "There is nothing at this path; docs/api.md lists all paths."));
+    }
+    let Some(endpoint) = here.iter().find(|endpoint| endpoint.method == head.method) else {
+        let methods: Vec<_> = here.iter().map(|endpoint| endpoint.method.as_str()).collect();
+        return Err(Problem::new(Code::MethodNotAllowed, format!("This path has {}.", methods.join(", ")))
+            .with_allow(methods.join(", ")));
+    };
+    head.endpoint = Some(endpoint);
+    if endpoint.method == Method::POST {
+        let sent = request.headers().get(&IDEMPOTENCY_KEY);
+        let sent = sent.map(|value| RequestId::parse(value.to_str().unwrap_or_default())).transpose();
+        let key = sent.map_err(|error| Problem::new(Code::InvalidRequest, format!("Idempotency-Key: {error}.")))?;
+        head.idempotency_key = key.or_else(|| (endpoint.path == REDEMPTIONS).then(crate::ids::request));
+        request.extensions_mut().insert(IdempotencyKey(head.idempotency_key.clone()));
+    }
+    if !accepts_json(request.headers()) && endpoint.path != "/metrics" {
+        return Err(Problem::new(Code::NotAcceptable, "Answers are application/json; accept that."));
+    }
+    let Some(role) = endpoint.role else { return Ok(()) };
+    let authorization = request.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
+    let key = authorization.and_then(|header| state.keys.open(header)).ok_or_else(|| {
+        Problem::new(Code::Unauthorized, "Send Authorization: Bearer <API key>, with a key that is not revoked.")
+    })?;
+    head.key_id = Some(key.id.clone());
+    if !key.role.includes(role) {
+        let detail = format!("This needs the role {}; this API key has {}.", role.as_str(), key.role.as_str());
+        return Err(Problem::new(Code::Forbidden, detail));
+    }
+    request.extensions_mut().insert(Caller(key));
+    Ok(())
+}
+
+/// The id that the caller gave the request, or a new one.
+fn request_id(headers: &HeaderMap) -> String {
+    let sent = headers.get(&REQUEST_ID).and_then(|value| value.to_str().ok());
+    let sent = sent.filter(|text| (1..=128).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_graphic()));
+    sent.map_or_else(|| crate::ids::unique().to_string(), str::to_owned)
+}
+
+/// Source: RFC 9110 §12.5.1; weights are not looked at, but that a type is not refused with `q=0`.
+fn accepts_json(headers: &HeaderMap) -> bool {
+    let mut values = headers.get_all(header::ACCEPT).filter_map(|value| value.to_str().ok()).peekable();
+    let accepts = |range: &str| {
+        let mut parts = range.split(';').map(str::trim);
+        let media_type = parts.next().unwrap_or_default().to_ascii_lowercase();
+        let refused = parts.any(|part| matches!(part, "q=0" | "q=0.0" | "q=0.00" | "q=0.000"));
+        let json = ["*/*", "application/*", "application/json", "application/problem+json"];
+        json.contains(&media_type.as_str()) && !refused
+    };
+    values.peek().is_none() || values.flat_map(|value| value.split(',')).any(accepts)
+}
+
+/// What an error of the framework means.
+fn problem_of(error: &Error) -> Problem {
+    match error.as_response_error().status_code() {
+        StatusCode::PAYLOAD_TOO_LARGE => Problem::new(Code::BodyTooLarge, "The body is too long."),
+        StatusCode::REQUEST_TIMEOUT => Problem::new(Code::RequestTimeout, "The request did not arrive in time."),
+        // A path whose percent-encoding is not text.
+        StatusCode::NOT_FOUND => Problem::new(Code::InvalidRequest, "The path is not percent-encoded UTF-8."),
+        status if status.is_client_error() => Problem::new(Code::InvalidRequest, error.to_string()),
+        _ => Problem::unexpected(&error.to_string()),
+    }
+}
+
+impl Head {
+    fn refuse(&self, problem: &Problem) -> HttpResponse {
+        self.finish(problem.response(&self.path, &self.request_id), Some(problem))
+    }
+
+    /// Adds what every answer has, writes the log line and counts.
+    fn finish(&self, mut response: HttpResponse, problem: Option<&Problem>) -> HttpResponse {
+        let headers = response.headers_mut();
+        let mut set = |name: HeaderName, value: &str| {
+            if let Ok(value) = HeaderValue::from_str(value) {
+                headers.insert(name, value);
+            }
+        };
+        set(REQUEST_ID, &self.request_id);
+        set(header::X_CONTENT_TYPE_OPTIONS, "nosniff");
+        set(header::CACHE_CONTROL, "no-store");
+        if let Some(key) = &self.idempotency_key {
+            set(IDEMPOTENCY_KEY, key.as_str());
+        }
+        self.log(response.status(), problem);
+        response
+    }
+
+    fn log(&self, status: StatusCode, problem: Option<&Problem>) {
+        let elapsed = self.started.elapsed();
+        // The pattern and never the path: paths hold codes and users.
+        let route = self.endpoint.map_or("none", |endpoint| endpoint.path);
+        let labels = [
+            ("method", self.endpoint.map_or("none", |endpoint| endpoint.method_text).to_owned()),
+            ("route", route.to_owned()),
+            ("status", status.as_str().to_owned()),
+        ];
+        metrics::counter!("redeemer_http_requests_total", &labels).increment(1);
+        metrics::histogram!("redeemer_http_request_seconds", "route" => route).record(elapsed.as_secs_f64());
+        let millis = elapsed.as_secs_f64() * 1000.0;
+        let Self { request_id, method, .. } = self;
+        let (status, key) = (status.as_u16(), self.key_id.as_deref().unwrap_or("none"));
+        match problem {
+            Some(problem) if status >= 500 => tracing::error!(
+                request_id, %method, route, status, key, millis,
+                code = problem.code.as_str(), cause = problem.cause(), "request"
+            ),
+            Some(problem) => tracing::info!(
+                request_id, %method, route, status, key, millis, code = problem.code.as_str(), "request"
+            ),
+            None if self.endpoint.is_some_and(|endpoint| endpoint.role.is_none()) => {
+                tracing::debug!(request_id, %method, route, status, millis, "request");
+            }
+            None => tracing::info!(request_id, %method, route, status, key, millis, "request"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn json_is_accepted_unless_the_caller_says_otherwise() {
+        let accepts = |text: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(header::ACCEPT, HeaderValue::from_str(text).unwrap());
+            accepts_json(&headers)
+        };
+        assert!(accepts_json(&HeaderMap::new()));
+        for good in ["*/*", "application/json", "text/html, application/*;q=0.8", "Application/Problem+JSON"] {
+            assert!(accepts(good), "{good}");
+        }
+        for bad in ["text/html", "application/json;q=0", "application/xml"] {
+            assert!(!accepts(bad), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,340 @@
+//! Invites: `POST` makes one (its code given or made up), `GET` shows one as the gate has it or lists what the ledger
+//! has, `PATCH` (JSON merge patch, RFC 7396) changes one while it is hot, `DELETE` removes one that nobody has redeemed.
+//!
+//! The ETag is the invite's revision, which counts administrators' changes only: uses never spoil an If-Match.
+
+use actix_web::{HttpRequest, HttpResponse, http::header, web};
+use serde_json::{Value, json};
+
+use super::{
+    State,
+    body::{Body, Presence},
+    guard::IdempotencyKey,
+    page::{Query, pair},
+    problem::{Code, Problem},
+    redemptions::settings_of,
+    scope::Scope,
+};
+use crate::{
+    domain::{
+        Code as InviteCode, CodeCase, EmailDomain, Group, Invite, InviteId, InviteState, Malformed, Millis, Namespace,
+        UserId,
+        invite::{EMAIL_DOMAINS_MAX, MAX_USES_MAX},
+    },
+    gate::{
+        GateError,
+        change_invite::{ChangeInvite, Changed, InvitePatch},
+        create_invite::{CreateInvite, Created},
+        delete_invite::{DeleteInvite, Deleted},
+        show_invite::{ShowInvite, Which},
+    },
+    ledger::InviteFilter,
+};
+
+/// How often a made-up code is made up anew when it is taken: of 2⁶⁰ codes, one clash is rare and three never happen.
+const MADE_UP_TRIES: usize = 3;
+
+/// An invite as clients see it at `now`.
+fn view(invite: &Invite, now: Millis) -> Result<Value, Problem> {
+    let metadata: Option<Value> = invite
+        .metadata
+        .as_deref()
+        .map(serde_json::from_str)
+        .transpose()
+        .map_err(|error| Problem::internal("stored metadata is not JSON", &error))?;
+    Ok(json!({
+        "id": invite.id,
+        "namespace": invite.namespace,
+        "code": invite.code,
+        "group": invite.group,
+        "max_uses": invite.max_uses,
+        "uses": invite.uses,
+        "held": 0,
+        "remaining": invite.remaining(),
+        "state": invite.state(now),
+        "starts_at": invite.starts_at,
+        "expires_at": invite.expires_at,
+        "user": invite.user,
+        "email_domains": invite.email_domains,
+        "metadata": metadata,
+        "batch": null,
+        "revision": invite.revision,
+        "created_at": invite.created_at,
+        "updated_at": invite.updated_at,
+    }))
+}
+
+fn etag(revision: u64) -> (header::HeaderName, String) {
+    (header::ETAG, format!("\"{revision}\""))
+}
+
+fn missing() -> Problem {
+    Problem::new(Code::InviteNotFound, "No invite of this namespace has this id.")
+}
+
+fn taken(code: &str, by: InviteId) -> Problem {
+    Problem::new(
+        Code::CodeTaken,
+        format!("A live invite has the code {code}. Choose another code, or let that invite end first."),
+    )
+    .with("invite", by.to_string())
+}
+
+pub(super) async fn create(
+    state: web::Data<State>,
+    scope: Scope,
+    request: IdempotencyKey,
+    mut body: Body,
+) -> Result<HttpResponse, Problem> {
+    let settings = settings_of(&state, &scope.namespace).await?;
+    let wanted = body.optional("code", |text| InviteCode::parse(text, settings.code_case));
+    let group = body.required("group", Group::parse);
+    let max_uses = body.count("max_uses", MAX_USES_MAX);
+    if max_uses == Presence::Absent {
+        body.wrong("max_uses", Code::InvalidRequest, "this field is needed; null means without limit");
+    }
+    let (starts_at, expires_at) = (body.time("starts_at").value(), body.time("expires_at").value());
+    let user = body.optional("user", UserId::parse).value();
+    let email_domains = email_domains(&mut body).unwrap_or_default();
+    let metadata = body.metadata().value();
+    if let (Some(start), Some(end)) = (starts_at, expires_at)
+        && end <= start
+    {
+        body.wrong("expires_at", Code::InvalidRequest, "this lies after starts_at");
+    }
+    body.finish()?;
+    let (Some(group), Some(max_uses)) = (group, max_uses.patch()) else { return Err(body.problem()) };
+    let wanted = wanted.value();
+    let mut create = CreateInvite {
+        id: crate::ids::invite(&scope.namespace, &scope.caller.actor(), request.0.as_ref()),
+        namespace: scope.namespace,
+        code: wanted.clone().unwrap_or_else(|| made_up(settings.code_case)),
+        group,
+        max_uses,
+        starts_at,
+        expires_at,
+        user,
+        email_domains,
+        metadata,
+        actor: scope.caller.actor(),
+    };
+    let mut tries = 1;
+    loop {
+        match create.run(&state.gate).await? {
+            Created::Created { invite, now } => return created(&invite, now, &create),
+            Created::CodeTaken { .. } if wanted.is_none() && tries < MADE_UP_TRIES => {
+                create.code = made_up(settings.code_case);
+                tries += 1;
+            }
+            Created::CodeTaken { by } => return Err(taken(create.code.as_str(), by)),
+            // The first request with this key made the code up; it is the same invite.
+            Created::IdTaken { code } if wanted.is_none() => create.code = code,
+            Created::IdTaken { .. } => return Err(key_reused()),
+            Created::NamespaceNotFound => {
+                return Err(Problem::new(Code::NamespaceNotFound, "There is no such namespace, or it was archived."));
+            }
+        }
+    }
+}
+
+/// The answer to a new invite, or to a repeat that asks for the same one.
+fn created(invite: &Invite, now: Millis, asked: &CreateInvite) -> Result<HttpResponse, Problem> {
+    if invite.group != asked.group || invite.created_at == invite.updated_at && invite.max_uses != asked.max_uses {
+        return Err(key_reused());
+    }
+    let location = format!("/v1/namespaces/{}/invites/{}", invite.namespace, invite.id);
+    Ok(HttpResponse::Created()
+        .insert_header((header::LOCATION, location))
+        .insert_header(etag(invite.revision))
+        .json(view(invite, now)?))
+}
+
+fn key_reused() -> Problem {
+    Problem::new(
+        Code::IdempotencyKeyReused,
+        "This Idempotency-Key has made another invite. Use a new key for a new invite.",
+    )
+}
+
+/// A code that nobody guesses: 12 characters of 32 that are hard to mistake for each other, in three groups.
+fn made_up(case: CodeCase) -> InviteCode {
+    const ALPHABET: &[u8; 32] = b"23456789ABCDEFGHJKLMNPQRSTUVWXYZ";
+    loop {
+        let characters = crate::ids::characters::<12>(ALPHABET);
+        let text = [&characters[..4], &characters[4..8], &characters[8..]].join("-");
+        if let Ok(code) = InviteCode::parse(&text, case) {
+            return code;
+        }
+    }
+}
+
+pub(super) async fn show(state: web::Data<State>, scope: Scope, path: web::Path<(String, String)>) -> Result<HttpResponse, Problem> {
+    let id: InviteId = path.1.parse().map_err(|_| missing())?;
+    let from_ledger = state.ledger.invite(&scope.namespace, id);
+    shown(&state, &scope.namespace, Which::Id(id), from_ledger).await
+}
+
+pub(super) async fn show_by_code(
+    state: web::Data<State>,
+    scope: Scope,
+    path: web::Path<(String, String)>,
+) -> Result<HttpResponse, Problem> {
+    let known = match state.gate.settings(&scope.namespace).await {
+        Ok(known) => known.map(|settings| settings.code_case),
+        Err(GateError::Unexpected { .. }) => None,
+        Err(_) => state.ledger.namespace(&scope.namespace).await?.map(|settings| settings.code_case),
+    };
+    let Some(case) = known else {
+        return Err(Problem::new(Code::NamespaceNotFound, "There is no such namespace, or it was archived."));
+    };
+    let code = InviteCode::parse(&path.1, case)
+        .map_err(|error| Problem::new(Code::CodeMalformed, format!("In the path, {error}.")))?;
+    let from_ledger = state.ledger.invite_by_code(&scope.namespace, &code);
+    shown(&state, &scope.namespace, Which::Code(code.clone()), from_ledger).await
+}
+
+/// What the gate has, or while it can not be asked, what the ledger has.
+async fn shown(
+    state: &State,
+    namespace: &Namespace,
+    which: Which,
+    from_ledger: impl Future<Output = Result<Option<Invite>, crate::ledger::LedgerError>>,
+) -> Result<HttpResponse, Problem> {
+    let question = ShowInvite { namespace: namespace.clone(), which };
+    match question.run(&state.gate).await {
+        Ok(Some((invite, now))) => {
+            Ok(HttpResponse::Ok().insert_header(etag(invite.revision)).json(view(&invite, now)?))
+        }
+        Ok(None) => Err(missing()),
+        Err(error @ GateError::Unexpected { .. }) => Err(error.into()),
+        Err(_) => {
+            let invite = from_ledger.await?.ok_or_else(missing)?;
+            let mut shown = view(&invite, crate::ids::now())?;
+            shown["stale"] = json!(true);
+            Ok(HttpResponse::Ok().json(shown))
+        }
+    }
+}
+
+pub(super) async fn list(state: web::Data<State>, scope: Scope, mut query: Query) -> Result<HttpResponse, Problem> {
+    let known = state.ledger.namespace(&scope.namespace).await?;
+    let case = known.map(|settings| settings.code_case).unwrap_or_default();
+    let parameters = &mut query.parameters;
+    let filter = InviteFilter {
+        state: parameters.optional("state", InviteState::parse).value(),
+        group: parameters.optional("group", Group::parse).value(),
+        prefix: parameters
+            .optional("prefix", |text| InviteCode::parse(text, case).map(|code| code.as_str().to_owned()))
+            .value(),
+    };
+    let page = query.page()?;
+    let after = page.after(pair)?;
+    let now = crate::ids::now();
+    let found = state.ledger.invites(&scope.namespace, &filter, now, after.as_ref(), page.limit).await?;
+    let as_of = state.ledger.synced_at(state.gate.keys().partition_of(&scope.namespace)).await?;
+    let rows = found.rows.iter().map(|invite| view(invite, now)).collect::<Result<_, _>>()?;
+    let next = found.next.as_ref().map(|(code, id)| [code.as_str(), id.as_str()]);
+    Ok(page.answer(rows, next.as_ref().map(<[_; 2]>::as_slice), as_of))
+}
+
+pub(super) async fn change(
+    state: web::Data<State>,
+    scope: Scope,
+    path: web::Path<(String, String)>,
+    http: HttpRequest,
+    mut body: Body,
+) -> Result<HttpResponse, Problem> {
+    let patch = InvitePatch {
+        max_uses: body.count("max_uses", MAX_USES_MAX).patch(),
+        starts_at: body.time("starts_at").patch(),
+        expires_at: body.time("expires_at").patch(),
+        disabled: body
+            .typed("disabled", |value| value.as_bool().ok_or_else(|| "this is true or false".to_owned()))
+            .value(),
+        user: body.optional("user", UserId::parse).patch(),
+        email_domains: email_domains(&mut body),
+        metadata: body.metadata().patch(),
+    };
+    body.finish()?;
+    let id: InviteId = path.1.parse().map_err(|_| missing())?;
+    let change = ChangeInvite {
+        id,
+        namespace: scope.namespace,
+        change: crate::ids::unique(),
+        expected_revision: if_match(&http)?,
+        patch,
+        actor: scope.caller.actor(),
+    };
+    match change.run(&state.gate).await? {
+        Changed::Changed { invite, now } => {
+            Ok(HttpResponse::Ok().insert_header(etag(invite.revision)).json(view(&invite, now)?))
+        }
+        Changed::NotFound => Err(missing()),
+        Changed::PreconditionFailed { revision } => Err(precondition_failed(revision)),
+        Changed::LimitBelowUsed { uses } => Err(Problem::new(
+            Code::LimitBelowUsed,
+            format!("{uses} uses are spent. The limit can not be less than that."),
+        )
+        .with("uses", uses)),
+        Changed::CodeTaken { by } => Err(taken("of this invite", by)),
+        Changed::WindowReversed => {
+            body.wrong("expires_at", Code::InvalidRequest, "this lies after starts_at");
+            Err(body.problem())
+        }
+    }
+}
+
+pub(super) async fn delete(
+    state: web::Data<State>,
+    scope: Scope,
+    path: web::Path<(String, String)>,
+    http: HttpRequest,
+) -> Result<HttpResponse, Problem> {
+    let id: InviteId = path.1.parse().map_err(|_| missing())?;
+    let expected_revision = if_match(&http)?;
+    let actor = scope.caller.actor();
+    let delete = DeleteInvite { id, namespace: scope.namespace, expected_revision, actor };
+    match delete.run(&state.gate).await? {
+        Deleted::Deleted => Ok(HttpResponse::NoContent().finish()),
+        Deleted::NotFound => Err(missing()),
+        Deleted::InUse { uses } => Err(Problem::new(
+            Code::InviteInUse,
+            format!("{uses} uses are spent, and their record stays. Disable the invite instead."),
+        )
+        .with("uses", uses)),
+        Deleted::PreconditionFailed { revision } => Err(precondition_failed(revision)),
+    }
+}
+
+/// The revision that an If-Match header asks for; nothing without one, or for `*`.
+pub(super) fn if_match(http: &HttpRequest) -> Result<Option<u64>, Problem> {
+    let Some(header) = http.headers().get(header::IF_MATCH) else { return Ok(None) };
+    let text = header.to_str().unwrap_or_default().trim();
+    if text == "*" {
+        return Ok(None);
+    }
+    let revision = text.strip_prefix('"').and_then(|text| text.strip_suffix('"')).and_then(|text| text.parse().ok());
+    revision.map(Some).ok_or_else(|| {
+        Problem::new(Code::InvalidRequest, "If-Match is the ETag of an earlier answer, with its quotation marks, or *.")
+    })
+}
+
+pub(super) fn precondition_failed(revision: u64) -> Problem {
+    Problem::new(
+        Code::PreconditionFailed,
+        format!("It is at revision {revision} now. Read it again, then decide whether your change still fits."),
+    )
+    .with("revision", revision)
+}
+
+fn email_domains(body: &mut Body) -> Option<Vec<EmailDomain>> {
+    let domains = body.typed("email_domains", |value| {
+        let Value::Array(values) = value else { return Err("this is a list of e-mail domains".to_owned()) };
+        if values.len() > EMAIL_DOMAINS_MAX {
+            return Err(format!("this has at most {EMAIL_DOMAINS_MAX} domains"));
+        }
+        let parse = |value: &Value| EmailDomain::parse(value.as_str().unwrap_or_default());
+        values.iter().map(parse).collect::<Result<_, Malformed>>().map_err(|error| error.0)
+    });
+    domains.patch().map(Option::unwrap_or_default)
+}

@@ -1,0 +1,117 @@
+//! API keys: `POST` makes one and shows it this once, `GET` lists them without their secrets, `DELETE` revokes one.
+
+use actix_web::{HttpResponse, web};
+use serde_json::{Value, json};
+
+use super::{
+    State,
+    body::Body,
+    guard::IdempotencyKey,
+    page::Query,
+    problem::{Code, Problem},
+    scope::Caller,
+};
+use crate::{
+    domain::{ApiKey, Malformed, Namespace, Role, Token},
+    ledger::LedgerError,
+};
+
+/// The most namespaces that a key is tied to.
+const NAMESPACES_MAX: usize = 64;
+/// The longest name, in characters.
+const NAME_CHARS_MAX: usize = 100;
+
+fn view(key: &ApiKey) -> Value {
+    json!({
+        "id": key.id,
+        "name": key.name,
+        "role": key.role.as_str(),
+        "namespaces": key.namespaces,
+        "created_at": key.created_at,
+        "revoked_at": key.revoked_at,
+    })
+}
+
+fn parse_name(text: &str) -> Result<String, Malformed> {
+    if text.is_empty() || text.chars().count() > NAME_CHARS_MAX || text.chars().any(char::is_control) {
+        return Err(Malformed(format!("a name is 1 to {NAME_CHARS_MAX} characters of text")));
+    }
+    Ok(text.to_owned())
+}
+
+fn parse_namespaces(value: &Value) -> Result<Vec<Namespace>, String> {
+    let Value::Array(values) = value else { return Err("this is a list of namespaces".to_owned()) };
+    if !(1..=NAMESPACES_MAX).contains(&values.len()) {
+        return Err(format!("this has 1 to {NAMESPACES_MAX} namespaces; null means all"));
+    }
+    let parse = |value: &Value| Namespace::parse(value.as_str().unwrap_or_default());
+    values.iter().map(parse).collect::<Result<_, Malformed>>().map_err(|error| error.0)
+}
+
+/// Lets this node know at once; the others read the ledger every now and then.
+async fn refresh(state: &State) -> Result<(), LedgerError> {
+    state.keys.refresh(state.ledger.keys().await?);
+    Ok(())
+}
+
+pub(super) async fn create(
+    state: web::Data<State>,
+    caller: Caller,
+    request: IdempotencyKey,
+    mut body: Body,
+) -> Result<HttpResponse, Problem> {
+    let name = body.required("name", parse_name);
+    let role = body.required("role", Role::parse);
+    let namespaces = body.typed("namespaces", |value| parse_namespaces(&value)).value();
+    if role == Some(Role::Admin) && namespaces.is_some() {
+        // It could make itself a key without these bounds.
+        body.wrong("namespaces", Code::InvalidRequest, "an admin key is not tied to namespaces; use the role manage");
+    }
+    body.finish()?;
+    let (Some(name), Some(role)) = (name, role) else { return Err(body.problem()) };
+    let token: Token = crate::ids::token(&caller.actor(), request.0.as_ref());
+    let key = ApiKey {
+        id: token.id().to_owned(),
+        name,
+        role,
+        namespaces,
+        secret_sha256: token.secret_sha256(),
+        created_at: crate::ids::now(),
+        revoked_at: None,
+    };
+    match state.ledger.insert_key(&key).await {
+        Err(LedgerError::Rejected { .. }) if request.0.is_some() => {
+            return Err(Problem::new(
+                Code::IdempotencyKeyReused,
+                format!("This Idempotency-Key has made the key {}, which is shown only once. Revoke it and make another.", key.id),
+            )
+            .with("key", key.id));
+        }
+        other => other?,
+    }
+    refresh(&state).await?;
+    let mut shown = view(&key);
+    shown["key"] = json!(token.reveal());
+    Ok(HttpResponse::Created().json(shown))
+}
+
+pub(super) async fn list(state: web::Data<State>, query: Query) -> Result<HttpResponse, Problem> {
+    let page = query.page()?;
+    let after = page.after(super::page::single)?;
+    let keys = state.ledger.keys().await?;
+    let rest = keys.iter().skip_while(|key| after.as_ref().is_some_and(|after| key.id != *after));
+    let mut rest = rest.skip(usize::from(after.is_some()));
+    let limit = usize::try_from(page.limit).unwrap_or(usize::MAX);
+    let shown: Vec<_> = rest.by_ref().take(limit).collect();
+    let next = shown.last().filter(|_| rest.next().is_some()).map(|last| [last.id.as_str()]);
+    let rows = shown.iter().map(|key| view(key)).collect();
+    Ok(page.answer(rows, next.as_ref().map(<[_; 1]>::as_slice), None))
+}
+
+pub(super) async fn revoke(state: web::Data<State>, path: web::Path<String>) -> Result<HttpResponse, Problem> {
+    if !state.ledger.revoke_key(&path, crate::ids::now()).await? {
+        return Err(Problem::new(Code::KeyNotFound, "No API key has this id."));
+    }
+    refresh(&state).await?;
+    Ok(HttpResponse::NoContent().finish())
+}

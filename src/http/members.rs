@@ -1,0 +1,138 @@
+//! Members: who is in which group. `PUT` lets a user join another way than by a code, under the same rule; `DELETE` ends
+//! a membership, which leaves the use spent and lets the user redeem again. One user is shown as the gate has it, the
+//! list as the ledger has it.
+
+use actix_web::{HttpResponse, web};
+use serde_json::{Value, json};
+
+use super::{
+    State,
+    body::Body,
+    page::{Query, pair},
+    problem::{Code, Problem},
+    scope::Scope,
+};
+use crate::{
+    domain::{Group, Member, Namespace, Refusal, UserId},
+    gate::{
+        GateError,
+        join::{Join, Joined},
+        leave::{Leave, Left},
+        show_member::ShowMember,
+    },
+    ledger::MemberFilter,
+};
+
+fn missing() -> Problem {
+    Problem::new(Code::MemberNotFound, "The user is not a member.")
+}
+
+fn namespace_missing() -> Problem {
+    Refusal::NamespaceNotFound.into()
+}
+
+/// The user, and the group where the path has one.
+fn named(user: &str, group: Option<&str>) -> Result<(UserId, Option<Group>), Problem> {
+    let mut path = Body::default();
+    let user = path.checked("user", UserId::parse(user));
+    let group = group.and_then(|group| path.checked("group", Group::parse(group)));
+    path.finish()?;
+    user.map(|user| (user, group)).ok_or_else(|| path.problem())
+}
+
+/// The memberships of a user, and whether they come from the ledger because the gate can not be asked.
+async fn memberships(state: &State, namespace: &Namespace, user: &UserId) -> Result<(Vec<Member>, bool), Problem> {
+    let question = ShowMember { namespace: namespace.clone(), user: user.clone() };
+    match question.run(&state.gate).await {
+        Ok(members) => Ok((members, false)),
+        Err(error @ GateError::Unexpected { .. }) => Err(error.into()),
+        Err(_) => {
+            let filter = MemberFilter { user: Some(user.clone()), group: None };
+            Ok((state.ledger.members(namespace, &filter, None, 1000).await?.rows, true))
+        }
+    }
+}
+
+fn with_stale(mut shown: Value, stale: bool) -> HttpResponse {
+    if stale {
+        shown["stale"] = json!(true);
+    }
+    HttpResponse::Ok().json(shown)
+}
+
+pub(super) async fn show(state: web::Data<State>, scope: Scope, path: web::Path<(String, String)>) -> Result<HttpResponse, Problem> {
+    let (user, _) = named(&path.1, None)?;
+    let (members, stale) = memberships(&state, &scope.namespace, &user).await?;
+    if members.is_empty() {
+        return Err(missing());
+    }
+    Ok(with_stale(json!({"namespace": scope.namespace, "user": user, "memberships": members}), stale))
+}
+
+pub(super) async fn show_one(
+    state: web::Data<State>,
+    scope: Scope,
+    path: web::Path<(String, String, String)>,
+) -> Result<HttpResponse, Problem> {
+    let (user, group) = named(&path.1, Some(&path.2))?;
+    let (members, stale) = memberships(&state, &scope.namespace, &user).await?;
+    let member = members.into_iter().find(|member| Some(&member.group) == group.as_ref()).ok_or_else(missing)?;
+    Ok(with_stale(json!(member), stale))
+}
+
+pub(super) async fn join(
+    state: web::Data<State>,
+    scope: Scope,
+    path: web::Path<(String, String, String)>,
+) -> Result<HttpResponse, Problem> {
+    let (user, group) = named(&path.1, Some(&path.2))?;
+    let Some(group) = group else { return Err(missing()) };
+    let actor = scope.caller.actor();
+    match (Join { namespace: scope.namespace, user, group, actor }).run(&state.gate).await? {
+        Joined::Joined(member) => Ok(HttpResponse::Created().json(member)),
+        Joined::Already(member) => Ok(HttpResponse::Ok().json(member)),
+        Joined::AlreadyMember { group, redemption } => Err(Refusal::AlreadyMember { group, redemption }.into()),
+        Joined::NamespaceNotFound => Err(namespace_missing()),
+    }
+}
+
+pub(super) async fn leave(
+    state: web::Data<State>,
+    scope: Scope,
+    path: web::Path<(String, String, String)>,
+) -> Result<HttpResponse, Problem> {
+    let (user, group) = named(&path.1, Some(&path.2))?;
+    left(&state, scope, user, group).await
+}
+
+pub(super) async fn leave_all(
+    state: web::Data<State>,
+    scope: Scope,
+    path: web::Path<(String, String)>,
+) -> Result<HttpResponse, Problem> {
+    let (user, _) = named(&path.1, None)?;
+    left(&state, scope, user, None).await
+}
+
+async fn left(state: &State, scope: Scope, user: UserId, group: Option<Group>) -> Result<HttpResponse, Problem> {
+    let actor = scope.caller.actor();
+    match (Leave { namespace: scope.namespace, user, group, actor }).run(&state.gate).await? {
+        Left::Left(_) => Ok(HttpResponse::NoContent().finish()),
+        Left::NotMember => Err(missing()),
+        Left::NamespaceNotFound => Err(namespace_missing()),
+    }
+}
+
+pub(super) async fn list(state: web::Data<State>, scope: Scope, mut query: Query) -> Result<HttpResponse, Problem> {
+    let filter = MemberFilter {
+        user: query.parameters.optional("user", UserId::parse).value(),
+        group: query.parameters.optional("group", Group::parse).value(),
+    };
+    let page = query.page()?;
+    let after = page.after(pair)?;
+    let found = state.ledger.members(&scope.namespace, &filter, after.as_ref(), page.limit).await?;
+    let as_of = state.ledger.synced_at(state.gate.keys().partition_of(&scope.namespace)).await?;
+    let next = found.next.as_ref().map(|(user, group)| [user.as_str(), group.as_str()]);
+    let rows = found.rows.iter().map(|member| json!(member)).collect();
+    Ok(page.answer(rows, next.as_ref().map(<[_; 2]>::as_slice), as_of))
+}

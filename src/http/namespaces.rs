@@ -1,0 +1,160 @@
+//! Namespaces and their settings: `PUT` makes one (201) or sets its rules (200), `PATCH` changes some of them, `DELETE`
+//! archives it: it answers nobody from then on, and the ledger keeps all that it had. The membership rule and whether
+//! codes differ by case are fixed when a namespace is made.
+
+use actix_web::{HttpRequest, HttpResponse, http::header, web};
+use serde_json::{Value, json};
+
+use super::{
+    State,
+    body::Body,
+    invites::{if_match, precondition_failed},
+    page::{Query, single},
+    problem::{Code, Problem},
+    redemptions::durability,
+    scope::{Caller, Scope},
+};
+use crate::{
+    domain::{CodeCase, MembershipRule, Namespace, Quota, Refusal, Settings},
+    gate::{
+        GateError,
+        put_namespace::{Action, NamespacePut, PutNamespace, Rules, RulesPatch},
+        show_namespace::ShowNamespace,
+    },
+};
+
+fn view(name: &Namespace, settings: &Settings) -> Value {
+    let quota = |quota: Option<Quota>| quota.map(|quota| quota.to_string());
+    json!({
+        "name": name,
+        "membership": settings.membership.as_str(),
+        "code_case": settings.code_case.as_str(),
+        "durability": settings.durability.as_str(),
+        "rate_user": quota(settings.rate_user),
+        "rate_ip": quota(settings.rate_ip),
+        "rate_code": quota(settings.rate_code),
+        "rate_namespace": quota(settings.rate_namespace),
+        "rate_guess": quota(settings.rate_guess),
+        "revision": settings.revision,
+        "created_at": settings.created_at,
+        "updated_at": settings.updated_at,
+        "archived_at": settings.archived_at,
+    })
+}
+
+fn missing() -> Problem {
+    Refusal::NamespaceNotFound.into()
+}
+
+/// The rate limits that a body sets; null switches one off.
+fn rates(body: &mut Body) -> [Option<Option<Quota>>; 5] {
+    ["rate_user", "rate_ip", "rate_code", "rate_namespace", "rate_guess"]
+        .map(|name| body.optional(name, Quota::parse).patch())
+}
+
+pub(super) async fn put(
+    state: web::Data<State>,
+    scope: Scope,
+    http: HttpRequest,
+    mut body: Body,
+) -> Result<HttpResponse, Problem> {
+    let new = &state.new_namespace;
+    let membership = body.optional("membership", MembershipRule::parse).value();
+    let code_case = body.optional("code_case", CodeCase::parse).value();
+    let durability = durability(&mut body).unwrap_or(new.durability);
+    let [user, ip, code, namespace, guess] = rates(&mut body);
+    let rules = Rules {
+        membership: membership.unwrap_or(new.membership),
+        code_case: code_case.unwrap_or(new.code_case),
+        durability,
+        rate_user: user.unwrap_or(new.rate_user),
+        rate_ip: ip.unwrap_or(new.rate_ip),
+        rate_code: code.unwrap_or(new.rate_code),
+        rate_namespace: namespace.unwrap_or(new.rate_namespace),
+        rate_guess: guess.unwrap_or(new.rate_guess),
+    };
+    body.finish()?;
+    run(&state, scope, &http, Action::Put(rules)).await
+}
+
+pub(super) async fn patch(
+    state: web::Data<State>,
+    scope: Scope,
+    http: HttpRequest,
+    mut body: Body,
+) -> Result<HttpResponse, Problem> {
+    for fixed in ["membership", "code_case"] {
+        body.typed::<()>(fixed, |_| Err("this is fixed when a namespace is made".to_owned()));
+    }
+    let durability = durability(&mut body);
+    let [rate_user, rate_ip, rate_code, rate_namespace, rate_guess] = rates(&mut body);
+    body.finish()?;
+    let patch = RulesPatch { durability, rate_user, rate_ip, rate_code, rate_namespace, rate_guess };
+    run(&state, scope, &http, Action::Patch(patch)).await
+}
+
+pub(super) async fn archive(state: web::Data<State>, scope: Scope, http: HttpRequest) -> Result<HttpResponse, Problem> {
+    run(&state, scope, &http, Action::Archive).await
+}
+
+async fn run(state: &State, scope: Scope, http: &HttpRequest, action: Action) -> Result<HttpResponse, Problem> {
+    let archives = action == Action::Archive;
+    let put = PutNamespace {
+        namespace: scope.namespace,
+        action,
+        change: crate::ids::unique(),
+        expected_revision: if_match(http)?,
+        actor: scope.caller.actor(),
+    };
+    let (mut response, settings) = match put.run(&state.gate).await? {
+        NamespacePut::Changed { .. } if archives => return Ok(HttpResponse::NoContent().finish()),
+        NamespacePut::Created { settings, .. } => (HttpResponse::Created(), settings),
+        NamespacePut::Changed { settings, .. } => (HttpResponse::Ok(), settings),
+        NamespacePut::NotFound => return Err(missing()),
+        NamespacePut::PreconditionFailed { revision } => return Err(precondition_failed(revision)),
+        NamespacePut::FixedRules { settings } => {
+            let mut body = Body::default();
+            let is = |text: &str| format!("this is fixed when a namespace is made; here it is {text}");
+            body.wrong("membership", Code::InvalidRequest, &is(settings.membership.as_str()));
+            body.wrong("code_case", Code::InvalidRequest, &is(settings.code_case.as_str()));
+            return Err(body.problem());
+        }
+    };
+    response.insert_header((header::ETAG, format!("\"{}\"", settings.revision)));
+    Ok(response.json(view(&put.namespace, &settings)))
+}
+
+pub(super) async fn show(state: web::Data<State>, scope: Scope) -> Result<HttpResponse, Problem> {
+    let question = ShowNamespace { namespace: scope.namespace.clone() };
+    let (settings, stale) = match question.run(&state.gate).await {
+        Ok(shown) => (shown.map(|(settings, _)| settings), false),
+        Err(error @ GateError::Unexpected { .. }) => return Err(error.into()),
+        Err(_) => (state.ledger.namespace(&scope.namespace).await?, true),
+    };
+    let settings = settings.ok_or_else(missing)?;
+    let mut shown = view(&scope.namespace, &settings);
+    let mut response = HttpResponse::Ok();
+    if stale {
+        shown["stale"] = json!(true);
+    } else {
+        response.insert_header((header::ETAG, format!("\"{}\"", settings.revision)));
+    }
+    Ok(response.json(shown))
+}
+
+pub(super) async fn list(state: web::Data<State>, caller: Caller, query: Query) -> Result<HttpResponse, Problem> {
+    let page = query.page()?;
+    // A key that is tied to namespaces sees no others; there are few of them, so they come on one page.
+    if let Some(only) = &caller.0.namespaces {
+        let mut rows = Vec::new();
+        for name in only {
+            rows.extend(state.ledger.namespace(name).await?.map(|settings| view(name, &settings)));
+        }
+        return Ok(page.answer(rows, None, None));
+    }
+    let after = page.after(single)?;
+    let found = state.ledger.namespaces(after.as_deref(), page.limit).await?;
+    let rows = found.rows.iter().map(|(name, settings)| view(name, settings)).collect();
+    let next = found.next.as_deref().map(|name| [name]);
+    Ok(page.answer(rows, next.as_ref().map(<[_; 1]>::as_slice), None))
+}

@@ -1,0 +1,185 @@
+//! `POST …/redemptions` spends one use of a code for a user, once per Idempotency-Key: 201 for a new redemption, 200
+//! with `replayed` for a repeat. `GET …/redemptions` lists what the ledger has, newest first. `GET …/redemptions/{id}`
+//! finds one, also one that the ledger does not have yet.
+
+use actix_web::{HttpResponse, http::header, web};
+use serde::Serialize;
+use serde_json::value::RawValue;
+
+use super::{
+    State,
+    body::Body,
+    guard::IdempotencyKey,
+    page::{Page, Query, single},
+    problem::{Code, Problem, rate_headers},
+    scope::Scope,
+};
+use crate::{
+    domain::{
+        Code as InviteCode, Cursor, Durability, EmailDomain, Group, InviteId, Malformed, Millis, Namespace, Outcome,
+        Position, Redemption, RedemptionId, Settings, UserId,
+    },
+    gate::{
+        outbox,
+        redeem::{Mode, Redeem},
+    },
+    ledger::{RedemptionFilter, RedemptionRecord},
+};
+
+/// A redemption as clients see it.
+#[derive(Serialize)]
+struct View<'a> {
+    id: RedemptionId,
+    namespace: &'a Namespace,
+    invite: InviteId,
+    code: &'a InviteCode,
+    group: &'a Group,
+    user: &'a UserId,
+    #[serde(rename = "use")]
+    ordinal: u64,
+    remaining: Option<u64>,
+    redeemed_at: Millis,
+    replayed: bool,
+    /// The strongest level that is known to hold it.
+    durability: &'static str,
+    position: Position,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    metadata: Option<Box<RawValue>>,
+}
+
+impl<'a> View<'a> {
+    fn new(redemption: &'a Redemption, replayed: bool, reached: Durability) -> Self {
+        let Redemption { id, namespace, invite, code, group, user, .. } = redemption;
+        Self {
+            id: *id,
+            namespace,
+            invite: *invite,
+            code,
+            group,
+            user,
+            ordinal: redemption.ordinal,
+            remaining: redemption.remaining,
+            redeemed_at: redemption.redeemed_at,
+            replayed,
+            durability: reached.as_str(),
+            position: redemption.position,
+            metadata: None,
+        }
+    }
+
+    fn with_metadata(mut self, metadata: Option<String>) -> Result<Self, Problem> {
+        let raw = metadata.map(RawValue::from_string).transpose();
+        self.metadata = raw.map_err(|error| Problem::internal("stored metadata is not JSON", &error))?;
+        Ok(self)
+    }
+}
+
+/// The rules of a namespace, which say what its codes are.
+pub(super) async fn settings_of(state: &State, namespace: &Namespace) -> Result<std::sync::Arc<Settings>, Problem> {
+    state
+        .gate
+        .settings(namespace)
+        .await?
+        .ok_or_else(|| Problem::new(Code::NamespaceNotFound, "There is no such namespace, or it was archived."))
+}
+
+/// A durability level that this version can promise.
+pub(super) fn durability(body: &mut Body) -> Option<Durability> {
+    let asked = body.optional("durability", Durability::parse).value()?;
+    if asked != Durability::Gate {
+        body.wrong("durability", Code::DurabilityUnavailable, "this version promises the level gate only");
+    }
+    Some(asked)
+}
+
+pub(super) async fn redeem(
+    state: web::Data<State>,
+    scope: Scope,
+    request: IdempotencyKey,
+    mut body: Body,
+) -> Result<HttpResponse, Problem> {
+    let settings = settings_of(&state, &scope.namespace).await?;
+    let code = body.code(|text| InviteCode::parse(text, settings.code_case));
+    let user = body.required("user", UserId::parse);
+    let ip = body.ip();
+    let email_domain = body.optional("email", EmailDomain::of_address).value();
+    let metadata = body.metadata().value();
+    durability(&mut body);
+    body.finish()?;
+    let (Some(code), Some(user)) = (code, user) else { return Err(body.problem()) };
+    let request = request.0.unwrap_or_else(crate::ids::request);
+    let mode = Mode::Redeem { request, redemption: crate::ids::redemption(), metadata };
+    let caller = scope.caller.actor();
+    let question =
+        Redeem { namespace: scope.namespace, code, user: Some(user), ip, email_domain, caller, mode };
+    let answer = state.gate.redeem(question).await?;
+    let (mut response, redemption, replayed) = match &answer.outcome {
+        Outcome::Granted(redemption) => (HttpResponse::Created(), redemption, false),
+        Outcome::Replayed(redemption) => (HttpResponse::Ok(), redemption, true),
+        Outcome::Refused(refusal) => return Err(Problem::from(refusal.clone()).with_rates(answer.rates)),
+        Outcome::Allowed => return Err(Problem::unexpected("a redemption was answered like a validation")),
+    };
+    for header in rate_headers(&answer.rates) {
+        response.insert_header(header);
+    }
+    if !replayed {
+        let location = format!("/v1/namespaces/{}/redemptions/{}", redemption.namespace, redemption.id);
+        response.insert_header((header::LOCATION, location));
+    }
+    Ok(response.json(View::new(redemption, replayed, Durability::Gate)))
+}
+
+pub(super) async fn show(state: web::Data<State>, scope: Scope, path: web::Path<(String, String)>) -> Result<HttpResponse, Problem> {
+    let missing = || Problem::new(Code::RedemptionNotFound, "No redemption of this namespace has this id.");
+    let id: RedemptionId = path.1.parse().map_err(|_| missing())?;
+    let answer = |redemption: &Redemption, metadata, reached| {
+        Ok(HttpResponse::Ok().json(View::new(redemption, false, reached).with_metadata(metadata)?))
+    };
+    if let Some(RedemptionRecord { redemption, metadata }) = state.ledger.redemption(&scope.namespace, id).await? {
+        return answer(&redemption, metadata, Durability::Ledger);
+    }
+    if let Some(found) = outbox::find_redemption(&state.gate, &scope.namespace, id).await? {
+        return answer(&found.redemption, found.metadata, Durability::Gate);
+    }
+    // It may have gone across, and out of the outbox, between the two looks.
+    match state.ledger.redemption(&scope.namespace, id).await? {
+        Some(RedemptionRecord { redemption, metadata }) => answer(&redemption, metadata, Durability::Ledger),
+        None => Err(missing()),
+    }
+}
+
+pub(super) async fn list(state: web::Data<State>, scope: Scope, mut query: Query) -> Result<HttpResponse, Problem> {
+    let parameters = &mut query.parameters;
+    let filter = RedemptionFilter {
+        code: listed_code(&state, &scope.namespace, parameters).await?,
+        invite: parameters.optional("invite", str::parse).value(),
+        user: parameters.optional("user", UserId::parse).value(),
+        group: parameters.optional("group", Group::parse).value(),
+        after: parameters.time("after").value(),
+        before: parameters.time("before").value(),
+    };
+    let page: Page = query.page()?;
+    let before: Option<Cursor> = page.after(|parts| single(parts)?.parse().ok())?;
+    let found = state.ledger.redemptions(&scope.namespace, &filter, before, page.limit).await?;
+    let as_of = state.ledger.synced_at(state.gate.keys().partition_of(&scope.namespace)).await?;
+    let rows = found
+        .rows
+        .into_iter()
+        .map(|RedemptionRecord { redemption, metadata }| {
+            let view = View::new(&redemption, false, Durability::Ledger).with_metadata(metadata)?;
+            serde_json::to_value(view).map_err(|error| Problem::internal("writing a redemption", &error))
+        })
+        .collect::<Result<_, Problem>>()?;
+    let next = found.next.map(|cursor| cursor.to_string());
+    Ok(page.answer(rows, next.as_deref().map(|next| [next]).as_ref().map(<[_; 1]>::as_slice), as_of))
+}
+
+/// The parameter `code`, folded as the namespace says; taken as it is where the ledger does not know the namespace.
+async fn listed_code(
+    state: &State,
+    namespace: &Namespace,
+    parameters: &mut Body,
+) -> Result<Option<InviteCode>, Problem> {
+    let case = state.ledger.namespace(namespace).await?.map(|settings| settings.code_case).unwrap_or_default();
+    Ok(parameters.optional("code", |text| InviteCode::parse(text, case).map_err(|error: Malformed| error)).value())
+}

@@ -1,0 +1,56 @@
+//! `POST …/validations` says what a redemption would be told and spends nothing but the guessing budget:
+//! `{"allowed": true}`, or `{"allowed": false, "code": …, "detail": …}`, both with 200.
+
+use actix_web::{HttpResponse, web};
+use serde_json::json;
+
+use super::{
+    State,
+    body::Body,
+    problem::{Code, Problem, rate_headers},
+    redemptions::settings_of,
+    scope::Scope,
+};
+use crate::{
+    domain::{Code as InviteCode, EmailDomain, Outcome, UserId},
+    gate::redeem::{Mode, Redeem},
+};
+
+pub(super) async fn validate(state: web::Data<State>, scope: Scope, mut body: Body) -> Result<HttpResponse, Problem> {
+    let settings = settings_of(&state, &scope.namespace).await?;
+    let code = body.code(|text| InviteCode::parse(text, settings.code_case));
+    let user = body.optional("user", UserId::parse).value();
+    let ip = body.ip();
+    let email_domain = body.optional("email", EmailDomain::of_address).value();
+    body.finish()?;
+    let Some(code) = code else { return Err(body.problem()) };
+    let caller = scope.caller.actor();
+    let question =
+        Redeem { namespace: scope.namespace, code, user, ip, email_domain, caller, mode: Mode::Validate };
+    let answer = state.gate.redeem(question).await?;
+    let problem = match answer.outcome {
+        Outcome::Allowed => None,
+        Outcome::Refused(refusal) => Some(Problem::from(refusal)),
+        Outcome::Granted(_) | Outcome::Replayed(_) => {
+            return Err(Problem::unexpected("a validation was answered like a redemption"));
+        }
+    };
+    // What says nothing about the code is an answer to the request itself.
+    let problem = match problem {
+        Some(problem) if problem.code.status().is_server_error() => return Err(problem.with_rates(answer.rates)),
+        Some(problem) if matches!(problem.code, Code::RateLimited | Code::TooManyAttempts | Code::NamespaceNotFound) => {
+            return Err(problem.with_rates(answer.rates));
+        }
+        other => other,
+    };
+    let mut response = HttpResponse::Ok();
+    for header in rate_headers(&answer.rates) {
+        response.insert_header(header);
+    }
+    Ok(match problem {
+        None => response.json(json!({"allowed": true})),
+        Some(problem) => {
+            response.json(json!({"allowed": false, "code": problem.code.as_str(), "detail": problem.detail()}))
+        }
+    })
+}

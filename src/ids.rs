@@ -1,0 +1,90 @@
+//! Ids, random numbers and the clock: the only place that draws or reads them. The domain gets them as arguments.
+
+use jiff::Timestamp;
+use sha2::{Digest, Sha256};
+use uuid::Uuid;
+
+use crate::domain::{InviteId, Millis, Namespace, RedemptionId, RequestId, Token};
+
+/// A UUID v7 (RFC 9562 §5.7).
+#[must_use]
+pub fn unique() -> Uuid {
+    Uuid::now_v7()
+}
+
+/// An id for a new redemption.
+#[must_use]
+pub fn redemption() -> RedemptionId {
+    RedemptionId(unique())
+}
+
+/// A request id for a caller who sent none.
+#[must_use]
+pub fn request() -> RequestId {
+    RequestId::from_uuid(unique())
+}
+
+/// An id for a new invite. Where the caller sent an Idempotency-Key it follows from that key (UUID v8, RFC 9562 §5.8),
+/// so that a repeat makes the same invite.
+#[must_use]
+pub fn invite(namespace: &Namespace, caller: &str, request: Option<&RequestId>) -> InviteId {
+    InviteId(request.map_or_else(unique, |request| {
+        let digest = digest(&["invite", namespace.as_str(), caller, request.as_str()]);
+        let mut bytes = [0; 16];
+        bytes.copy_from_slice(&digest[..16]);
+        uuid::Builder::from_custom_bytes(bytes).into_uuid()
+    }))
+}
+
+/// A new API key. Where the caller sent an Idempotency-Key its public part follows from that key.
+#[must_use]
+pub fn token(caller: &str, request: Option<&RequestId>) -> Token {
+    let mut bytes: [u8; 30] = rand::random();
+    if let Some(request) = request {
+        bytes[..10].copy_from_slice(&digest(&["key", caller, request.as_str()])[..10]);
+    }
+    Token::from_random(bytes)
+}
+
+/// Random characters of an alphabet of 1 to 256, each as likely as the others.
+#[must_use]
+pub fn characters<const COUNT: usize>(alphabet: &[u8]) -> String {
+    use rand::RngExt as _;
+    let mut random = rand::rng();
+    (0..COUNT).map(|_| char::from(alphabet[random.random_range(0..alphabet.len())])).collect()
+}
+
+/// Now, by this machine's clock. Never used for a decision: those go by the clock of Redis.
+#[must_use]
+pub fn now() -> Millis {
+    Timestamp::now().into()
+}
+
+/// None of the parts holds a control character, so the lines can not run together.
+fn digest(parts: &[&str]) -> [u8; 32] {
+    Sha256::digest(parts.join("\n").as_bytes()).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_repeat_makes_the_same_invite_and_nobody_else_does() {
+        let namespace = Namespace::default_namespace();
+        let request = RequestId::parse("order-1").unwrap();
+        let first = invite(&namespace, "a", Some(&request));
+        assert_eq!(first, invite(&namespace, "a", Some(&request)));
+        assert_ne!(first, invite(&namespace, "b", Some(&request)));
+        assert_ne!(invite(&namespace, "a", None), invite(&namespace, "a", None));
+        assert_eq!(first.to_string().parse::<InviteId>().unwrap(), first);
+    }
+
+    #[test]
+    fn a_repeat_makes_a_key_of_the_same_id_with_another_secret() {
+        let request = RequestId::parse("order-1").unwrap();
+        let (one, two) = (token("a", Some(&request)), token("a", Some(&request)));
+        assert_eq!(one.id(), two.id());
+        assert_ne!(one, two);
+    }
+}
