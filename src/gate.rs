@@ -29,6 +29,7 @@ pub mod rebuild;
 pub mod redeem;
 mod reply;
 pub mod script;
+pub mod server;
 pub mod show_invite;
 pub mod show_member;
 pub mod show_namespace;

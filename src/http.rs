@@ -25,6 +25,7 @@ use std::{io, net::TcpListener, sync::Arc, time::Duration};
 
 use actix_web::{
     App, HttpServer, Route,
+    dev::Server,
     http::{Method, KeepAlive},
     middleware::from_fn,
     web,
@@ -72,6 +73,9 @@ pub struct ServeOptions {
     /// How long requests in flight may take once the server stops.
     pub drain_timeout: Duration,
 }
+
+/// How long the head of a request may take to arrive.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// One operation.
 pub(crate) struct Endpoint {
@@ -139,28 +143,7 @@ pub async fn serve(
     options: ServeOptions,
     stop: CancellationToken,
 ) -> io::Result<()> {
-    let data = web::Data::new(state);
-    let mut server = HttpServer::new(move || {
-        App::new().app_data(data.clone()).wrap(from_fn(guard::guard)).configure(routes)
-    })
-    .keep_alive(KeepAlive::Timeout(options.keep_alive))
-    .client_request_timeout(Duration::from_secs(10))
-    .shutdown_timeout(options.drain_timeout.as_secs().max(1))
-    .disable_signals();
-    if options.workers > 0 {
-        server = server.workers(options.workers);
-    }
-    let workers = if options.workers > 0 { options.workers } else { num_cores() };
-    let server = server.max_connections(options.connections_max.div_ceil(workers)).listen(listener)?.run();
-    let handle = server.handle();
-    tokio::pin!(server);
-    tokio::select! {
-        ended = &mut server => return ended,
-        () = stop.cancelled() => {}
-    }
-    // The server runs only while it is polled.
-    let ((), ended) = tokio::join!(handle.stop(true), server);
-    ended
+    run_until(start(listener, state, &options)?, stop).await
 }
 
 /// Serves `/metrics` alone, without a key, until `stop`.
@@ -172,14 +155,34 @@ pub async fn serve_metrics(
     metrics: PrometheusHandle,
     stop: CancellationToken,
 ) -> io::Result<()> {
+    run_until(start_metrics(listener, metrics)?, stop).await
+}
+
+fn start(listener: TcpListener, state: State, options: &ServeOptions) -> io::Result<Server> {
+    let data = web::Data::new(state);
+    let workers = if options.workers > 0 { options.workers } else { num_cores() };
+    let server = HttpServer::new(move || {
+        App::new().app_data(data.clone()).wrap(from_fn(guard::guard)).configure(routes)
+    });
+    let server = server
+        .workers(workers)
+        .max_connections(options.connections_max.div_ceil(workers))
+        .keep_alive(KeepAlive::Timeout(options.keep_alive))
+        .client_request_timeout(HEAD_TIMEOUT)
+        .shutdown_timeout(options.drain_timeout.as_secs().max(1))
+        .disable_signals();
+    Ok(server.listen(listener)?.run())
+}
+
+fn start_metrics(listener: TcpListener, metrics: PrometheusHandle) -> io::Result<Server> {
     let server = HttpServer::new(move || {
         let metrics = metrics.clone();
         App::new().route("/metrics", web::get().to(move || std::future::ready(metrics.render())))
-    })
-    .workers(1)
-    .disable_signals()
-    .listen(listener)?
-    .run();
+    });
+    Ok(server.workers(1).disable_signals().listen(listener)?.run())
+}
+
+async fn run_until(server: Server, stop: CancellationToken) -> io::Result<()> {
     let handle = server.handle();
     tokio::pin!(server);
     tokio::select! {

@@ -1,5 +1,6 @@
 //! `redeemer` decides, at sign-up-rush speed and never wrongly, whether a user may spend one use of an invite code.
 
+pub mod app;
 pub mod config;
 pub mod domain;
 pub mod gate;

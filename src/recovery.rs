@@ -25,6 +25,9 @@ use crate::{
     sync::{self, SyncError},
 };
 
+/// Why a partition is closed that opens by itself.
+pub const UNDER_WAY: &str = "recovery is under way";
+
 /// Invites or users that are read from the ledger at once.
 const PAGE_ROWS: u32 = 1000;
 
@@ -88,8 +91,7 @@ pub async fn admit(
     tracing::info!(%partition, was = %row.cursor, lineage = survey.lineage, "recovery begins");
 
     // (1) The ledger first: from here on every other recovery of this partition has a higher epoch.
-    let reason = "recovery is under way";
-    let Ok(epoch) = ledger.close_partition(lease, reason).await? else {
+    let Ok(epoch) = ledger.close_partition(lease, UNDER_WAY).await? else {
         return Ok(Admission::Overtaken);
     };
     let next = Fence { deployment: deployment.id.clone(), lineage: survey.lineage.clone(), epoch };

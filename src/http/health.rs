@@ -22,17 +22,19 @@ pub struct Readiness {
 pub struct Check {
     /// What.
     pub name: &'static str,
-    /// Whether it is.
+    /// Whether a node without it should be sent no requests.
+    pub required: bool,
+    /// Whether it is well.
     pub ok: bool,
     /// What is wrong, for an operator.
     pub detail: Option<String>,
 }
 
 impl Readiness {
-    /// Whether everything is well. Nothing has been looked at yet: not ready.
+    /// Whether everything that is required is well. Nothing has been looked at yet: not ready.
     #[must_use]
     pub fn is_ready(&self) -> bool {
-        !self.checks.is_empty() && self.checks.iter().all(|check| check.ok)
+        !self.checks.is_empty() && self.checks.iter().all(|check| check.ok || !check.required)
     }
 }
 

@@ -1,0 +1,436 @@
+//! The only place that wires the parts together and starts tasks: [`build`] → [`App::run`].
+//!
+//! Every task has this module as its owner: one that ends before it should takes the process down with an error, and
+//! all are awaited before the process ends. Stopping goes from the outside in: not ready, no new requests, the requests
+//! in flight, the outboxes into the ledger, the leases, and the embedded Redis last.
+
+mod admin_key;
+mod readiness;
+
+use std::{future::Future, net::TcpListener, sync::Arc, time::Duration};
+
+use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
+use secrecy::ExposeSecret;
+use tokio::{sync::watch, task::JoinSet};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    config::Config,
+    domain::{CodeCase, Durability, MembershipRule, Token},
+    gate::{Gate, GateOptions, put_namespace::Rules, server},
+    http::{self, Keys, Readiness, ServeOptions, State},
+    ledger::{Deployment, Ledger, LedgerOptions},
+    local_server::{DataDir, LocalServer},
+    recovery,
+    sync::{self, SyncOptions, chain},
+};
+
+/// Why the service did not start: everything that is wrong, each with what to do.
+#[derive(Debug, thiserror::Error)]
+#[error("redeemer can not start:\n  - {}", .0.join("\n  - "))]
+pub struct StartError(Vec<String>);
+
+impl StartError {
+    fn of(error: &(dyn std::error::Error + 'static)) -> Self {
+        Self(vec![chain(error)])
+    }
+}
+
+/// Why the service ended by itself.
+#[derive(Debug, thiserror::Error)]
+#[error("{task} has ended{}", why.as_ref().map(|why| format!(": {why}")).unwrap_or_default())]
+pub struct TaskEnded {
+    task: &'static str,
+    why: Option<String>,
+}
+
+/// The service, ready to run.
+pub struct App {
+    config: Config,
+    listener: TcpListener,
+    metrics_listener: Option<TcpListener>,
+    gate: Gate,
+    lanes: std::pin::Pin<Box<dyn Future<Output = ()> + Send>>,
+    ledger: Ledger,
+    deployment: Deployment,
+    local_server: Option<LocalServer>,
+    keys: Arc<Keys>,
+    metrics: PrometheusHandle,
+    readiness: watch::Sender<Readiness>,
+}
+
+/// Checks everything, starts the embedded Redis if there is to be one, and connects. Requests are not served yet.
+///
+/// # Errors
+/// [`StartError`] with every problem that could be found; nothing runs then.
+pub async fn build(config: Config) -> Result<App, StartError> {
+    let mut problems = Vec::new();
+    let listener = bind(config.http.bind, "http.bind").map_err(|problem| problems.push(problem)).ok();
+    let metrics_listener = config.http.metrics_bind.map(|address| bind(address, "http.metrics_bind")).transpose();
+    let metrics_listener = metrics_listener.map_err(|problem| problems.push(problem)).ok();
+    let (Some(listener), Some(metrics_listener)) = (listener, metrics_listener) else {
+        return Err(StartError(problems));
+    };
+    let local_server = if config.is_embedded() {
+        let data_dir = DataDir::lock(&config.data_dir).map_err(|error| StartError::of(&error))?;
+        let started = LocalServer::start(data_dir, config.redis.server.as_deref()).await;
+        Some(started.map_err(|error| StartError::of(&error))?)
+    } else {
+        None
+    };
+    match connect(&config, local_server.as_ref()).await {
+        Ok((gate, lanes, ledger, deployment, keys)) => Ok(App {
+            metrics: recorder()?,
+            readiness: watch::Sender::new(Readiness::default()),
+            lanes: Box::pin(lanes),
+            config,
+            listener,
+            metrics_listener,
+            gate,
+            ledger,
+            deployment,
+            local_server,
+            keys,
+        }),
+        Err(error) => {
+            if let Some(server) = local_server {
+                server.stop().await;
+            }
+            Err(error)
+        }
+    }
+}
+
+type Connected<L> = (Gate, L, Ledger, Deployment, Arc<Keys>);
+
+async fn connect(
+    config: &Config,
+    local_server: Option<&LocalServer>,
+) -> Result<Connected<impl Future<Output = ()> + Send + use<>>, StartError> {
+    let (gate, lanes) = Gate::new(gate_options(config, local_server)).map_err(|error| StartError::of(&error))?;
+    let (redis, ledger) = tokio::join!(server::info(&gate), open_ledger(config));
+    let mut problems = Vec::new();
+    match redis {
+        Ok(info) => problems.extend(info.unfit().iter().map(ToString::to_string)),
+        Err(error) => problems.push(format!(
+            "{}; start that Redis, or mend redis.url, or leave it empty for the embedded default",
+            chain(&error)
+        )),
+    }
+    match ledger {
+        Ok((ledger, deployment, keys)) if problems.is_empty() => Ok((gate, lanes, ledger, deployment, keys)),
+        Ok(_) => Err(StartError(problems)),
+        Err(problem) => {
+            problems.push(problem);
+            Err(StartError(problems))
+        }
+    }
+}
+
+async fn open_ledger(config: &Config) -> Result<(Ledger, Deployment, Arc<Keys>), String> {
+    let ledger = ledger(config).await?;
+    let explain = |error| format!("{} ({})", chain(&error), config.ledger.path.display());
+    let deployment = ledger.deployment(config.gate.partitions, crate::ids::unique()).await.map_err(explain)?;
+    admin_key::ensure(config, &ledger).await?;
+    let configured: Vec<_> = config
+        .auth
+        .admin_key
+        .iter()
+        .filter_map(|key| Token::parse(key.expose_secret()).ok())
+        .collect();
+    let keys = Keys::new(&configured);
+    keys.refresh(ledger.keys().await.map_err(explain)?);
+    Ok((ledger, deployment, Arc::new(keys)))
+}
+
+/// The configured ledger; its directory is made if it is missing.
+///
+/// # Errors
+/// A sentence that names the file and what is wrong with it.
+pub async fn ledger(config: &Config) -> Result<Ledger, String> {
+    let path = config.ledger.path.clone();
+    let unusable = |what: String| format!("{what} ({}); mend ledger.url or data.dir", path.display());
+    if let Some(directory) = path.parent() {
+        std::fs::create_dir_all(directory).map_err(|error| unusable(format!("its directory can not be made: {error}")))?;
+    }
+    let options = LedgerOptions {
+        path: path.clone(),
+        connections_max: config.ledger.connections_max,
+        busy_timeout: config.ledger.busy_timeout,
+    };
+    Ledger::open(&options).await.map_err(|error| unusable(chain(&error)))
+}
+
+pub use admin_key::reset as reset_admin_key;
+
+fn bind(address: std::net::SocketAddr, setting: &str) -> Result<TcpListener, String> {
+    TcpListener::bind(address).map_err(|error| {
+        format!("{address} can not be listened on: {error}; stop what uses it, or set {setting} to another address")
+    })
+}
+
+fn gate_options(config: &Config, local_server: Option<&LocalServer>) -> GateOptions {
+    let given = config.redis.url.as_ref().map(|url| url.expose_secret().to_owned());
+    GateOptions {
+        url: local_server.map(LocalServer::url).or(given).unwrap_or_default(),
+        key_prefix: config.redis.key_prefix.clone(),
+        partitions: config.gate.partitions,
+        connect_timeout: config.redis.connect_timeout,
+        reply_timeout: config.redis.reply_timeout,
+        pool_size: config.redis.pool_size,
+        connections: config.gate.connections,
+        batch_max: config.gate.batch_max,
+        queue_max: config.gate.queue_max,
+        deadline: config.gate.deadline,
+        outbox_max: config.gate.outbox_max,
+        clock_ms: None,
+    }
+}
+
+fn recorder() -> Result<PrometheusHandle, StartError> {
+    let seconds = [0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0];
+    let requests = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0];
+    PrometheusBuilder::new()
+        .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), &seconds)
+        .and_then(|builder| builder.set_buckets_for_metric(Matcher::Suffix("_batch_requests".to_owned()), &requests))
+        .and_then(PrometheusBuilder::install_recorder)
+        .map_err(|error| StartError::of(&error))
+}
+
+/// The rules that a new namespace begins with.
+fn new_namespace(config: &Config) -> Rules {
+    let limits = config.rate_limit;
+    Rules {
+        membership: MembershipRule::default(),
+        code_case: CodeCase::default(),
+        durability: Durability::default(),
+        rate_user: limits.user,
+        rate_ip: limits.ip,
+        rate_code: limits.code,
+        rate_namespace: limits.namespace,
+        rate_guess: limits.guess,
+    }
+}
+
+impl App {
+    /// Where it listens.
+    ///
+    /// # Errors
+    /// When the system does not say.
+    pub fn address(&self) -> std::io::Result<std::net::SocketAddr> {
+        self.listener.local_addr()
+    }
+
+    /// Whether it should be sent requests, as it changes.
+    #[must_use]
+    pub fn readiness(&self) -> watch::Receiver<Readiness> {
+        self.readiness.subscribe()
+    }
+
+    /// The embedded Redis, if there is one.
+    #[must_use]
+    pub fn local_server(&self) -> Option<&LocalServer> {
+        self.local_server.as_ref()
+    }
+
+    /// The settings that it runs with.
+    #[must_use]
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// Serves until `shutdown`, then stops from the outside in.
+    ///
+    /// # Errors
+    /// [`TaskEnded`] when a part ended by itself; the others have been stopped then.
+    pub async fn run(self, shutdown: CancellationToken) -> Result<(), TaskEnded> {
+        let Self { config, gate, ledger, deployment, keys, readiness, .. } = self;
+        if !config.http.bind.ip().is_loopback() {
+            tracing::warn!(
+                bind = %config.http.bind,
+                "listening beyond this machine without TLS: put a balancer with TLS in front, or API keys can be read on the way"
+            );
+        }
+        let state = State {
+            gate: gate.clone(),
+            ledger: ledger.clone(),
+            keys: keys.clone(),
+            readiness: readiness.subscribe(),
+            metrics: self.metrics.clone(),
+            new_namespace: new_namespace(&config),
+            body_bytes_max: config.http.body_bytes_max,
+            request_timeout: config.http.request_timeout,
+        };
+        let serve_options = ServeOptions {
+            workers: config.http.workers,
+            keep_alive: config.http.keep_alive,
+            connections_max: config.http.connections_max,
+            drain_timeout: config.http.drain_timeout,
+        };
+        let sync_context = sync::Context {
+            gate: gate.clone(),
+            ledger: ledger.clone(),
+            deployment: deployment.clone(),
+            options: SyncOptions {
+                owner: format!("{}-{}", std::process::id(), crate::ids::unique()),
+                batch_max: config.sync.batch_max,
+                lease_ttl: config.sync.lease_ttl,
+                // Whoever held them was another process of this data directory, which is locked now.
+                steal_leases: config.is_embedded(),
+                block: config.sync.block,
+                backoff_max: config.sync.backoff_max,
+                drain_timeout: config.http.drain_timeout,
+            },
+        };
+        let watcher = readiness::Watcher {
+            gate: gate.clone(),
+            ledger: ledger.clone(),
+            new_namespace: new_namespace(&config),
+            readiness: readiness.clone(),
+        };
+
+        // Each stage stops only when the one before has ended.
+        let stop_front = CancellationToken::new();
+        let stop_sync = CancellationToken::new();
+        let stop_rest = CancellationToken::new();
+        let mut front = Tasks::default();
+        front.spawn("the HTTP server", http::serve(self.listener, state, serve_options, stop_front.clone()));
+        let mut syncing = Tasks::default();
+        syncing.spawn("the sync", infallible(sync::run(sync_context, stop_sync.clone())));
+        let mut rest = Tasks::default();
+        if let Some(listener) = self.metrics_listener {
+            rest.spawn("the metrics server", http::serve_metrics(listener, self.metrics.clone(), stop_rest.clone()));
+        }
+        rest.spawn("readiness", until(stop_rest.clone(), watcher.run()));
+        rest.spawn("the fences", until(stop_rest.clone(), refresh_fences(gate.clone(), ledger.clone(), deployment)));
+        rest.spawn("the API keys", until(stop_rest.clone(), refresh_keys(keys, ledger.clone(), config.auth.refresh)));
+        rest.spawn("the metrics", until(stop_rest.clone(), upkeep(self.metrics)));
+        rest.spawn("the lanes", until(stop_rest.clone(), self.lanes));
+        let stop_server = CancellationToken::new();
+        let server = self.local_server.map(|server| tokio::spawn(server.watch(stop_server.clone())));
+        let mut watched = std::pin::pin!(watch_server(server));
+
+        let ended = tokio::select! {
+            () = shutdown.cancelled() => None,
+            ended = front.next() => Some(ended),
+            ended = syncing.next() => Some(ended),
+            ended = rest.next() => Some(ended),
+            ended = &mut watched => Some(ended.err().unwrap_or(TaskEnded { task: "the embedded Redis", why: None })),
+        };
+        if let Some(ended) = &ended {
+            tracing::error!(error = %ended, "stopping");
+        } else {
+            tracing::info!("stopping: no new requests, then the outboxes into the ledger");
+        }
+        readiness.send_replace(Readiness::default());
+        stop_front.cancel();
+        front.join().await;
+        stop_sync.cancel();
+        syncing.join().await;
+        stop_rest.cancel();
+        rest.join().await;
+        drop(gate);
+        stop_server.cancel();
+        if !matches!(&ended, Some(TaskEnded { task: "the embedded Redis", .. }))
+            && let Ok(Some(server)) = watched.await
+        {
+            server.stop().await;
+        }
+        ledger.close().await;
+        tracing::info!("stopped");
+        ended.map_or(Ok(()), Err)
+    }
+}
+
+/// The tasks of one stage.
+#[derive(Default)]
+struct Tasks {
+    running: JoinSet<TaskEnded>,
+}
+
+impl Tasks {
+    fn spawn<E: std::error::Error + 'static>(
+        &mut self,
+        task: &'static str,
+        work: impl Future<Output = Result<(), E>> + Send + 'static,
+    ) {
+        self.running.spawn(async move {
+            let why = work.await.err().map(|error| chain(&error));
+            TaskEnded { task, why }
+        });
+    }
+
+    /// The first that ends.
+    async fn next(&mut self) -> TaskEnded {
+        match self.running.join_next().await {
+            Some(Ok(ended)) => ended,
+            Some(Err(panic)) => TaskEnded { task: "a task", why: Some(panic.to_string()) },
+            None => std::future::pending().await,
+        }
+    }
+
+    async fn join(&mut self) {
+        while let Some(ended) = self.running.join_next().await {
+            match ended {
+                Ok(TaskEnded { why: None, .. }) => {}
+                Ok(ended) => tracing::error!(error = %ended, "while stopping"),
+                Err(panic) => tracing::error!(error = %panic, "while stopping"),
+            }
+        }
+    }
+}
+
+async fn infallible(work: impl Future<Output = ()>) -> Result<(), std::convert::Infallible> {
+    work.await;
+    Ok(())
+}
+
+/// Runs `work`, which never ends by itself, until `stop`.
+async fn until(stop: CancellationToken, work: impl Future<Output = ()>) -> Result<(), std::convert::Infallible> {
+    stop.run_until_cancelled(work).await;
+    Ok(())
+}
+
+type Watched = tokio::task::JoinHandle<Result<LocalServer, crate::local_server::LocalServerError>>;
+
+/// The embedded Redis once its watch has ended; never, where there is none to watch.
+async fn watch_server(server: Option<Watched>) -> Result<Option<LocalServer>, TaskEnded> {
+    let Some(server) = server else { return std::future::pending().await };
+    let task = "the embedded Redis";
+    match server.await {
+        Ok(Ok(server)) => Ok(Some(server)),
+        Ok(Err(error)) => Err(TaskEnded { task, why: Some(chain(&error)) }),
+        Err(panic) => Err(TaskEnded { task, why: Some(panic.to_string()) }),
+    }
+}
+
+/// Asks the ledger what each partition is open on: every now and then, and at once when Redis disagreed.
+async fn refresh_fences(gate: Gate, ledger: Ledger, deployment: Deployment) {
+    const EVERY: Duration = Duration::from_millis(250);
+    const AT_MOST_EVERY: Duration = Duration::from_millis(10);
+    loop {
+        if let Err(error) = recovery::refresh_fences(&gate, &ledger, &deployment).await {
+            tracing::warn!(error = chain(&error), "the ledger can not be asked what is open; trying again");
+        }
+        tokio::time::sleep(AT_MOST_EVERY).await;
+        drop(tokio::time::timeout(EVERY, gate.doubted()).await);
+    }
+}
+
+/// Reads the API keys anew every now and then, so that other nodes' changes arrive.
+async fn refresh_keys(keys: Arc<Keys>, ledger: Ledger, every: Duration) {
+    loop {
+        tokio::time::sleep(every).await;
+        match ledger.keys().await {
+            Ok(known) => keys.refresh(known),
+            Err(error) => tracing::warn!(error = chain(&error), "the API keys can not be read; those known stay"),
+        }
+    }
+}
+
+async fn upkeep(metrics: PrometheusHandle) {
+    loop {
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        metrics.run_upkeep();
+    }
+}

@@ -1,0 +1,122 @@
+//! Looks after what `/readyz` says.
+
+use std::time::Duration;
+
+use tokio::sync::watch;
+
+use crate::{
+    domain::{Namespace, Partition},
+    gate::{
+        Gate,
+        put_namespace::{Action, NamespacePut, PutNamespace, Rules},
+        server,
+    },
+    http::{Check, Readiness},
+    ledger::{Ledger, PartitionRow, PartitionState},
+    recovery,
+    sync::chain,
+};
+
+/// How often it looks before the node is ready for the first time, and after that.
+const EVERY_AT_FIRST: Duration = Duration::from_millis(10);
+const EVERY: Duration = Duration::from_millis(500);
+/// Who makes the first namespace.
+const ACTOR: &str = "start";
+
+pub(super) struct Watcher {
+    pub(super) gate: Gate,
+    pub(super) ledger: Ledger,
+    pub(super) new_namespace: Rules,
+    pub(super) readiness: watch::Sender<Readiness>,
+}
+
+impl Watcher {
+    /// Looks for ever.
+    pub(super) async fn run(self) {
+        let mut has_default = false;
+        let mut was_ready = false;
+        loop {
+            let redis = self.redis().await;
+            let partitions = self.ledger.partitions().await;
+            let ledger = Check {
+                name: "ledger",
+                // Redemptions go on without it, up to the outbox's limit: no reason to send them elsewhere.
+                required: false,
+                ok: partitions.is_ok(),
+                detail: partitions.as_ref().err().map(|error| chain(error)),
+            };
+            let partitions = match partitions {
+                Ok(rows) => {
+                    let home = self.gate.keys().partition_of(&Namespace::default_namespace());
+                    if !has_default && is_open(&rows, home) {
+                        has_default = self.ensure_default().await;
+                    }
+                    let waits = |row: &&PartitionRow| is_coming(row);
+                    let settled = rows.iter().find(waits).is_none() && (has_default || !is_open(&rows, home));
+                    open_partitions(&rows, was_ready || settled)
+                }
+                Err(_) => Check { name: "partitions", required: true, ok: was_ready, detail: None },
+            };
+            let readiness = Readiness { checks: vec![redis, partitions, ledger] };
+            was_ready |= readiness.is_ready();
+            self.readiness.send_if_modified(|known| {
+                let changed = known.checks != readiness.checks;
+                *known = readiness;
+                changed
+            });
+            tokio::time::sleep(if was_ready { EVERY } else { EVERY_AT_FIRST }).await;
+        }
+    }
+
+    async fn redis(&self) -> Check {
+        let detail = match server::info(&self.gate).await {
+            Ok(info) => info.unfit().first().map(ToString::to_string),
+            Err(error) => Some(chain(&error)),
+        };
+        Check { name: "redis", required: true, ok: detail.is_none(), detail }
+    }
+
+    async fn ensure_default(&self) -> bool {
+        let put = PutNamespace {
+            namespace: Namespace::default_namespace(),
+            action: Action::Ensure(self.new_namespace.clone()),
+            change: crate::ids::unique(),
+            expected_revision: None,
+            actor: ACTOR.to_owned(),
+        };
+        match put.run(&self.gate).await {
+            Ok(NamespacePut::Created { .. } | NamespacePut::Changed { .. }) => true,
+            Ok(other) => {
+                tracing::error!(?other, "the namespace default can not be made");
+                true
+            }
+            Err(error) => {
+                tracing::debug!(error = chain(&error), "the namespace default can not be made yet");
+                false
+            }
+        }
+    }
+}
+
+fn is_open(rows: &[PartitionRow], partition: Partition) -> bool {
+    rows.iter().any(|row| row.partition == partition && row.state == PartitionState::Open)
+}
+
+/// Whether a partition will open without anybody's help.
+fn is_coming(row: &PartitionRow) -> bool {
+    row.state != PartitionState::Open && row.reason.as_deref().is_none_or(|reason| reason == recovery::UNDER_WAY)
+}
+
+fn open_partitions(rows: &[PartitionRow], settled: bool) -> Check {
+    let closed: Vec<_> = rows
+        .iter()
+        .filter(|row| row.state != PartitionState::Open)
+        .map(|row| format!("{}: {}", row.partition, row.reason.as_deref().unwrap_or("not opened yet")))
+        .collect();
+    Check {
+        name: "partitions",
+        required: true,
+        ok: settled && closed.len() < rows.len(),
+        detail: (!closed.is_empty()).then(|| format!("closed: {}", closed.join("; "))),
+    }
+}
