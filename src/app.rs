@@ -20,7 +20,7 @@ use crate::{
     gate::{Gate, GateOptions, put_namespace::Rules, server},
     http::{self, Keys, Readiness, ServeOptions, State},
     ledger::{Deployment, Ledger, LedgerOptions},
-    local_server::{DataDir, LocalServer},
+    local_server::{self, DataDir, LocalServer},
     recovery,
     sync::{self, SyncOptions, chain},
 };
@@ -167,6 +167,18 @@ fn bind(address: std::net::SocketAddr, setting: &str) -> Result<TcpListener, Str
     TcpListener::bind(address).map_err(|error| {
         format!("{address} can not be listened on: {error}; stop what uses it, or set {setting} to another address")
     })
+}
+
+/// A gate for a look from outside, at the configured Redis or at the running embedded one. It has no lanes.
+///
+/// # Errors
+/// When the URL can not be understood.
+pub fn gate(config: &Config) -> Result<Gate, redis::RedisError> {
+    let mut options = gate_options(config, None);
+    if config.is_embedded() {
+        options.url = local_server::url_of(&local_server::socket_in(&config.data_dir));
+    }
+    Gate::new(options).map(|(gate, _lanes)| gate)
 }
 
 fn gate_options(config: &Config, local_server: Option<&LocalServer>) -> GateOptions {

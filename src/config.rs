@@ -410,7 +410,8 @@ impl Read {
     fn data_dir(&mut self, sources: &Sources) -> Option<PathBuf> {
         let text = self.text("data.dir");
         if !text.is_empty() {
-            return Some(PathBuf::from(text));
+            // Other programs are told of it, and they may run elsewhere.
+            return Some(std::path::absolute(&text).unwrap_or_else(|_| PathBuf::from(text)));
         }
         let home =
             |name: &str| sources.env.get(name).filter(|value| !value.is_empty()).map(PathBuf::from);

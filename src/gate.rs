@@ -18,6 +18,7 @@ pub mod delete_invite;
 mod failure;
 mod fields;
 mod find_code;
+pub mod inspect;
 pub mod join;
 pub mod key;
 mod lane;

@@ -167,6 +167,13 @@ impl LocalServer {
         &self.socket
     }
 
+    /// The program that opens it in a terminal.
+    #[must_use]
+    pub fn client_program(&self) -> &'static str {
+        let name = self.program.file_name().unwrap_or_default();
+        if name == "valkey-server" { "valkey-cli" } else { "redis-cli" }
+    }
+
     /// What runs: the program and its version.
     #[must_use]
     pub fn description(&self) -> String {
@@ -249,7 +256,9 @@ impl LocalServer {
     }
 }
 
-fn url_of(socket: &Path) -> String {
+/// The URL of a server that listens on a socket.
+#[must_use]
+pub fn url_of(socket: &Path) -> String {
     format!("unix://{}", socket.display())
 }
 
@@ -320,14 +329,19 @@ fn write_config(directory: &Path, socket: &Path) -> Result<(), LocalServerError>
          appendonly yes\n\
          appendfsync always\n\
          maxmemory-policy noeviction\n",
-        socket = socket.display(),
-        directory = directory.display(),
+        socket = in_quotes(socket),
+        directory = in_quotes(directory),
     );
     let failed = |cause| LocalServerError::Io { doing: "writing", path: path.clone(), cause };
     let mut options = File::options();
     let mut file =
         options.write(true).create(true).truncate(true).mode(0o600).open(&path).map_err(failed)?;
     file.write_all(text.as_bytes()).map_err(failed)
+}
+
+/// A path as it stands between the quotation marks of a redis.conf.
+fn in_quotes(path: &Path) -> String {
+    path.display().to_string().replace('\\', r"\\").replace('"', r#"\""#)
 }
 
 fn make_private_dir(path: &Path) -> Result<(), LocalServerError> {

@@ -1,3 +1,5 @@
-//! The `redeemer` program.
+//! The program: everything is in the library.
 
-fn main() {}
+fn main() -> std::process::ExitCode {
+    redeemer::cli::run()
+}

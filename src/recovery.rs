@@ -88,7 +88,7 @@ pub async fn admit(
         Judgement::Proceed => false,
         Judgement::Discard => true,
     };
-    tracing::info!(%partition, was = %row.cursor, lineage = survey.lineage, "recovery begins");
+    tracing::debug!(%partition, was = %row.cursor, lineage = survey.lineage, "recovery begins");
 
     // (1) The ledger first: from here on every other recovery of this partition has a higher epoch.
     let Ok(epoch) = ledger.close_partition(lease, UNDER_WAY).await? else {
@@ -147,7 +147,10 @@ async fn open(
     let Ok(()) = ledger.open_partition(lease, next.epoch, &next.lineage).await? else {
         return Ok(Admission::Overtaken);
     };
-    tracing::info!(partition = %lease.partition, epoch = next.epoch, lineage = next.lineage, how, "partition open");
+    // The first opening of a new deployment is no news.
+    if next.epoch > 1 {
+        tracing::info!(partition = %lease.partition, epoch = next.epoch, lineage = next.lineage, how, "partition open");
+    }
     let cursor = Cursor { epoch: next.epoch, seq: 0 };
     Ok(Admission::Open(next, cursor))
 }

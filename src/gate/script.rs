@@ -91,6 +91,12 @@ impl Call {
         self.script
     }
 
+    /// Its keys and values.
+    #[must_use]
+    pub fn into_words(self) -> (Vec<String>, Vec<String>) {
+        (self.keys, self.args)
+    }
+
     /// Sends the call and waits for its reply.
     ///
     /// A server that does not know the script yet is sent its text, which it keeps as it runs it; loading it apart

@@ -217,21 +217,21 @@ impl Head {
         ];
         metrics::counter!("redeemer_http_requests_total", &labels).increment(1);
         metrics::histogram!("redeemer_http_request_seconds", "route" => route).record(elapsed.as_secs_f64());
-        let millis = elapsed.as_secs_f64() * 1000.0;
+        let micros = u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX);
         let Self { request_id, method, .. } = self;
         let (status, key) = (status.as_u16(), self.key_id.as_deref().unwrap_or("none"));
         match problem {
             Some(problem) if status >= 500 => tracing::error!(
-                request_id, %method, route, status, key, millis,
+                request_id, %method, route, status, key, micros,
                 code = problem.code.as_str(), cause = problem.cause(), "request"
             ),
             Some(problem) => tracing::info!(
-                request_id, %method, route, status, key, millis, code = problem.code.as_str(), "request"
+                request_id, %method, route, status, key, micros, code = problem.code.as_str(), "request"
             ),
             None if self.endpoint.is_some_and(|endpoint| endpoint.role.is_none()) => {
-                tracing::debug!(request_id, %method, route, status, millis, "request");
+                tracing::debug!(request_id, %method, route, status, micros, "request");
             }
-            None => tracing::info!(request_id, %method, route, status, key, millis, "request"),
+            None => tracing::info!(request_id, %method, route, status, key, micros, "request"),
         }
     }
 }

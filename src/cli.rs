@@ -1,0 +1,221 @@
+//! The command line: parse, call, print. It decides nothing.
+
+mod config;
+mod demo;
+mod healthcheck;
+mod inspect;
+mod invite;
+mod key;
+mod output;
+mod rebuild;
+mod redeem;
+mod serve;
+mod status;
+
+use std::{collections::BTreeMap, path::PathBuf, process::ExitCode};
+
+use anyhow::Context as _;
+use clap::{Args, Parser, Subcommand};
+use secrecy::SecretString;
+
+use self::output::Output;
+use crate::{
+    client::{Client, ClientError},
+    config::{Config, Problems, Sources},
+    domain::Namespace,
+};
+
+/// Wrong usage or configuration; clap uses the same.
+const WRONG_USAGE: u8 = 2;
+/// It is not known whether it was done.
+const UNKNOWN: u8 = 3;
+
+/// Redeem invite codes: N uses are spent exactly N times, however many ask at once.
+#[derive(Debug, Parser)]
+#[command(
+    version,
+    propagate_version = true,
+    arg_required_else_help = true,
+    after_help = "Examples:
+  redeemer serve
+  redeemer invite create WELCOME --group team --max-uses 100
+  redeemer redeem WELCOME --user alice
+  redeemer inspect --code WELCOME
+  redeemer demo
+
+Exit codes: 0 done, 1 refused or failed, 2 wrong usage or configuration, 3 it is not known whether it was done."
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+    #[command(flatten)]
+    common: Common,
+}
+
+/// What every command takes.
+#[derive(Debug, Args)]
+pub(crate) struct Common {
+    /// Configuration file; without it, redeemer.toml is read where there is one
+    #[arg(long, value_name = "FILE", env = "REDEEMER_CONFIG", global = true)]
+    config: Option<PathBuf>,
+    /// How to print: table for people, json or csv for programs
+    #[arg(long, value_enum, default_value_t = Output::Table, global = true)]
+    output: Output,
+    /// The service to ask; without it, the one of the configuration on this machine
+    #[arg(long, value_name = "URL", env = "REDEEMER_URL", global = true)]
+    url: Option<String>,
+    /// API key; without it, the configured admin key or the one in the data directory
+    #[arg(long, value_name = "KEY", env = "REDEEMER_KEY", hide_env_values = true, global = true)]
+    key: Option<String>,
+    /// Namespace
+    #[arg(long, short, value_name = "NAME", default_value = "default", value_parser = parse_namespace, global = true)]
+    namespace: Namespace,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the service
+    Serve(serve::Serve),
+    /// Make, list, show and disable invites
+    #[command(subcommand)]
+    Invite(invite::Command),
+    /// Spend one use of a code for a user
+    Redeem(redeem::Redeem),
+    /// Show what Redis holds of a code or a user, with the redis-cli commands that show it
+    Inspect(inspect::Inspect),
+    /// Make, list and revoke API keys
+    #[command(subcommand)]
+    Key(key::Command),
+    /// Show whether the service is well, and how far each partition's ledger is
+    Status,
+    /// Throw away what Redis has and build it anew from the ledger
+    Rebuild(rebuild::Rebuild),
+    /// Check and show the configuration
+    #[command(subcommand)]
+    Config(config::Command),
+    /// Exit with 0 if the service is ready for requests
+    Healthcheck,
+    /// Let 10,000 users rush a code with 1,000 uses, then prove what came of it
+    Demo(demo::Demo),
+}
+
+/// Runs the command that the arguments name, and says how it went.
+#[must_use]
+pub fn run() -> ExitCode {
+    let cli = Cli::parse();
+    // One provider of cryptography in the program, or TLS would not know which to take.
+    if rustls::crypto::ring::default_provider().install_default().is_err() {
+        output::complain("another provider of cryptography is installed");
+        return ExitCode::FAILURE;
+    }
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            output::complain(&format!("no threads can be started: {error}"));
+            return ExitCode::FAILURE;
+        }
+    };
+    match runtime.block_on(execute(cli)) {
+        Ok(code) => code,
+        Err(error) => {
+            output::complain(&format!("{error:#}"));
+            exit_code(&error)
+        }
+    }
+}
+
+fn exit_code(error: &anyhow::Error) -> ExitCode {
+    let unknown = |error: &ClientError| error.is_unknown();
+    if error.downcast_ref::<ClientError>().is_some_and(unknown) {
+        ExitCode::from(UNKNOWN)
+    } else if error.is::<Problems>() {
+        ExitCode::from(WRONG_USAGE)
+    } else {
+        ExitCode::FAILURE
+    }
+}
+
+async fn execute(Cli { command, common }: Cli) -> anyhow::Result<ExitCode> {
+    match command {
+        Command::Serve(serve) => serve.run(&common).await?,
+        Command::Invite(command) => command.run(&common).await?,
+        Command::Redeem(redeem) => redeem.run(&common).await?,
+        Command::Inspect(inspect) => inspect.run(&common).await?,
+        Command::Key(command) => command.run(&common).await?,
+        Command::Status => return status::run(&common).await,
+        Command::Rebuild(rebuild) => rebuild.run(&common).await?,
+        Command::Config(command) => command.run(&common)?,
+        Command::Healthcheck => return healthcheck::run(&common).await,
+        Command::Demo(demo) => return demo.run(&common).await,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+impl Common {
+    /// The configuration of this machine, with these flags on top.
+    fn config(&self, flags: Vec<(String, String)>) -> Result<Config, Problems> {
+        let here = PathBuf::from("redeemer.toml");
+        let file = self.config.clone().or_else(|| here.is_file().then_some(here));
+        let env: BTreeMap<String, String> = std::env::vars_os()
+            .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+            .collect();
+        Config::load(&Sources { file, env, flags })
+    }
+
+    /// A client of the service that the flags or the configuration name.
+    fn client(&self) -> anyhow::Result<Client> {
+        let config = self.config(Vec::new())?;
+        let key = self.api_key(&config)?;
+        Ok(Client::new(&self.service(&config), key)?)
+    }
+
+    /// Where the service is.
+    fn service(&self, config: &Config) -> String {
+        self.url.clone().unwrap_or_else(|| format!("http://{}", reachable(config.http.bind)))
+    }
+
+    fn api_key(&self, config: &Config) -> anyhow::Result<SecretString> {
+        if let Some(key) = &self.key {
+            return Ok(SecretString::from(key.trim()));
+        }
+        if let Some(key) = &config.auth.admin_key {
+            return Ok(key.clone());
+        }
+        let path = config.admin_key_file();
+        let text = std::fs::read_to_string(&path).with_context(|| {
+            format!("no API key: set REDEEMER_KEY or --key, since {} can not be read", path.display())
+        })?;
+        Ok(SecretString::from(text.trim()))
+    }
+
+    /// A path below this namespace.
+    fn path(&self, rest: &str) -> String {
+        format!("/v1/namespaces/{}{rest}", self.namespace)
+    }
+}
+
+/// Where a service that listens on `bind` can be reached from this machine.
+fn reachable(mut bind: std::net::SocketAddr) -> std::net::SocketAddr {
+    if bind.ip().is_unspecified() {
+        bind.set_ip(match bind {
+            std::net::SocketAddr::V4(_) => std::net::Ipv4Addr::LOCALHOST.into(),
+            std::net::SocketAddr::V6(_) => std::net::Ipv6Addr::LOCALHOST.into(),
+        });
+    }
+    bind
+}
+
+fn parse_namespace(text: &str) -> Result<Namespace, String> {
+    Namespace::parse(text).map_err(|error| error.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        use clap::CommandFactory as _;
+        Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,111 @@
+//! `redeemer inspect --code C --user U`
+
+use anyhow::Context as _;
+use clap::Args;
+use serde_json::json;
+
+use super::{
+    Common,
+    output::{Output, say},
+};
+use crate::{
+    app,
+    config::{Config, masked_url},
+    domain::{Code, CodeCase, UserId},
+    gate::{
+        Gate,
+        inspect::{DryRun, Inspect as Look, Shown},
+        survey,
+    },
+    local_server,
+};
+
+#[derive(Debug, Args)]
+#[command(after_help = "It reads Redis itself, and needs no running service.
+
+Examples:
+  redeemer inspect --code WELCOME
+  redeemer inspect --user alice
+  redeemer inspect --code WELCOME --user alice")]
+pub(super) struct Inspect {
+    /// A code, in the spelling that Redis has (upper case unless the namespace is case-sensitive)
+    #[arg(long, value_parser = parse_code, required_unless_present = "user")]
+    code: Option<Code>,
+    /// A user
+    #[arg(long, value_parser = parse_user)]
+    user: Option<UserId>,
+}
+
+fn parse_code(text: &str) -> Result<Code, String> {
+    Code::parse(text, CodeCase::Sensitive).map_err(|error| error.0)
+}
+
+fn parse_user(text: &str) -> Result<UserId, String> {
+    UserId::parse(text).map_err(|error| error.0)
+}
+
+impl Inspect {
+    pub(super) async fn run(self, common: &Common) -> anyhow::Result<()> {
+        let config = common.config(Vec::new())?;
+        let gate: Gate = app::gate(&config)?;
+        let look = Look { namespace: common.namespace.clone(), code: self.code, user: self.user };
+        // The first call finds out whether there is a Redis at all.
+        survey::run(&gate, gate.keys().partition_of(&look.namespace))
+            .await
+            .with_context(|| format!("looking into {}", client(&config)))?;
+        let shown = look.run(&gate).await?;
+        let dry_run = look.dry_run(&gate).await?;
+        if common.output == Output::Json {
+            let shown: Vec<_> =
+                shown.iter().map(|shown| json!({"command": shown.command, "reply": shown.reply})).collect();
+            let dry_run = dry_run.map(|DryRun { keys, args }| json!({"keys": keys, "args": args}));
+            say(&serde_json::to_string_pretty(&json!({"commands": shown, "dry_run": dry_run}))?);
+            return Ok(());
+        }
+        let client = client(&config);
+        for Shown { command, reply } in &shown {
+            say(&format!("{client} {}", words(command)));
+            for line in reply {
+                say(&format!("  {line}"));
+            }
+            say("");
+        }
+        if let Some(DryRun { keys, args }) = &dry_run {
+            say("Whether it would be granted now (from a checkout; spends nothing but the guessing budget):");
+            say(&format!("{client} --eval lua/redeem.lua {} , {}", words(keys), words(args)));
+        }
+        Ok(())
+    }
+}
+
+/// The command that opens this Redis in a terminal.
+fn client(config: &Config) -> String {
+    match &config.redis.url {
+        None => format!("redis-cli -s {}", word(&local_server::socket_in(&config.data_dir).display().to_string())),
+        Some(url) if masked_url(url).contains("***") => "redis-cli -u \"$REDEEMER_REDIS__URL\"".to_owned(),
+        Some(url) => format!("redis-cli -u {}", masked_url(url)),
+    }
+}
+
+fn words(words: &[String]) -> String {
+    words.iter().map(|text| word(text)).collect::<Vec<_>>().join(" ")
+}
+
+/// A word as a shell reads it back.
+pub(super) fn word(text: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-:".contains(c);
+    if !text.is_empty() && text.chars().all(plain) { text.to_owned() } else { format!("'{}'", text.replace('\'', r"'\''")) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_word_survives_the_shell() {
+        assert_eq!(word("/a/b-c.d"), "/a/b-c.d");
+        assert_eq!(word("/a b/it's"), r"'/a b/it'\''s'");
+        assert_eq!(word(""), "''");
+        assert_eq!(word("rdm:{06a}:meta"), "'rdm:{06a}:meta'");
+    }
+}

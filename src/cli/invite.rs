@@ -1,0 +1,164 @@
+//! `redeemer invite create|list|show|disable`
+
+use clap::{Args, Subcommand};
+use reqwest::Method;
+use serde_json::{Map, Value, json};
+
+use super::{Common, output::Column};
+use crate::{
+    client::{Client, encoded},
+    domain::InviteId,
+};
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    /// Make an invite
+    #[command(after_help = "Examples:
+  redeemer invite create WELCOME --group team --max-uses 100
+  redeemer invite create --group team --unlimited --expires-at 2027-01-01T00:00:00Z")]
+    Create(Create),
+    /// List invites, as far as the ledger is
+    List(List),
+    /// Show an invite as the gate has it
+    Show {
+        /// Its code or its id
+        invite: String,
+    },
+    /// Switch an invite off; its code becomes free
+    Disable {
+        /// Its code or its id
+        invite: String,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Create {
+    /// What people type; made up when it is left out
+    code: Option<String>,
+    /// What a redemption lets the user into
+    #[arg(long)]
+    group: String,
+    /// How many may redeem
+    #[arg(long, value_name = "N", required_unless_present = "unlimited")]
+    max_uses: Option<u64>,
+    /// Any number may redeem
+    #[arg(long, conflicts_with = "max_uses")]
+    unlimited: bool,
+    /// From when on, such as 2026-12-24T00:00:00Z
+    #[arg(long, value_name = "TIME")]
+    starts_at: Option<String>,
+    /// Until when
+    #[arg(long, value_name = "TIME")]
+    expires_at: Option<String>,
+    /// The only user who may redeem
+    #[arg(long)]
+    user: Option<String>,
+    /// An e-mail domain whose users may redeem; may be repeated
+    #[arg(long, value_name = "DOMAIN")]
+    email_domain: Vec<String>,
+    /// A JSON object of your own
+    #[arg(long, value_name = "JSON", value_parser = parse_json)]
+    metadata: Option<Value>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct List {
+    /// active, scheduled, exhausted, expired or disabled
+    #[arg(long)]
+    state: Option<String>,
+    #[arg(long, help = "Only invites into this group")]
+    group: Option<String>,
+    /// Only codes that begin so
+    #[arg(long)]
+    prefix: Option<String>,
+}
+
+const COLUMNS: [Column; 8] = [
+    ("CODE", "code"),
+    ("STATE", "state"),
+    ("GROUP", "group"),
+    ("USES", "uses"),
+    ("MAX", "max_uses"),
+    ("STARTS", "starts_at"),
+    ("EXPIRES", "expires_at"),
+    ("ID", "id"),
+];
+
+impl Command {
+    pub(super) async fn run(self, common: &Common) -> anyhow::Result<()> {
+        let client = common.client()?;
+        match self {
+            Self::Create(create) => {
+                let made = client.ask(Method::POST, &common.path("/invites"), Some(&create.body())).await?;
+                common.output.one(&COLUMNS, &made)
+            }
+            Self::List(list) => {
+                let query = query(&[("state", list.state), ("group", list.group), ("prefix", list.prefix)]);
+                let rows = all(&client, &common.path("/invites"), &query).await?;
+                common.output.rows(&COLUMNS, &rows)
+            }
+            Self::Show { invite } => common.output.one(&COLUMNS, &find(&client, common, &invite).await?),
+            Self::Disable { invite } => {
+                let id = find(&client, common, &invite).await?["id"].as_str().unwrap_or_default().to_owned();
+                let path = common.path(&format!("/invites/{id}"));
+                let changed = client.ask(Method::PATCH, &path, Some(&json!({"disabled": true}))).await?;
+                common.output.one(&COLUMNS, &changed)
+            }
+        }
+    }
+}
+
+impl Create {
+    fn body(self) -> Value {
+        let mut body = Map::new();
+        body.insert("group".to_owned(), json!(self.group));
+        body.insert("max_uses".to_owned(), json!(self.max_uses));
+        let optional = [
+            ("code", self.code),
+            ("starts_at", self.starts_at),
+            ("expires_at", self.expires_at),
+            ("user", self.user),
+        ];
+        body.extend(optional.into_iter().filter_map(|(name, value)| Some((name.to_owned(), json!(value?)))));
+        if !self.email_domain.is_empty() {
+            body.insert("email_domains".to_owned(), json!(self.email_domain));
+        }
+        if let Some(metadata) = self.metadata {
+            body.insert("metadata".to_owned(), metadata);
+        }
+        Value::Object(body)
+    }
+}
+
+/// The invite with this id, else the one with this code.
+async fn find(client: &Client, common: &Common, invite: &str) -> anyhow::Result<Value> {
+    let path = match invite.parse::<InviteId>() {
+        Ok(id) => common.path(&format!("/invites/{id}")),
+        Err(_) => common.path(&format!("/invites/by-code/{}", encoded(invite))),
+    };
+    Ok(client.ask(Method::GET, &path, None).await?)
+}
+
+/// The given parameters as a query string.
+pub(super) fn query(parameters: &[(&str, Option<String>)]) -> String {
+    let given = parameters.iter().filter_map(|(name, value)| Some(format!("&{name}={}", encoded(value.as_ref()?))));
+    given.collect()
+}
+
+/// All rows of a list, page by page.
+pub(super) async fn all(client: &Client, path: &str, query: &str) -> anyhow::Result<Vec<Value>> {
+    let mut rows = Vec::new();
+    let mut cursor = String::new();
+    loop {
+        let page = client.ask(Method::GET, &format!("{path}?limit=1000{query}{cursor}"), None).await?;
+        rows.extend(page["data"].as_array().cloned().unwrap_or_default());
+        match page["next_cursor"].as_str() {
+            Some(next) => cursor = format!("&cursor={next}"),
+            None => return Ok(rows),
+        }
+    }
+}
+
+pub(super) fn parse_json(text: &str) -> Result<Value, String> {
+    serde_json::from_str(text).map_err(|error| format!("not JSON: {error}"))
+}

@@ -1,0 +1,87 @@
+//! `redeemer key create|list|revoke|reset-admin`
+
+use anyhow::bail;
+use clap::Subcommand;
+use reqwest::Method;
+use serde_json::json;
+
+use super::{
+    Common,
+    invite::all,
+    output::{Column, say},
+};
+use crate::{app, client::encoded};
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    /// Make an API key; it is shown this once
+    #[command(after_help = "Examples:
+  redeemer key create --name web --role redeem
+  redeemer key create --name acme-admin --role manage --only acme")]
+    Create {
+        /// What you call it
+        #[arg(long)]
+        name: String,
+        /// redeem, read, manage or admin
+        #[arg(long)]
+        role: String,
+        /// A namespace that it is tied to; may be repeated
+        #[arg(long, value_name = "NAMESPACE")]
+        only: Vec<String>,
+    },
+    /// List API keys, without their secrets
+    List,
+    /// Let an API key open nothing any more
+    Revoke {
+        /// Its id: what stands between the underscores of the key
+        id: String,
+    },
+    /// Revoke every admin key and make a new one in the data directory: for when the key is lost
+    ResetAdmin,
+}
+
+const COLUMNS: [Column; 6] = [
+    ("ID", "id"),
+    ("NAME", "name"),
+    ("ROLE", "role"),
+    ("ONLY", "namespaces"),
+    ("CREATED", "created_at"),
+    ("REVOKED", "revoked_at"),
+];
+
+impl Command {
+    pub(super) async fn run(self, common: &Common) -> anyhow::Result<()> {
+        match self {
+            Self::Create { name, role, only } => {
+                let only = (!only.is_empty()).then_some(only);
+                let body = json!({"name": name, "role": role, "namespaces": only});
+                let made = common.client()?.ask(Method::POST, "/v1/keys", Some(&body)).await?;
+                common.output.one(&[("KEY", "key"), ("ID", "id"), ("ROLE", "role"), ("ONLY", "namespaces")], &made)
+            }
+            Self::List => common.output.rows(&COLUMNS, &all(&common.client()?, "/v1/keys", "").await?),
+            Self::Revoke { id } => {
+                common.client()?.ask(Method::DELETE, &format!("/v1/keys/{}", encoded(&id)), None).await?;
+                say(&format!("Revoked {id}. Every node refuses it within auth.refresh_ms."));
+                Ok(())
+            }
+            Self::ResetAdmin => reset_admin(common).await,
+        }
+    }
+}
+
+/// Works on the ledger itself, with no key: whoever may write to its file may do so.
+async fn reset_admin(common: &Common) -> anyhow::Result<()> {
+    let config = common.config(Vec::new())?;
+    if !config.ledger.path.exists() {
+        bail!("there is no ledger at {}; set data.dir or ledger.url as the service has it", config.ledger.path.display());
+    }
+    let ledger = app::ledger(&config).await.map_err(anyhow::Error::msg)?;
+    let reset = app::reset_admin_key(&config, &ledger).await.map_err(anyhow::Error::msg);
+    ledger.close().await;
+    reset?;
+    say(&format!("The new admin key is in {}. All others of the role admin are revoked.", config.admin_key_file().display()));
+    if config.auth.admin_key.is_some() {
+        say("auth.admin_key is configured and goes on working on the nodes that have it.");
+    }
+    Ok(())
+}

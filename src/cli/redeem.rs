@@ -1,0 +1,54 @@
+//! `redeemer redeem CODE --user U`
+
+use clap::Args;
+use serde_json::{Map, Value, json};
+
+use super::{Common, invite::parse_json, output::Column};
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  redeemer redeem WELCOME --user alice
+  redeemer redeem WELCOME --user alice --idempotency-key signup-4711     repeat it as often as you like")]
+pub(super) struct Redeem {
+    /// What the person typed
+    code: String,
+    /// Your id for the person
+    #[arg(long)]
+    user: String,
+    /// The person's address
+    #[arg(long)]
+    ip: Option<String>,
+    /// The person's e-mail address; only its domain is looked at, and it is not kept
+    #[arg(long)]
+    email: Option<String>,
+    /// What makes a repeat recognisable
+    #[arg(long, value_name = "KEY")]
+    idempotency_key: Option<String>,
+    /// A JSON object of your own
+    #[arg(long, value_name = "JSON", value_parser = parse_json)]
+    metadata: Option<Value>,
+}
+
+const COLUMNS: [Column; 8] = [
+    ("ID", "id"),
+    ("USER", "user"),
+    ("GROUP", "group"),
+    ("CODE", "code"),
+    ("USE", "use"),
+    ("REMAINING", "remaining"),
+    ("AT", "redeemed_at"),
+    ("REPLAYED", "replayed"),
+];
+
+impl Redeem {
+    pub(super) async fn run(self, common: &Common) -> anyhow::Result<()> {
+        let client = common.client()?;
+        let mut body = Map::from_iter([("code".to_owned(), json!(self.code)), ("user".to_owned(), json!(self.user))]);
+        let optional =
+            [("ip", self.ip.map(Value::from)), ("email", self.email.map(Value::from)), ("metadata", self.metadata)];
+        body.extend(optional.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))));
+        let key = self.idempotency_key.as_deref();
+        let redemption = client.redeem(&common.namespace, &Value::Object(body), key).await?;
+        common.output.one(&COLUMNS, &redemption)
+    }
+}

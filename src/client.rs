@@ -1,0 +1,204 @@
+//! A client of the HTTP API, for the command line and the demonstration.
+//!
+//! It never repeats a request by itself: whoever calls decides, with the same idempotency key.
+
+use std::{fmt, time::Duration};
+
+use reqwest::{Method, StatusCode, header};
+use secrecy::{ExposeSecret, SecretString};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use crate::domain::{Namespace, RedemptionId};
+
+/// Longest wait for an answer: longer than the service itself tries.
+const TIMEOUT: Duration = Duration::from_secs(15);
+
+/// Why a request has no good answer.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// The service said no.
+    #[error("{0}")]
+    Problem(Problem),
+    /// The service did not answer; what became of the request is not known.
+    #[error("{url} does not answer; is the service running? (`redeemer serve` starts it)")]
+    Transport {
+        /// What was asked.
+        url: String,
+        /// Why it failed.
+        #[source]
+        cause: reqwest::Error,
+    },
+    /// The answer is not one of redeemer's.
+    #[error("{url} answered {status}, which is not an answer of redeemer: {text}")]
+    Foreign {
+        /// What was asked.
+        url: String,
+        /// The status.
+        status: StatusCode,
+        /// The beginning of the body.
+        text: String,
+    },
+}
+
+impl ClientError {
+    /// Whether the request may have been carried out.
+    #[must_use]
+    pub fn is_unknown(&self) -> bool {
+        match self {
+            Self::Problem(problem) => problem.code == "outcome_unknown",
+            Self::Transport { cause, .. } => !cause.is_connect(),
+            Self::Foreign { .. } => true,
+        }
+    }
+}
+
+/// The body of an answer that is not a success (RFC 9457).
+#[derive(Debug, Clone, Deserialize)]
+pub struct Problem {
+    /// The status.
+    pub status: u16,
+    /// The stable word.
+    pub code: String,
+    /// A sentence with what to do.
+    pub detail: String,
+    /// Whether the same request may fare better later.
+    pub retryable: bool,
+    /// What to tell an operator.
+    pub request_id: String,
+    /// Each field that is wrong.
+    #[serde(default)]
+    pub errors: Vec<FieldError>,
+}
+
+/// A field that is wrong.
+#[derive(Debug, Clone, Deserialize)]
+pub struct FieldError {
+    /// Which.
+    pub pointer: String,
+    /// Why.
+    pub detail: String,
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.code, self.detail)?;
+        for error in &self.errors {
+            write!(f, "\n  {}: {}", error.pointer.trim_start_matches('/'), error.detail)?;
+        }
+        Ok(())
+    }
+}
+
+/// What a redemption's answer says.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Redemption {
+    /// Its id.
+    pub id: RedemptionId,
+    /// Who.
+    pub user: String,
+    /// Which use of the invite this was.
+    #[serde(rename = "use")]
+    pub ordinal: u64,
+    /// Whether an earlier request has spent the use.
+    pub replayed: bool,
+}
+
+/// A client of one service. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Client {
+    http: reqwest::Client,
+    url: String,
+    key: SecretString,
+}
+
+impl Client {
+    /// A client for the service at `url`, such as `http://127.0.0.1:8080`, with an API key.
+    ///
+    /// # Errors
+    /// When the system can not give it what it needs.
+    pub fn new(url: &str, key: SecretString) -> Result<Self, reqwest::Error> {
+        let http = reqwest::Client::builder().timeout(TIMEOUT).tcp_nodelay(true).build()?;
+        Ok(Self { http, url: url.trim_end_matches('/').to_owned(), key })
+    }
+
+    /// Asks for a path such as `/v1/keys` and returns the JSON of the answer, null where it has none.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn ask(&self, method: Method, path: &str, body: Option<&Value>) -> Result<Value, ClientError> {
+        self.ask_with(method, path, body, None).await
+    }
+
+    /// Spends one use of a code.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn redeem(&self, namespace: &Namespace, body: &Value, idempotency_key: Option<&str>) -> Result<Value, ClientError> {
+        let path = format!("/v1/namespaces/{namespace}/redemptions");
+        self.ask_with(Method::POST, &path, Some(body), idempotency_key).await
+    }
+
+    /// Whether the service should be sent requests, check by check, with a 503 just as with a 200.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn readiness(&self) -> Result<Value, ClientError> {
+        let url = format!("{}/readyz?verbose", self.url);
+        let transport = |cause| ClientError::Transport { url: url.clone(), cause };
+        let response = self.http.get(&url).send().await.map_err(transport)?;
+        let status = response.status();
+        let text = response.text().await.map_err(transport)?;
+        serde_json::from_str(&text).map_err(|_| ClientError::Foreign { url, status, text: beginning(&text) })
+    }
+
+    async fn ask_with(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&Value>,
+        idempotency_key: Option<&str>,
+    ) -> Result<Value, ClientError> {
+        let url = format!("{}{path}", self.url);
+        let transport = |cause| ClientError::Transport { url: url.clone(), cause };
+        let mut request = self.http.request(method, &url).bearer_auth(self.key.expose_secret());
+        if let Some(body) = body {
+            request = request.header(header::CONTENT_TYPE, "application/json").body(body.to_string());
+        }
+        if let Some(key) = idempotency_key {
+            request = request.header("idempotency-key", key);
+        }
+        let response = request.send().await.map_err(transport)?;
+        let status = response.status();
+        let text = response.text().await.map_err(transport)?;
+        let foreign = || ClientError::Foreign { url: url.clone(), status, text: beginning(&text) };
+        if !status.is_success() {
+            return Err(serde_json::from_str(&text).map_or_else(|_| foreign(), ClientError::Problem));
+        }
+        if text.is_empty() { Ok(json!(null)) } else { serde_json::from_str(&text).map_err(|_| foreign()) }
+    }
+}
+
+fn beginning(text: &str) -> String {
+    text.chars().take(200).collect()
+}
+
+/// A part of a path, percent-encoded where it must be. Source: RFC 3986 §2.3, unreserved characters.
+#[must_use]
+pub fn encoded(part: &str) -> String {
+    let plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"-._~".contains(byte);
+    part.bytes()
+        .map(|byte| if plain(&byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_part_of_a_path_can_hold_anything() {
+        assert_eq!(encoded("a-b._~1"), "a-b._~1");
+        assert_eq!(encoded("a/b c%ü"), "a%2Fb%20c%25%C3%BC");
+    }
+}
