@@ -65,8 +65,10 @@ pub struct App {
 /// [`StartError`] with every problem that could be found; nothing runs then.
 pub async fn build(config: Config) -> Result<App, StartError> {
     let mut problems = Vec::new();
-    let listener = bind(config.http.bind, "http.bind").map_err(|problem| problems.push(problem)).ok();
-    let metrics_listener = config.http.metrics_bind.map(|address| bind(address, "http.metrics_bind")).transpose();
+    let listener =
+        bind(config.http.bind, "http.bind").map_err(|problem| problems.push(problem)).ok();
+    let metrics_listener =
+        config.http.metrics_bind.map(|address| bind(address, "http.metrics_bind")).transpose();
     let metrics_listener = metrics_listener.map_err(|problem| problems.push(problem)).ok();
     let (Some(listener), Some(metrics_listener)) = (listener, metrics_listener) else {
         return Err(StartError(problems));
@@ -107,7 +109,8 @@ async fn connect(
     config: &Config,
     local_server: Option<&LocalServer>,
 ) -> Result<Connected<impl Future<Output = ()> + Send + use<>>, StartError> {
-    let (gate, lanes) = Gate::new(gate_options(config, local_server)).map_err(|error| StartError::of(&error))?;
+    let (gate, lanes) =
+        Gate::new(gate_options(config, local_server)).map_err(|error| StartError::of(&error))?;
     let (redis, ledger) = tokio::join!(server::info(&gate), open_ledger(config));
     let mut problems = Vec::new();
     match redis {
@@ -118,7 +121,9 @@ async fn connect(
         )),
     }
     match ledger {
-        Ok((ledger, deployment, keys)) if problems.is_empty() => Ok((gate, lanes, ledger, deployment, keys)),
+        Ok((ledger, deployment, keys)) if problems.is_empty() => {
+            Ok((gate, lanes, ledger, deployment, keys))
+        }
         Ok(_) => Err(StartError(problems)),
         Err(problem) => {
             problems.push(problem);
@@ -130,7 +135,8 @@ async fn connect(
 async fn open_ledger(config: &Config) -> Result<(Ledger, Deployment, Arc<Keys>), String> {
     let ledger = ledger(config).await?;
     let explain = |error| format!("{} ({})", chain(&error), config.ledger.path.display());
-    let deployment = ledger.deployment(config.gate.partitions, crate::ids::unique()).await.map_err(explain)?;
+    let deployment =
+        ledger.deployment(config.gate.partitions, crate::ids::unique()).await.map_err(explain)?;
     admin_key::ensure(config, &ledger).await?;
     let configured: Vec<_> = config
         .auth
@@ -149,9 +155,11 @@ async fn open_ledger(config: &Config) -> Result<(Ledger, Deployment, Arc<Keys>),
 /// A sentence that names the file and what is wrong with it.
 pub async fn ledger(config: &Config) -> Result<Ledger, String> {
     let path = config.ledger.path.clone();
-    let unusable = |what: String| format!("{what} ({}); mend ledger.url or data.dir", path.display());
+    let unusable =
+        |what: String| format!("{what} ({}); mend ledger.url or data.dir", path.display());
     if let Some(directory) = path.parent() {
-        std::fs::create_dir_all(directory).map_err(|error| unusable(format!("its directory can not be made: {error}")))?;
+        std::fs::create_dir_all(directory)
+            .map_err(|error| unusable(format!("its directory can not be made: {error}")))?;
     }
     let options = LedgerOptions {
         path: path.clone(),
@@ -204,7 +212,9 @@ fn recorder() -> Result<PrometheusHandle, StartError> {
     let requests = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0];
     PrometheusBuilder::new()
         .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), &seconds)
-        .and_then(|builder| builder.set_buckets_for_metric(Matcher::Suffix("_batch_requests".to_owned()), &requests))
+        .and_then(|builder| {
+            builder.set_buckets_for_metric(Matcher::Suffix("_batch_requests".to_owned()), &requests)
+        })
         .and_then(PrometheusBuilder::install_recorder)
         .map_err(|error| StartError::of(&error))
 }
@@ -306,20 +316,33 @@ impl App {
         let stop_sync = CancellationToken::new();
         let stop_rest = CancellationToken::new();
         let mut front = Tasks::default();
-        front.spawn("the HTTP server", http::serve(self.listener, state, serve_options, stop_front.clone()));
+        front.spawn(
+            "the HTTP server",
+            http::serve(self.listener, state, serve_options, stop_front.clone()),
+        );
         let mut syncing = Tasks::default();
         syncing.spawn("the sync", infallible(sync::run(sync_context, stop_sync.clone())));
         let mut rest = Tasks::default();
         if let Some(listener) = self.metrics_listener {
-            rest.spawn("the metrics server", http::serve_metrics(listener, self.metrics.clone(), stop_rest.clone()));
+            rest.spawn(
+                "the metrics server",
+                http::serve_metrics(listener, self.metrics.clone(), stop_rest.clone()),
+            );
         }
         rest.spawn("readiness", until(stop_rest.clone(), watcher.run()));
-        rest.spawn("the fences", until(stop_rest.clone(), refresh_fences(gate.clone(), ledger.clone(), deployment)));
-        rest.spawn("the API keys", until(stop_rest.clone(), refresh_keys(keys, ledger.clone(), config.auth.refresh)));
+        rest.spawn(
+            "the fences",
+            until(stop_rest.clone(), refresh_fences(gate.clone(), ledger.clone(), deployment)),
+        );
+        rest.spawn(
+            "the API keys",
+            until(stop_rest.clone(), refresh_keys(keys, ledger.clone(), config.auth.refresh)),
+        );
         rest.spawn("the metrics", until(stop_rest.clone(), upkeep(self.metrics)));
         rest.spawn("the lanes", until(stop_rest.clone(), self.lanes));
         let stop_server = CancellationToken::new();
-        let server = self.local_server.map(|server| tokio::spawn(server.watch(stop_server.clone())));
+        let server =
+            self.local_server.map(|server| tokio::spawn(server.watch(stop_server.clone())));
         let mut watched = std::pin::pin!(watch_server(server));
 
         let ended = tokio::select! {
@@ -398,7 +421,10 @@ async fn infallible(work: impl Future<Output = ()>) -> Result<(), std::convert::
 }
 
 /// Runs `work`, which never ends by itself, until `stop`.
-async fn until(stop: CancellationToken, work: impl Future<Output = ()>) -> Result<(), std::convert::Infallible> {
+async fn until(
+    stop: CancellationToken,
+    work: impl Future<Output = ()>,
+) -> Result<(), std::convert::Infallible> {
     stop.run_until_cancelled(work).await;
     Ok(())
 }
@@ -422,7 +448,10 @@ async fn refresh_fences(gate: Gate, ledger: Ledger, deployment: Deployment) {
     const AT_MOST_EVERY: Duration = Duration::from_millis(10);
     loop {
         if let Err(error) = recovery::refresh_fences(&gate, &ledger, &deployment).await {
-            tracing::warn!(error = chain(&error), "the ledger can not be asked what is open; trying again");
+            tracing::warn!(
+                error = chain(&error),
+                "the ledger can not be asked what is open; trying again"
+            );
         }
         tokio::time::sleep(AT_MOST_EVERY).await;
         drop(tokio::time::timeout(EVERY, gate.doubted()).await);
@@ -435,7 +464,10 @@ async fn refresh_keys(keys: Arc<Keys>, ledger: Ledger, every: Duration) {
         tokio::time::sleep(every).await;
         match ledger.keys().await {
             Ok(known) => keys.refresh(known),
-            Err(error) => tracing::warn!(error = chain(&error), "the API keys can not be read; those known stay"),
+            Err(error) => tracing::warn!(
+                error = chain(&error),
+                "the API keys can not be read; those known stay"
+            ),
         }
     }
 }

@@ -183,7 +183,10 @@ impl Common {
         }
         let path = config.admin_key_file();
         let text = std::fs::read_to_string(&path).with_context(|| {
-            format!("no API key: set REDEEMER_KEY or --key, since {} can not be read", path.display())
+            format!(
+                "no API key: set REDEEMER_KEY or --key, since {} can not be read",
+                path.display()
+            )
         })?;
         Ok(SecretString::from(text.trim()))
     }

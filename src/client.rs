@@ -126,7 +126,12 @@ impl Client {
     ///
     /// # Errors
     /// [`ClientError`].
-    pub async fn ask(&self, method: Method, path: &str, body: Option<&Value>) -> Result<Value, ClientError> {
+    pub async fn ask(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&Value>,
+    ) -> Result<Value, ClientError> {
         self.ask_with(method, path, body, None).await
     }
 
@@ -134,7 +139,12 @@ impl Client {
     ///
     /// # Errors
     /// [`ClientError`].
-    pub async fn redeem(&self, namespace: &Namespace, body: &Value, idempotency_key: Option<&str>) -> Result<Value, ClientError> {
+    pub async fn redeem(
+        &self,
+        namespace: &Namespace,
+        body: &Value,
+        idempotency_key: Option<&str>,
+    ) -> Result<Value, ClientError> {
         let path = format!("/v1/namespaces/{namespace}/redemptions");
         self.ask_with(Method::POST, &path, Some(body), idempotency_key).await
     }
@@ -149,7 +159,11 @@ impl Client {
         let response = self.http.get(&url).send().await.map_err(transport)?;
         let status = response.status();
         let text = response.text().await.map_err(transport)?;
-        serde_json::from_str(&text).map_err(|_| ClientError::Foreign { url, status, text: beginning(&text) })
+        serde_json::from_str(&text).map_err(|_| ClientError::Foreign {
+            url,
+            status,
+            text: beginning(&text),
+        })
     }
 
     async fn ask_with(
@@ -163,7 +177,8 @@ impl Client {
         let transport = |cause| ClientError::Transport { url: url.clone(), cause };
         let mut request = self.http.request(method, &url).bearer_auth(self.key.expose_secret());
         if let Some(body) = body {
-            request = request.header(header::CONTENT_TYPE, "application/json").body(body.to_string());
+            request =
+                request.header(header::CONTENT_TYPE, "application/json").body(body.to_string());
         }
         if let Some(key) = idempotency_key {
             request = request.header("idempotency-key", key);
@@ -173,9 +188,15 @@ impl Client {
         let text = response.text().await.map_err(transport)?;
         let foreign = || ClientError::Foreign { url: url.clone(), status, text: beginning(&text) };
         if !status.is_success() {
-            return Err(serde_json::from_str(&text).map_or_else(|_| foreign(), ClientError::Problem));
+            return Err(
+                serde_json::from_str(&text).map_or_else(|_| foreign(), ClientError::Problem)
+            );
         }
-        if text.is_empty() { Ok(json!(null)) } else { serde_json::from_str(&text).map_err(|_| foreign()) }
+        if text.is_empty() {
+            Ok(json!(null))
+        } else {
+            serde_json::from_str(&text).map_err(|_| foreign())
+        }
     }
 }
 
@@ -188,7 +209,9 @@ fn beginning(text: &str) -> String {
 pub fn encoded(part: &str) -> String {
     let plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"-._~".contains(byte);
     part.bytes()
-        .map(|byte| if plain(&byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") })
+        .map(
+            |byte| if plain(&byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") },
+        )
         .collect()
 }
 

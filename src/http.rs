@@ -26,7 +26,7 @@ use std::{io, net::TcpListener, sync::Arc, time::Duration};
 use actix_web::{
     App, HttpServer, Route,
     dev::Server,
-    http::{Method, KeepAlive},
+    http::{KeepAlive, Method},
     middleware::from_fn,
     web,
 };

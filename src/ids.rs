@@ -1,5 +1,7 @@
 //! Ids, random numbers and the clock: the only place that draws or reads them. The domain gets them as arguments.
 
+#![expect(clippy::disallowed_methods, reason = "this is the place")]
+
 use jiff::Timestamp;
 use sha2::{Digest, Sha256};
 use uuid::Uuid;

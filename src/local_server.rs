@@ -210,7 +210,7 @@ impl LocalServer {
                     Ok(()) => break,
                     Err(error) if stop.is_cancelled() => return Err(error),
                     Err(error) => {
-                        tracing::error!(%error, "the embedded redis-server did not start; trying again")
+                        tracing::error!(%error, "the embedded redis-server did not start; trying again");
                     }
                 }
             }

@@ -25,7 +25,10 @@ pub(super) async fn ensure(config: &Config, ledger: &Ledger) -> Result<(), Strin
     match fs::read_to_string(&path) {
         Ok(text) => {
             let token = Token::parse(text.trim()).map_err(|error| {
-                format!("{}: {error}; delete it, and `redeemer key reset-admin` makes a new one", path.display())
+                format!(
+                    "{}: {error}; delete it, and `redeemer key reset-admin` makes a new one",
+                    path.display()
+                )
             })?;
             if keys.iter().any(|key| key.id == token.id()) {
                 return Ok(());
@@ -67,7 +70,8 @@ pub async fn reset(config: &Config, ledger: &Ledger) -> Result<(), String> {
 async fn make(ledger: &Ledger, path: &Path) -> Result<(), String> {
     let token = crate::ids::token("", None);
     // The file first: a key that nobody can read is worse than a file without its key, which the next start mends.
-    write(path, &token).map_err(|error| format!("{} can not be written: {error}", path.display()))?;
+    write(path, &token)
+        .map_err(|error| format!("{} can not be written: {error}", path.display()))?;
     insert(ledger, &token).await
 }
 

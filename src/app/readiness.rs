@@ -52,7 +52,8 @@ impl Watcher {
                         has_default = self.ensure_default().await;
                     }
                     let waits = |row: &&PartitionRow| is_coming(row);
-                    let settled = rows.iter().find(waits).is_none() && (has_default || !is_open(&rows, home));
+                    let settled =
+                        rows.iter().find(waits).is_none() && (has_default || !is_open(&rows, home));
                     open_partitions(&rows, was_ready || settled)
                 }
                 Err(_) => Check { name: "partitions", required: true, ok: was_ready, detail: None },
@@ -104,14 +105,17 @@ fn is_open(rows: &[PartitionRow], partition: Partition) -> bool {
 
 /// Whether a partition will open without anybody's help.
 fn is_coming(row: &PartitionRow) -> bool {
-    row.state != PartitionState::Open && row.reason.as_deref().is_none_or(|reason| reason == recovery::UNDER_WAY)
+    row.state != PartitionState::Open
+        && row.reason.as_deref().is_none_or(|reason| reason == recovery::UNDER_WAY)
 }
 
 fn open_partitions(rows: &[PartitionRow], settled: bool) -> Check {
     let closed: Vec<_> = rows
         .iter()
         .filter(|row| row.state != PartitionState::Open)
-        .map(|row| format!("{}: {}", row.partition, row.reason.as_deref().unwrap_or("not opened yet")))
+        .map(|row| {
+            format!("{}: {}", row.partition, row.reason.as_deref().unwrap_or("not opened yet"))
+        })
         .collect();
     Check {
         name: "partitions",

@@ -19,11 +19,11 @@ impl Command {
         match self {
             Self::Check => say("The configuration is sound."),
             Self::Show => {
-                let row = |setting: &crate::config::Setting| {
-                    json!({"key": setting.key, "value": setting.value, "origin": setting.origin.to_string()})
-                };
+                let row = |setting: &crate::config::Setting| json!({"key": setting.key, "value": setting.value, "origin": setting.origin.to_string()});
                 let rows: Vec<_> = config.settings.iter().map(row).collect();
-                common.output.rows(&[("SETTING", "key"), ("VALUE", "value"), ("FROM", "origin")], &rows)?;
+                common
+                    .output
+                    .rows(&[("SETTING", "key"), ("VALUE", "value"), ("FROM", "origin")], &rows)?;
             }
         }
         Ok(())

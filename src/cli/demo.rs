@@ -27,15 +27,17 @@ use crate::{
 /// How often it looks whether the ledger has everything.
 const LOOK: Duration = Duration::from_millis(50);
 /// How long it looks.
-const LOOK_FOR: Duration = Duration::from_secs(60);
+const LOOK_FOR: Duration = Duration::from_mins(1);
 /// How often one request is repeated while its outcome is unknown.
 const REPEATS_MAX: u32 = 20;
 
 #[derive(Debug, Args)]
-#[command(after_help = "It needs an admin key, for it makes a namespace \"demo\" of its own. Exits with 0 if everything was proven.
+#[command(
+    after_help = "It needs an admin key, for it makes a namespace \"demo\" of its own. Exits with 0 if everything was proven.
 
 Example:
-  redeemer demo --users 10000 --uses 1000")]
+  redeemer demo --users 10000 --uses 1000"
+)]
 pub(super) struct Demo {
     /// How many users ask
     #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u64).range(1..=10_000_000))]
@@ -67,7 +69,10 @@ impl Demo {
         let client = common.client()?;
         let namespace = Namespace::parse("demo")?;
         let base = format!("/v1/namespaces/{namespace}");
-        client.ask(Method::PUT, &base, Some(&json!({}))).await.context("making the namespace demo")?;
+        client
+            .ask(Method::PUT, &base, Some(&json!({})))
+            .await
+            .context("making the namespace demo")?;
         let run = crate::ids::characters::<6>(b"abcdefghjkmnpqrstuvwxyz23456789");
         let code = format!("RUSH-{}", run.to_uppercase());
         let invite = json!({"code": code, "group": "rush", "max_uses": self.uses});
@@ -89,10 +94,14 @@ impl Demo {
             let rate = requests as f64 / took.as_secs_f64();
             say(&format!(
                 "{} users asked for {code} ({} uses), {} at once: {requests} requests in {:.1} s, {rate:.0} a second.\n",
-                self.users, self.uses, self.at_once, took.as_secs_f64()
+                self.users,
+                self.uses,
+                self.at_once,
+                took.as_secs_f64()
             ));
         }
-        let columns: [Column; 4] = [("PROVEN", "ok"), ("WHAT", "what"), ("EXPECTED", "expected"), ("FOUND", "found")];
+        let columns: [Column; 4] =
+            [("PROVEN", "ok"), ("WHAT", "what"), ("EXPECTED", "expected"), ("FOUND", "found")];
         common.output.rows(&columns, &proof)?;
         Ok(if is_proven { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     }
@@ -106,7 +115,8 @@ impl Demo {
         run: &str,
         counts: &Counts,
     ) -> anyhow::Result<Vec<Told>> {
-        let style = ProgressStyle::with_template("{bar:40} {pos}/{len} users {per_sec} {wide_msg}")?;
+        let style =
+            ProgressStyle::with_template("{bar:40} {pos}/{len} users {per_sec} {wide_msg}")?;
         let bar = ProgressBar::new(self.users).with_style(style);
         let at_once = usize::try_from(self.at_once).unwrap_or(1);
         let mut told = Vec::new();
@@ -148,7 +158,8 @@ impl Demo {
         let granted = told.iter().filter(|told| matches!(told, Told::Granted(_))).count();
         let until = Instant::now() + LOOK_FOR;
         loop {
-            let rows = all(client, &format!("{base}/redemptions"), &format!("&invite={invite}")).await?;
+            let rows =
+                all(client, &format!("{base}/redemptions"), &format!("&invite={invite}")).await?;
             if rows.len() >= granted || Instant::now() >= until {
                 return Ok(rows);
             }
@@ -168,21 +179,29 @@ impl Demo {
         let distinct = |values: BTreeSet<String>| values.len() as u64;
         let users = distinct(granted.iter().map(|redemption| redemption.user.clone()).collect());
         let ordinals: BTreeSet<u64> = granted.iter().map(|redemption| redemption.ordinal).collect();
-        let row = ordinals.len() as u64 == expected && ordinals.last().is_none_or(|last| *last == expected);
-        let ids: BTreeSet<String> = granted.iter().map(|redemption| redemption.id.to_string()).collect();
+        let row = ordinals.len() as u64 == expected
+            && ordinals.last().is_none_or(|last| *last == expected);
+        let ids: BTreeSet<String> =
+            granted.iter().map(|redemption| redemption.id.to_string()).collect();
         let in_ledger: BTreeSet<String> =
             in_ledger.iter().filter_map(|row| row["id"].as_str().map(str::to_owned)).collect();
-        let line = |what: &str, expected: &Value, found: &Value| {
-            json!({"ok": if expected == found { "yes" } else { "NO" }, "what": what, "expected": expected, "found": found})
-        };
+        let line = |what: &str, expected: &Value, found: &Value| json!({"ok": if expected == found { "yes" } else { "NO" }, "what": what, "expected": expected, "found": found});
         vec![
             line("uses granted", &json!(expected), &json!(granted.len())),
-            line("users refused, all as exhausted", &json!(self.users - expected), &json!(told.len() - granted.len())),
+            line(
+                "users refused, all as exhausted",
+                &json!(self.users - expected),
+                &json!(told.len() - granted.len()),
+            ),
             line("users who got one", &json!(expected), &json!(users)),
             line("the uses are numbered 1 to the last without a gap", &json!(true), &json!(row)),
             line("uses that Redis counts", &json!(expected), &invite["uses"]),
             line("redemptions in the ledger", &json!(expected), &json!(in_ledger.len())),
-            line("they are the ones that the users were told", &json!(true), &json!(in_ledger == ids)),
+            line(
+                "they are the ones that the users were told",
+                &json!(true),
+                &json!(in_ledger == ids),
+            ),
         ]
     }
 }
@@ -200,7 +219,9 @@ async fn ask(
     loop {
         match client.redeem(namespace, &body, Some(user)).await {
             Ok(answer) => return Ok(Told::Granted(serde_json::from_value(answer)?)),
-            Err(ClientError::Problem(problem)) if problem.code == "invite_exhausted" => return Ok(Told::Exhausted),
+            Err(ClientError::Problem(problem)) if problem.code == "invite_exhausted" => {
+                return Ok(Told::Exhausted);
+            }
             Err(error) if repeats < REPEATS_MAX && may_repeat(&error) => {
                 repeats += 1;
                 counts.repeated.fetch_add(1, Ordering::Relaxed);
@@ -221,8 +242,12 @@ fn may_repeat(error: &ClientError) -> bool {
 
 fn check_repeat(first: &Told, again: &Told) -> anyhow::Result<()> {
     match (first, again) {
-        (Told::Granted(first), Told::Granted(again)) if first.id == again.id && again.replayed => Ok(()),
+        (Told::Granted(first), Told::Granted(again)) if first.id == again.id && again.replayed => {
+            Ok(())
+        }
         (Told::Exhausted, Told::Exhausted) => Ok(()),
-        _ => anyhow::bail!("a repeat with the same key was answered otherwise than the first request"),
+        _ => anyhow::bail!(
+            "a repeat with the same key was answered otherwise than the first request"
+        ),
     }
 }

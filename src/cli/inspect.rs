@@ -56,8 +56,10 @@ impl Inspect {
         let shown = look.run(&gate).await?;
         let dry_run = look.dry_run(&gate).await?;
         if common.output == Output::Json {
-            let shown: Vec<_> =
-                shown.iter().map(|shown| json!({"command": shown.command, "reply": shown.reply})).collect();
+            let shown: Vec<_> = shown
+                .iter()
+                .map(|shown| json!({"command": shown.command, "reply": shown.reply}))
+                .collect();
             let dry_run = dry_run.map(|DryRun { keys, args }| json!({"keys": keys, "args": args}));
             say(&serde_json::to_string_pretty(&json!({"commands": shown, "dry_run": dry_run}))?);
             return Ok(());
@@ -71,7 +73,9 @@ impl Inspect {
             say("");
         }
         if let Some(DryRun { keys, args }) = &dry_run {
-            say("Whether it would be granted now (from a checkout; spends nothing but the guessing budget):");
+            say(
+                "Whether it would be granted now (from a checkout; spends nothing but the guessing budget):",
+            );
             say(&format!("{client} --eval lua/redeem.lua {} , {}", words(keys), words(args)));
         }
         Ok(())
@@ -81,8 +85,13 @@ impl Inspect {
 /// The command that opens this Redis in a terminal.
 fn client(config: &Config) -> String {
     match &config.redis.url {
-        None => format!("redis-cli -s {}", word(&local_server::socket_in(&config.data_dir).display().to_string())),
-        Some(url) if masked_url(url).contains("***") => "redis-cli -u \"$REDEEMER_REDIS__URL\"".to_owned(),
+        None => format!(
+            "redis-cli -s {}",
+            word(&local_server::socket_in(&config.data_dir).display().to_string())
+        ),
+        Some(url) if masked_url(url).contains("***") => {
+            "redis-cli -u \"$REDEEMER_REDIS__URL\"".to_owned()
+        }
         Some(url) => format!("redis-cli -u {}", masked_url(url)),
     }
 }
@@ -94,7 +103,11 @@ fn words(words: &[String]) -> String {
 /// A word as a shell reads it back.
 pub(super) fn word(text: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "/._-:".contains(c);
-    if !text.is_empty() && text.chars().all(plain) { text.to_owned() } else { format!("'{}'", text.replace('\'', r"'\''")) }
+    if !text.is_empty() && text.chars().all(plain) {
+        text.to_owned()
+    } else {
+        format!("'{}'", text.replace('\'', r"'\''"))
+    }
 }
 
 #[cfg(test)]

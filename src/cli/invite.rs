@@ -89,19 +89,28 @@ impl Command {
         let client = common.client()?;
         match self {
             Self::Create(create) => {
-                let made = client.ask(Method::POST, &common.path("/invites"), Some(&create.body())).await?;
+                let made = client
+                    .ask(Method::POST, &common.path("/invites"), Some(&create.body()))
+                    .await?;
                 common.output.one(&COLUMNS, &made)
             }
             Self::List(list) => {
-                let query = query(&[("state", list.state), ("group", list.group), ("prefix", list.prefix)]);
+                let query =
+                    query(&[("state", list.state), ("group", list.group), ("prefix", list.prefix)]);
                 let rows = all(&client, &common.path("/invites"), &query).await?;
                 common.output.rows(&COLUMNS, &rows)
             }
-            Self::Show { invite } => common.output.one(&COLUMNS, &find(&client, common, &invite).await?),
+            Self::Show { invite } => {
+                common.output.one(&COLUMNS, &find(&client, common, &invite).await?)
+            }
             Self::Disable { invite } => {
-                let id = find(&client, common, &invite).await?["id"].as_str().unwrap_or_default().to_owned();
+                let id = find(&client, common, &invite).await?["id"]
+                    .as_str()
+                    .unwrap_or_default()
+                    .to_owned();
                 let path = common.path(&format!("/invites/{id}"));
-                let changed = client.ask(Method::PATCH, &path, Some(&json!({"disabled": true}))).await?;
+                let changed =
+                    client.ask(Method::PATCH, &path, Some(&json!({"disabled": true}))).await?;
                 common.output.one(&COLUMNS, &changed)
             }
         }
@@ -119,7 +128,9 @@ impl Create {
             ("expires_at", self.expires_at),
             ("user", self.user),
         ];
-        body.extend(optional.into_iter().filter_map(|(name, value)| Some((name.to_owned(), json!(value?)))));
+        body.extend(
+            optional.into_iter().filter_map(|(name, value)| Some((name.to_owned(), json!(value?)))),
+        );
         if !self.email_domain.is_empty() {
             body.insert("email_domains".to_owned(), json!(self.email_domain));
         }
@@ -141,7 +152,9 @@ async fn find(client: &Client, common: &Common, invite: &str) -> anyhow::Result<
 
 /// The given parameters as a query string.
 pub(super) fn query(parameters: &[(&str, Option<String>)]) -> String {
-    let given = parameters.iter().filter_map(|(name, value)| Some(format!("&{name}={}", encoded(value.as_ref()?))));
+    let given = parameters
+        .iter()
+        .filter_map(|(name, value)| Some(format!("&{name}={}", encoded(value.as_ref()?))));
     given.collect()
 }
 
@@ -150,7 +163,8 @@ pub(super) async fn all(client: &Client, path: &str, query: &str) -> anyhow::Res
     let mut rows = Vec::new();
     let mut cursor = String::new();
     loop {
-        let page = client.ask(Method::GET, &format!("{path}?limit=1000{query}{cursor}"), None).await?;
+        let page =
+            client.ask(Method::GET, &format!("{path}?limit=1000{query}{cursor}"), None).await?;
         rows.extend(page["data"].as_array().cloned().unwrap_or_default());
         match page["next_cursor"].as_str() {
             Some(next) => cursor = format!("&cursor={next}"),

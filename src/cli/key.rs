@@ -56,11 +56,19 @@ impl Command {
                 let only = (!only.is_empty()).then_some(only);
                 let body = json!({"name": name, "role": role, "namespaces": only});
                 let made = common.client()?.ask(Method::POST, "/v1/keys", Some(&body)).await?;
-                common.output.one(&[("KEY", "key"), ("ID", "id"), ("ROLE", "role"), ("ONLY", "namespaces")], &made)
+                common.output.one(
+                    &[("KEY", "key"), ("ID", "id"), ("ROLE", "role"), ("ONLY", "namespaces")],
+                    &made,
+                )
             }
-            Self::List => common.output.rows(&COLUMNS, &all(&common.client()?, "/v1/keys", "").await?),
+            Self::List => {
+                common.output.rows(&COLUMNS, &all(&common.client()?, "/v1/keys", "").await?)
+            }
             Self::Revoke { id } => {
-                common.client()?.ask(Method::DELETE, &format!("/v1/keys/{}", encoded(&id)), None).await?;
+                common
+                    .client()?
+                    .ask(Method::DELETE, &format!("/v1/keys/{}", encoded(&id)), None)
+                    .await?;
                 say(&format!("Revoked {id}. Every node refuses it within auth.refresh_ms."));
                 Ok(())
             }
@@ -73,13 +81,19 @@ impl Command {
 async fn reset_admin(common: &Common) -> anyhow::Result<()> {
     let config = common.config(Vec::new())?;
     if !config.ledger.path.exists() {
-        bail!("there is no ledger at {}; set data.dir or ledger.url as the service has it", config.ledger.path.display());
+        bail!(
+            "there is no ledger at {}; set data.dir or ledger.url as the service has it",
+            config.ledger.path.display()
+        );
     }
     let ledger = app::ledger(&config).await.map_err(anyhow::Error::msg)?;
     let reset = app::reset_admin_key(&config, &ledger).await.map_err(anyhow::Error::msg);
     ledger.close().await;
     reset?;
-    say(&format!("The new admin key is in {}. All others of the role admin are revoked.", config.admin_key_file().display()));
+    say(&format!(
+        "The new admin key is in {}. All others of the role admin are revoked.",
+        config.admin_key_file().display()
+    ));
     if config.auth.admin_key.is_some() {
         say("auth.admin_key is configured and goes on working on the nodes that have it.");
     }

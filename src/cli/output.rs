@@ -20,7 +20,8 @@ pub(super) type Column = (&'static str, &'static str);
 impl Output {
     /// Prints rows: some columns of them for people, all of them as JSON.
     pub(super) fn rows(self, columns: &[Column], rows: &[Value]) -> anyhow::Result<()> {
-        let cells = |row: &Value| columns.iter().map(|(_, field)| text(&row[*field])).collect::<Vec<_>>();
+        let cells =
+            |row: &Value| columns.iter().map(|(_, field)| text(&row[*field])).collect::<Vec<_>>();
         match self {
             Self::Json => say(&serde_json::to_string_pretty(rows)?),
             Self::Csv => {

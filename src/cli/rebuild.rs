@@ -17,11 +17,13 @@ use crate::{
 const LOOK: Duration = Duration::from_millis(100);
 
 #[derive(Debug, Args)]
-#[command(after_help = "What Redis has and the ledger does not have is lost for good: redemptions of the last moments, which the
+#[command(
+    after_help = "What Redis has and the ledger does not have is lost for good: redemptions of the last moments, which the
 ledger then does not know. A running node does the work; this command waits for it.
 
 Example:
-  redeemer rebuild --from-ledger --discard-gate --partition 6")]
+  redeemer rebuild --from-ledger --discard-gate --partition 6"
+)]
 pub(super) struct Rebuild {
     /// Take the ledger for the truth
     #[arg(long, required = true)]
@@ -38,7 +40,10 @@ impl Rebuild {
     pub(super) async fn run(self, common: &Common) -> anyhow::Result<()> {
         let config = common.config(Vec::new())?;
         if !config.ledger.path.exists() {
-            bail!("there is no ledger at {}; set data.dir or ledger.url as the service has it", config.ledger.path.display());
+            bail!(
+                "there is no ledger at {}; set data.dir or ledger.url as the service has it",
+                config.ledger.path.display()
+            );
         }
         let ledger = app::ledger(&config).await.map_err(anyhow::Error::msg)?;
         let total = ledger.request_rebuild(self.partition.map(Partition)).await?;
@@ -49,10 +54,12 @@ impl Rebuild {
         let bar = ProgressBar::new(total).with_style(style);
         loop {
             let rows = ledger.partitions().await?;
-            let waiting: Vec<_> = rows.iter().filter(|row| self.concerns(row) && is_waiting(row)).collect();
+            let waiting: Vec<_> =
+                rows.iter().filter(|row| self.concerns(row) && is_waiting(row)).collect();
             bar.set_position(total.saturating_sub(waiting.len() as u64));
             let Some(first) = waiting.first() else { break };
-            let leader = if first.lease_live { "" } else { "; no node looks after it: is one running?" };
+            let leader =
+                if first.lease_live { "" } else { "; no node looks after it: is one running?" };
             bar.set_message(format!("partition {}{leader}", first.partition));
             tokio::time::sleep(LOOK).await;
         }

@@ -43,10 +43,18 @@ const COLUMNS: [Column; 8] = [
 impl Redeem {
     pub(super) async fn run(self, common: &Common) -> anyhow::Result<()> {
         let client = common.client()?;
-        let mut body = Map::from_iter([("code".to_owned(), json!(self.code)), ("user".to_owned(), json!(self.user))]);
-        let optional =
-            [("ip", self.ip.map(Value::from)), ("email", self.email.map(Value::from)), ("metadata", self.metadata)];
-        body.extend(optional.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))));
+        let mut body = Map::from_iter([
+            ("code".to_owned(), json!(self.code)),
+            ("user".to_owned(), json!(self.user)),
+        ]);
+        let optional = [
+            ("ip", self.ip.map(Value::from)),
+            ("email", self.email.map(Value::from)),
+            ("metadata", self.metadata),
+        ];
+        body.extend(
+            optional.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))),
+        );
         let key = self.idempotency_key.as_deref();
         let redemption = client.redeem(&common.namespace, &Value::Object(body), key).await?;
         common.output.one(&COLUMNS, &redemption)

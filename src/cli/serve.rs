@@ -108,7 +108,8 @@ async fn stop_on_signal(shutdown: CancellationToken) -> std::io::Result<()> {
 /// Lines go to standard error by way of a thread, so that a slow terminal does not hold up a request.
 fn start_log(log: &Log) -> WorkerGuard {
     let (writer, guard) = tracing_appender::non_blocking(std::io::stderr());
-    let builder = tracing_subscriber::fmt().with_env_filter(EnvFilter::new(&log.level)).with_writer(writer);
+    let builder =
+        tracing_subscriber::fmt().with_env_filter(EnvFilter::new(&log.level)).with_writer(writer);
     if log.json {
         builder.json().flatten_event(true).init();
     } else {
@@ -127,14 +128,17 @@ impl Banner {
         let config = app.config();
         let url = format!("http://{}", reachable(app.address()?));
         let redis = match (app.local_server(), &config.redis.url) {
-            (Some(server), _) => format!("{} (embedded), {}", server.description(), server.socket().display()),
+            (Some(server), _) => {
+                format!("{} (embedded), {}", server.description(), server.socket().display())
+            }
             (None, Some(url)) => masked_url(url),
             (None, None) => String::new(),
         };
         let key = AdminKey::of(config);
         let namespace = Namespace::default_namespace();
         let keys = Keyspace::new(&config.redis.key_prefix, config.gate.partitions);
-        let invite = Code::parse(EXAMPLE, CodeCase::Sensitive).map(|code| keys.invite(&namespace, &code))?;
+        let invite =
+            Code::parse(EXAMPLE, CodeCase::Sensitive).map(|code| keys.invite(&namespace, &code))?;
         let post = |path: &str, body: &str, more: &str| {
             format!(
                 "curl -sS {url}/v1/namespaces/default/{path} -H \"Authorization: Bearer {}\" -H 'Content-Type: application/json'{more} -d '{body}'",
@@ -147,7 +151,8 @@ impl Banner {
             &format!("{{\"code\":\"{EXAMPLE}\",\"group\":\"team\",\"max_uses\":100}}"),
             " -H 'Idempotency-Key: welcome'",
         );
-        let redeem = post("redemptions", &format!("{{\"code\":\"{EXAMPLE}\",\"user\":\"alice\"}}"), "");
+        let redeem =
+            post("redemptions", &format!("{{\"code\":\"{EXAMPLE}\",\"user\":\"alice\"}}"), "");
         let look = format!("{} HGETALL '{invite}'", redis_cli(app));
         let text = format!(
             "\nredeemer {version} is ready.\n\n  \
@@ -172,8 +177,10 @@ impl Banner {
 
 /// Every setting that is not the default, with where it came from.
 fn settings(config: &Config) -> String {
-    let own = config.settings.iter().filter(|setting| setting.origin != crate::config::Origin::Default);
-    let told: Vec<_> = own.map(|setting| format!("{} from {}", setting.key, setting.origin)).collect();
+    let own =
+        config.settings.iter().filter(|setting| setting.origin != crate::config::Origin::Default);
+    let told: Vec<_> =
+        own.map(|setting| format!("{} from {}", setting.key, setting.origin)).collect();
     if told.is_empty() { "all defaults".to_owned() } else { told.join(", ") }
 }
 
@@ -211,11 +218,19 @@ impl AdminKey {
 /// The command that opens this Redis in a terminal.
 fn redis_cli(app: &App) -> String {
     match (app.local_server(), &app.config().redis.url) {
-        (Some(server), _) => format!("{} -s {}", server.client_program(), word(&server.socket().display().to_string())),
+        (Some(server), _) => format!(
+            "{} -s {}",
+            server.client_program(),
+            word(&server.socket().display().to_string())
+        ),
         (None, Some(url)) => {
             let shown = masked_url(url);
             // A password is not printed; whoever pastes the line has it in the environment.
-            if shown.contains("***") { "redis-cli -u \"$REDEEMER_REDIS__URL\"".to_owned() } else { format!("redis-cli -u {shown}") }
+            if shown.contains("***") {
+                "redis-cli -u \"$REDEEMER_REDIS__URL\"".to_owned()
+            } else {
+                format!("redis-cli -u {shown}")
+            }
         }
         (None, None) => "redis-cli".to_owned(),
     }

@@ -109,7 +109,7 @@ impl Layers {
             match std::fs::read_to_string(Path::new(path)) {
                 Ok(text) => layers.set(&key, text.trim_end().to_owned(), Origin::Env(name.clone())),
                 Err(error) => {
-                    problems.push(format!("{name} names {path}, which can not be read: {error}"))
+                    problems.push(format!("{name} names {path}, which can not be read: {error}"));
                 }
             }
         }

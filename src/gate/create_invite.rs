@@ -111,7 +111,9 @@ impl CreateInvite {
                 let (invite, now) = shown(&mut reply, &self.namespace)?;
                 Said::Created(Created::Created { invite, now })
             }
-            "id_taken" => Said::Created(Created::IdTaken { code: reply.parsed(fields::stored_code)? }),
+            "id_taken" => {
+                Said::Created(Created::IdTaken { code: reply.parsed(fields::stored_code)? })
+            }
             "code_taken" => Said::Created(Created::CodeTaken { by: reply.parsed(str::parse)? }),
             "namespace_not_found" => Said::Created(Created::NamespaceNotFound),
             "ended" => Said::Ended(reply.parsed(str::parse)?),

@@ -60,8 +60,10 @@ impl Inspect {
             let rate = keys.rate(&self.namespace, Policy::User, "user", user.as_str());
             commands.extend(["GET", "PTTL"].map(|command| vec![command.to_owned(), rate.clone()]));
         }
-        let unavailable = |cause: RedisError| GateError::Unavailable { doing: "looking at keys", cause };
-        let mut connection = gate.inner.pool.get().await.map_err(|error| unavailable(link::pool_error(error)))?;
+        let unavailable =
+            |cause: RedisError| GateError::Unavailable { doing: "looking at keys", cause };
+        let mut connection =
+            gate.inner.pool.get().await.map_err(|error| unavailable(link::pool_error(error)))?;
         let mut shown = Vec::with_capacity(commands.len());
         for command in commands {
             let mut sent = redis::cmd(&command[0]);
@@ -82,9 +84,15 @@ impl Inspect {
         let partition = gate.keys().partition_of(&self.namespace);
         let survey = survey::run(gate, partition).await?;
         let Some(meta) = survey.meta else { return Ok(None) };
-        let fence = Fence { deployment: meta.deployment, lineage: survey.lineage, epoch: meta.cursor.epoch };
+        let fence = Fence {
+            deployment: meta.deployment,
+            lineage: survey.lineage,
+            epoch: meta.cursor.epoch,
+        };
         gate.set_fence(partition, Some(fence.clone()));
-        let Some((settings, _)) = (ShowNamespace { namespace: self.namespace.clone() }).run(gate).await? else {
+        let Some((settings, _)) =
+            (ShowNamespace { namespace: self.namespace.clone() }).run(gate).await?
+        else {
             return Ok(None);
         };
         let request = Redeem {
@@ -97,7 +105,14 @@ impl Inspect {
             mode: Mode::Validate,
         };
         let outbox_max = gate.inner.options.outbox_max;
-        let call = redeem::call(gate.keys(), partition, &fence, None, outbox_max, [(&request, &settings)].into_iter());
+        let call = redeem::call(
+            gate.keys(),
+            partition,
+            &fence,
+            None,
+            outbox_max,
+            [(&request, &settings)].into_iter(),
+        );
         let (keys, args) = call.into_words();
         Ok(Some(DryRun { keys, args }))
     }
@@ -119,7 +134,9 @@ fn lines(reply: &Value) -> Vec<String> {
             lines.sort();
             lines
         }
-        Value::Map(pairs) => pairs.iter().map(|(name, value)| format!("{}  {}", text(name), text(value))).collect(),
+        Value::Map(pairs) => {
+            pairs.iter().map(|(name, value)| format!("{}  {}", text(name), text(value))).collect()
+        }
         other => vec![text(other)],
     }
 }

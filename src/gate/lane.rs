@@ -138,7 +138,9 @@ impl Runner {
             jobs = left;
             match classify(&error) {
                 Failure::Unknown => {
-                    jobs.iter_mut().for_each(|job| job.unknown = true);
+                    for job in &mut jobs {
+                        job.unknown = true;
+                    }
                     self.link.give_up(generation).await;
                 }
                 Failure::NotNow => {
@@ -213,7 +215,9 @@ impl Runner {
                     message: message.clone(),
                 };
                 // The script has run, so what was decided is not known to anybody until they ask again.
-                jobs.into_iter().for_each(|job| job.answer(Err(failed())));
+                for job in jobs {
+                    job.answer(Err(failed()));
+                }
             }
         }
         Attempt::Answered

@@ -11,13 +11,17 @@ const MAJOR_MIN: u32 = 7;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Unfit {
     /// It is too old.
-    #[error("Redis {version} is too old: the scripts need Redis 7.0 or Valkey 7.2; upgrade it, or point redis.url to a newer one")]
+    #[error(
+        "Redis {version} is too old: the scripts need Redis 7.0 or Valkey 7.2; upgrade it, or point redis.url to a newer one"
+    )]
     TooOld {
         /// What it is.
         version: String,
     },
     /// It throws keys away when its memory is full, and with them the record of what is spent.
-    #[error("Redis would evict keys (maxmemory-policy is {policy}), and spent uses would be granted again; run `redis-cli CONFIG SET maxmemory-policy noeviction` and put that into its configuration")]
+    #[error(
+        "Redis would evict keys (maxmemory-policy is {policy}), and spent uses would be granted again; run `redis-cli CONFIG SET maxmemory-policy noeviction` and put that into its configuration"
+    )]
     Evicts {
         /// Its policy.
         policy: String,
@@ -62,11 +66,17 @@ impl ServerInfo {
 /// # Errors
 /// [`GateError::Unavailable`] when it does not answer.
 pub async fn info(gate: &Gate) -> Result<ServerInfo, GateError> {
-    let unavailable = |cause: RedisError| GateError::Unavailable { doing: "asking what it is", cause };
-    let mut connection = gate.inner.pool.get().await.map_err(|error| unavailable(link::pool_error(error)))?;
+    let unavailable =
+        |cause: RedisError| GateError::Unavailable { doing: "asking what it is", cause };
+    let mut connection =
+        gate.inner.pool.get().await.map_err(|error| unavailable(link::pool_error(error)))?;
     let mut text = String::new();
     for section in ["server", "memory"] {
-        let part: String = redis::cmd("INFO").arg(section).query_async(&mut connection).await.map_err(unavailable)?;
+        let part: String = redis::cmd("INFO")
+            .arg(section)
+            .query_async(&mut connection)
+            .await
+            .map_err(unavailable)?;
         text.push_str(&part);
     }
     Ok(ServerInfo::parse(&text))
@@ -79,11 +89,19 @@ mod tests {
     #[test]
     fn an_old_or_forgetful_redis_is_unfit() {
         let info = |version: &str, policy: &str| {
-            ServerInfo::parse(&format!("# Server\r\nredis_version:{version}\r\n# Memory\r\nmaxmemory_policy:{policy}\r\n"))
+            ServerInfo::parse(&format!(
+                "# Server\r\nredis_version:{version}\r\n# Memory\r\nmaxmemory_policy:{policy}\r\n"
+            ))
         };
         assert!(info("7.0.15", "noeviction").unfit().is_empty());
-        assert_eq!(info("6.2.1", "noeviction").unfit(), [Unfit::TooOld { version: "6.2.1".to_owned() }]);
-        assert_eq!(info("8.0.0", "volatile-ttl").unfit(), [Unfit::Evicts { policy: "volatile-ttl".to_owned() }]);
+        assert_eq!(
+            info("6.2.1", "noeviction").unfit(),
+            [Unfit::TooOld { version: "6.2.1".to_owned() }]
+        );
+        assert_eq!(
+            info("8.0.0", "volatile-ttl").unfit(),
+            [Unfit::Evicts { policy: "volatile-ttl".to_owned() }]
+        );
         assert_eq!(info("", "").unfit().len(), 2);
     }
 }

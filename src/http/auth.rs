@@ -78,7 +78,10 @@ mod tests {
         let token = Token::from_random([2; 30]);
         let header = format!("bearer {}", token.reveal());
         assert!(keys.open(&header).is_none());
-        let mut key = ApiKey { id: token.id().to_owned(), ..(*keys.open(&format!("Bearer {}", admin.reveal())).unwrap()).clone() };
+        let mut key = ApiKey {
+            id: token.id().to_owned(),
+            ..(*keys.open(&format!("Bearer {}", admin.reveal())).unwrap()).clone()
+        };
         key.secret_sha256 = token.secret_sha256();
         keys.refresh(vec![key.clone()]);
         assert!(keys.open(&header).is_some());

@@ -62,19 +62,29 @@ impl FromRequest for Body {
         let content_type = request.headers().get(header::CONTENT_TYPE).cloned();
         let mut payload = payload.take();
         Box::pin(async move {
-            let Some(state) = state else { return Err(Problem::new(Code::Internal, "The service is not set up.")) };
-            let media_type = content_type.as_ref().and_then(|value| value.to_str().ok()).unwrap_or_default();
+            let Some(state) = state else {
+                return Err(Problem::new(Code::Internal, "The service is not set up."));
+            };
+            let media_type =
+                content_type.as_ref().and_then(|value| value.to_str().ok()).unwrap_or_default();
             let media_type = media_type.split(';').next().unwrap_or_default().trim();
             if !["application/json", "application/merge-patch+json"]
                 .iter()
                 .any(|json| media_type.eq_ignore_ascii_case(json))
             {
-                return Err(Problem::new(Code::UnsupportedMediaType, "Send JSON with Content-Type: application/json."));
+                return Err(Problem::new(
+                    Code::UnsupportedMediaType,
+                    "Send JSON with Content-Type: application/json.",
+                ));
             }
             let reading = read(&mut payload, state.body_bytes_max);
-            let bytes = tokio::time::timeout(state.request_timeout, reading).await.map_err(|_| {
-                Problem::new(Code::RequestTimeout, "The body did not arrive in time. Send it again at once.")
-            })??;
+            let bytes =
+                tokio::time::timeout(state.request_timeout, reading).await.map_err(|_| {
+                    Problem::new(
+                        Code::RequestTimeout,
+                        "The body did not arrive in time. Send it again at once.",
+                    )
+                })??;
             Self::parse(&bytes)
         })
     }
@@ -87,7 +97,10 @@ async fn read(payload: &mut Payload, bytes_max: usize) -> Result<Vec<u8>, Proble
             Problem::new(Code::InvalidRequest, format!("The body could not be read: {error}."))
         })?;
         if bytes.len() + chunk.len() > bytes_max {
-            return Err(Problem::new(Code::BodyTooLarge, format!("A body has at most {bytes_max} bytes.")));
+            return Err(Problem::new(
+                Code::BodyTooLarge,
+                format!("A body has at most {bytes_max} bytes."),
+            ));
         }
         bytes.extend_from_slice(&chunk);
     }
@@ -103,14 +116,20 @@ impl Body {
     }
 
     /// The parameters of a query string.
-    pub(super) fn from_pairs(pairs: Vec<(String, String)>) -> Result<Self, Problem> {
+    pub(super) fn from_pairs(pairs: &[(String, String)]) -> Result<Self, Problem> {
         let mut names = HashSet::new();
-        for (name, _) in &pairs {
+        for (name, _) in pairs {
             if !names.insert(name) {
-                return Err(Problem::new(Code::InvalidRequest, format!("The parameter {name:?} comes twice.")));
+                return Err(Problem::new(
+                    Code::InvalidRequest,
+                    format!("The parameter {name:?} comes twice."),
+                ));
             }
         }
-        let fields = pairs.iter().map(|(name, value)| (name.clone(), Value::String(value.clone()))).collect();
+        let fields = pairs
+            .iter()
+            .map(|(name, value)| (name.clone(), Value::String(value.clone())))
+            .collect();
         Ok(Self { fields, ..Self::default() })
     }
 
@@ -127,7 +146,8 @@ impl Body {
             Some(common) if common == code => Some(code),
             Some(_) => Some(Code::InvalidRequest),
         };
-        self.errors.push(json!({"pointer": format!("/{name}"), "code": code.as_str(), "detail": detail}));
+        self.errors
+            .push(json!({"pointer": format!("/{name}"), "code": code.as_str(), "detail": detail}));
     }
 
     /// A field that must be there, as text that `parse` accepts.
@@ -156,7 +176,10 @@ impl Body {
     }
 
     /// A code that must be there.
-    pub(super) fn code<T>(&mut self, parse: impl FnOnce(&str) -> Result<T, Malformed>) -> Option<T> {
+    pub(super) fn code<T>(
+        &mut self,
+        parse: impl FnOnce(&str) -> Result<T, Malformed>,
+    ) -> Option<T> {
         match self.take("code") {
             None => self.wrong("code", Code::InvalidRequest, "this field is needed"),
             Some(Value::String(text)) => match parse(&text) {
@@ -219,7 +242,9 @@ impl Body {
 
     /// The person's address.
     pub(super) fn ip(&mut self) -> Option<IpAddr> {
-        let parse = |text: &str| text.parse().map_err(|_| Malformed("an IP address, version 4 or 6".to_owned()));
+        let parse = |text: &str| {
+            text.parse().map_err(|_| Malformed("an IP address, version 4 or 6".to_owned()))
+        };
         self.optional("ip", parse).value()
     }
 
@@ -288,7 +313,12 @@ mod tests {
         let response = problem.response("/", "id");
         let bytes = actix_web::body::MessageBody::try_into_bytes(response.into_body()).unwrap();
         let value: Value = serde_json::from_slice(&bytes).unwrap();
-        value["errors"].as_array().unwrap().iter().map(|error| error["pointer"].as_str().unwrap().to_owned()).collect()
+        value["errors"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|error| error["pointer"].as_str().unwrap().to_owned())
+            .collect()
     }
 
     #[test]
@@ -298,8 +328,7 @@ mod tests {
         body.required("user", UserId::parse);
         body.required("group", UserId::parse);
         body.count("max_uses", 10);
-        body.close();
-        let problem = body.problem();
+        let problem = body.finish().unwrap_err();
         assert_eq!(problem.code, Code::InvalidRequest);
         assert_eq!(pointers(&problem), ["/code", "/user", "/group", "/max_uses", "/ttl"]);
     }
@@ -308,14 +337,27 @@ mod tests {
     fn a_malformed_code_alone_has_a_code_of_its_own() {
         let mut body = body(r#"{"code": "a b"}"#);
         body.code(|text| crate::domain::Code::parse(text, CodeCase::Insensitive));
-        body.close();
-        assert_eq!(body.problem().code, Code::CodeMalformed);
+        assert_eq!(body.finish().unwrap_err().code, Code::CodeMalformed);
     }
 
     #[test]
     fn what_is_not_one_object_is_refused() {
-        for bad in ["", "[]", "1", "null", "{", r#"{"a":1,"a":2}"#, "{} {}", "{\"a\":\"\u{0}\"}", r#"{"a":1e999}"#] {
-            assert_eq!(Body::parse(bad.as_bytes()).unwrap_err().code, Code::InvalidRequest, "{bad:?}");
+        for bad in [
+            "",
+            "[]",
+            "1",
+            "null",
+            "{",
+            r#"{"a":1,"a":2}"#,
+            "{} {}",
+            "{\"a\":\"\u{0}\"}",
+            r#"{"a":1e999}"#,
+        ] {
+            assert_eq!(
+                Body::parse(bad.as_bytes()).unwrap_err().code,
+                Code::InvalidRequest,
+                "{bad:?}"
+            );
         }
         assert!(Body::parse(b"{\"a\":\"\xff\"}").is_err());
         let deep = format!("{{\"a\":{}{}}}", "[".repeat(5000), "]".repeat(5000));

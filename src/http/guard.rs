@@ -117,34 +117,56 @@ pub(super) async fn guard(
 fn let_in(state: &State, request: &ServiceRequest, head: &mut Head) -> Result<(), Problem> {
     // The path as the router sees it, so that both always speak of the same endpoint.
     let pattern = request.resource_map().match_pattern(request.match_info().as_str());
-    let here: Vec<_> = ENDPOINTS.iter().filter(|endpoint| pattern.as_deref() == Some(endpoint.path)).collect();
+    let here: Vec<_> =
+        ENDPOINTS.iter().filter(|endpoint| pattern.as_deref() == Some(endpoint.path)).collect();
     if here.is_empty() {
-        return Err(Problem::new(Code::RouteNotFound, "There is nothing at this path; docs/api.md lists all paths."));
+        return Err(Problem::new(
+            Code::RouteNotFound,
+            "There is nothing at this path; docs/api.md lists all paths.",
+        ));
     }
     let Some(endpoint) = here.iter().find(|endpoint| endpoint.method == head.method) else {
         let methods: Vec<_> = here.iter().map(|endpoint| endpoint.method.as_str()).collect();
-        return Err(Problem::new(Code::MethodNotAllowed, format!("This path has {}.", methods.join(", ")))
-            .with_allow(methods.join(", ")));
+        return Err(Problem::new(
+            Code::MethodNotAllowed,
+            format!("This path has {}.", methods.join(", ")),
+        )
+        .with_allow(methods.join(", ")));
     };
     head.endpoint = Some(endpoint);
     if endpoint.method == Method::POST {
         let sent = request.headers().get(&IDEMPOTENCY_KEY);
-        let sent = sent.map(|value| RequestId::parse(value.to_str().unwrap_or_default())).transpose();
-        let key = sent.map_err(|error| Problem::new(Code::InvalidRequest, format!("Idempotency-Key: {error}.")))?;
-        head.idempotency_key = key.or_else(|| (endpoint.path == REDEMPTIONS).then(crate::ids::request));
+        let sent =
+            sent.map(|value| RequestId::parse(value.to_str().unwrap_or_default())).transpose();
+        let key = sent.map_err(|error| {
+            Problem::new(Code::InvalidRequest, format!("Idempotency-Key: {error}."))
+        })?;
+        head.idempotency_key =
+            key.or_else(|| (endpoint.path == REDEMPTIONS).then(crate::ids::request));
         request.extensions_mut().insert(IdempotencyKey(head.idempotency_key.clone()));
     }
     if !accepts_json(request.headers()) && endpoint.path != "/metrics" {
-        return Err(Problem::new(Code::NotAcceptable, "Answers are application/json; accept that."));
+        return Err(Problem::new(
+            Code::NotAcceptable,
+            "Answers are application/json; accept that.",
+        ));
     }
     let Some(role) = endpoint.role else { return Ok(()) };
-    let authorization = request.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
+    let authorization =
+        request.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
     let key = authorization.and_then(|header| state.keys.open(header)).ok_or_else(|| {
-        Problem::new(Code::Unauthorized, "Send Authorization: Bearer <API key>, with a key that is not revoked.")
+        Problem::new(
+            Code::Unauthorized,
+            "Send Authorization: Bearer <API key>, with a key that is not revoked.",
+        )
     })?;
     head.key_id = Some(key.id.clone());
     if !key.role.includes(role) {
-        let detail = format!("This needs the role {}; this API key has {}.", role.as_str(), key.role.as_str());
+        let detail = format!(
+            "This needs the role {}; this API key has {}.",
+            role.as_str(),
+            key.role.as_str()
+        );
         return Err(Problem::new(Code::Forbidden, detail));
     }
     request.extensions_mut().insert(Caller(key));
@@ -154,13 +176,16 @@ fn let_in(state: &State, request: &ServiceRequest, head: &mut Head) -> Result<()
 /// The id that the caller gave the request, or a new one.
 fn request_id(headers: &HeaderMap) -> String {
     let sent = headers.get(&REQUEST_ID).and_then(|value| value.to_str().ok());
-    let sent = sent.filter(|text| (1..=128).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_graphic()));
+    let sent = sent.filter(|text| {
+        (1..=128).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_graphic())
+    });
     sent.map_or_else(|| crate::ids::unique().to_string(), str::to_owned)
 }
 
 /// Source: RFC 9110 §12.5.1; weights are not looked at, but that a type is not refused with `q=0`.
 fn accepts_json(headers: &HeaderMap) -> bool {
-    let mut values = headers.get_all(header::ACCEPT).filter_map(|value| value.to_str().ok()).peekable();
+    let mut values =
+        headers.get_all(header::ACCEPT).filter_map(|value| value.to_str().ok()).peekable();
     let accepts = |range: &str| {
         let mut parts = range.split(';').map(str::trim);
         let media_type = parts.next().unwrap_or_default().to_ascii_lowercase();
@@ -175,9 +200,13 @@ fn accepts_json(headers: &HeaderMap) -> bool {
 fn problem_of(error: &Error) -> Problem {
     match error.as_response_error().status_code() {
         StatusCode::PAYLOAD_TOO_LARGE => Problem::new(Code::BodyTooLarge, "The body is too long."),
-        StatusCode::REQUEST_TIMEOUT => Problem::new(Code::RequestTimeout, "The request did not arrive in time."),
+        StatusCode::REQUEST_TIMEOUT => {
+            Problem::new(Code::RequestTimeout, "The request did not arrive in time.")
+        }
         // A path whose percent-encoding is not text.
-        StatusCode::NOT_FOUND => Problem::new(Code::InvalidRequest, "The path is not percent-encoded UTF-8."),
+        StatusCode::NOT_FOUND => {
+            Problem::new(Code::InvalidRequest, "The path is not percent-encoded UTF-8.")
+        }
         status if status.is_client_error() => Problem::new(Code::InvalidRequest, error.to_string()),
         _ => Problem::unexpected(&error.to_string()),
     }
@@ -216,7 +245,8 @@ impl Head {
             ("status", status.as_str().to_owned()),
         ];
         metrics::counter!("redeemer_http_requests_total", &labels).increment(1);
-        metrics::histogram!("redeemer_http_request_seconds", "route" => route).record(elapsed.as_secs_f64());
+        metrics::histogram!("redeemer_http_request_seconds", "route" => route)
+            .record(elapsed.as_secs_f64());
         let micros = u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX);
         let Self { request_id, method, .. } = self;
         let (status, key) = (status.as_u16(), self.key_id.as_deref().unwrap_or("none"));
@@ -248,7 +278,12 @@ mod tests {
             accepts_json(&headers)
         };
         assert!(accepts_json(&HeaderMap::new()));
-        for good in ["*/*", "application/json", "text/html, application/*;q=0.8", "Application/Problem+JSON"] {
+        for good in [
+            "*/*",
+            "application/json",
+            "text/html, application/*;q=0.8",
+            "Application/Problem+JSON",
+        ] {
             assert!(accepts(good), "{good}");
         }
         for bad in ["text/html", "application/json;q=0", "application/xml"] {

@@ -42,7 +42,10 @@ pub(super) async fn live() -> HttpResponse {
     HttpResponse::Ok().json(json!({"live": true}))
 }
 
-pub(super) async fn ready(state: web::Data<State>, mut query: Query) -> Result<HttpResponse, Problem> {
+pub(super) async fn ready(
+    state: web::Data<State>,
+    mut query: Query,
+) -> Result<HttpResponse, Problem> {
     let verbose = query.parameters.optional("verbose", |text| match text {
         "" | "true" | "1" => Ok(true),
         "false" | "0" => Ok(false),
@@ -50,13 +53,18 @@ pub(super) async fn ready(state: web::Data<State>, mut query: Query) -> Result<H
     });
     query.parameters.finish()?;
     let readiness = state.readiness.borrow().clone();
-    let mut response = if readiness.is_ready() { HttpResponse::Ok() } else { HttpResponse::ServiceUnavailable() };
+    let mut response =
+        if readiness.is_ready() { HttpResponse::Ok() } else { HttpResponse::ServiceUnavailable() };
     Ok(match verbose.value() {
-        Some(true) => response.json(json!({"ready": readiness.is_ready(), "checks": readiness.checks})),
+        Some(true) => {
+            response.json(json!({"ready": readiness.is_ready(), "checks": readiness.checks}))
+        }
         _ => response.json(json!({"ready": readiness.is_ready()})),
     })
 }
 
 pub(super) async fn metrics(state: web::Data<State>) -> HttpResponse {
-    HttpResponse::Ok().content_type("text/plain; version=0.0.4; charset=utf-8").body(state.metrics.render())
+    HttpResponse::Ok()
+        .content_type("text/plain; version=0.0.4; charset=utf-8")
+        .body(state.metrics.render())
 }

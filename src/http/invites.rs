@@ -17,8 +17,8 @@ use super::{
 };
 use crate::{
     domain::{
-        Code as InviteCode, CodeCase, EmailDomain, Group, Invite, InviteId, InviteState, Malformed, Millis, Namespace,
-        UserId,
+        Code as InviteCode, CodeCase, EmailDomain, Group, Invite, InviteId, InviteState, Malformed,
+        Millis, Namespace, UserId,
         invite::{EMAIL_DOMAINS_MAX, MAX_USES_MAX},
     },
     gate::{
@@ -75,7 +75,9 @@ fn missing() -> Problem {
 fn taken(code: &str, by: InviteId) -> Problem {
     Problem::new(
         Code::CodeTaken,
-        format!("A live invite has the code {code}. Choose another code, or let that invite end first."),
+        format!(
+            "A live invite has the code {code}. Choose another code, or let that invite end first."
+        ),
     )
     .with("invite", by.to_string())
 }
@@ -91,7 +93,11 @@ pub(super) async fn create(
     let group = body.required("group", Group::parse);
     let max_uses = body.count("max_uses", MAX_USES_MAX);
     if max_uses == Presence::Absent {
-        body.wrong("max_uses", Code::InvalidRequest, "this field is needed; null means without limit");
+        body.wrong(
+            "max_uses",
+            Code::InvalidRequest,
+            "this field is needed; null means without limit",
+        );
     }
     let (starts_at, expires_at) = (body.time("starts_at").value(), body.time("expires_at").value());
     let user = body.optional("user", UserId::parse).value();
@@ -103,7 +109,9 @@ pub(super) async fn create(
         body.wrong("expires_at", Code::InvalidRequest, "this lies after starts_at");
     }
     body.finish()?;
-    let (Some(group), Some(max_uses)) = (group, max_uses.patch()) else { return Err(body.problem()) };
+    let (Some(group), Some(max_uses)) = (group, max_uses.patch()) else {
+        return Err(body.problem());
+    };
     let wanted = wanted.value();
     let mut create = CreateInvite {
         id: crate::ids::invite(&scope.namespace, &scope.caller.actor(), request.0.as_ref()),
@@ -131,7 +139,10 @@ pub(super) async fn create(
             Created::IdTaken { code } if wanted.is_none() => create.code = code,
             Created::IdTaken { .. } => return Err(key_reused()),
             Created::NamespaceNotFound => {
-                return Err(Problem::new(Code::NamespaceNotFound, "There is no such namespace, or it was archived."));
+                return Err(Problem::new(
+                    Code::NamespaceNotFound,
+                    "There is no such namespace, or it was archived.",
+                ));
             }
         }
     }
@@ -139,7 +150,9 @@ pub(super) async fn create(
 
 /// The answer to a new invite, or to a repeat that asks for the same one.
 fn created(invite: &Invite, now: Millis, asked: &CreateInvite) -> Result<HttpResponse, Problem> {
-    if invite.group != asked.group || invite.created_at == invite.updated_at && invite.max_uses != asked.max_uses {
+    if invite.group != asked.group
+        || invite.created_at == invite.updated_at && invite.max_uses != asked.max_uses
+    {
         return Err(key_reused());
     }
     let location = format!("/v1/namespaces/{}/invites/{}", invite.namespace, invite.id);
@@ -168,7 +181,11 @@ fn made_up(case: CodeCase) -> InviteCode {
     }
 }
 
-pub(super) async fn show(state: web::Data<State>, scope: Scope, path: web::Path<(String, String)>) -> Result<HttpResponse, Problem> {
+pub(super) async fn show(
+    state: web::Data<State>,
+    scope: Scope,
+    path: web::Path<(String, String)>,
+) -> Result<HttpResponse, Problem> {
     let id: InviteId = path.1.parse().map_err(|_| missing())?;
     let from_ledger = state.ledger.invite(&scope.namespace, id);
     shown(&state, &scope.namespace, Which::Id(id), from_ledger).await
@@ -182,10 +199,15 @@ pub(super) async fn show_by_code(
     let known = match state.gate.settings(&scope.namespace).await {
         Ok(known) => known.map(|settings| settings.code_case),
         Err(GateError::Unexpected { .. }) => None,
-        Err(_) => state.ledger.namespace(&scope.namespace).await?.map(|settings| settings.code_case),
+        Err(_) => {
+            state.ledger.namespace(&scope.namespace).await?.map(|settings| settings.code_case)
+        }
     };
     let Some(case) = known else {
-        return Err(Problem::new(Code::NamespaceNotFound, "There is no such namespace, or it was archived."));
+        return Err(Problem::new(
+            Code::NamespaceNotFound,
+            "There is no such namespace, or it was archived.",
+        ));
     };
     let code = InviteCode::parse(&path.1, case)
         .map_err(|error| Problem::new(Code::CodeMalformed, format!("In the path, {error}.")))?;
@@ -216,7 +238,11 @@ async fn shown(
     }
 }
 
-pub(super) async fn list(state: web::Data<State>, scope: Scope, mut query: Query) -> Result<HttpResponse, Problem> {
+pub(super) async fn list(
+    state: web::Data<State>,
+    scope: Scope,
+    mut query: Query,
+) -> Result<HttpResponse, Problem> {
     let known = state.ledger.namespace(&scope.namespace).await?;
     let case = known.map(|settings| settings.code_case).unwrap_or_default();
     let parameters = &mut query.parameters;
@@ -224,17 +250,20 @@ pub(super) async fn list(state: web::Data<State>, scope: Scope, mut query: Query
         state: parameters.optional("state", InviteState::parse).value(),
         group: parameters.optional("group", Group::parse).value(),
         prefix: parameters
-            .optional("prefix", |text| InviteCode::parse(text, case).map(|code| code.as_str().to_owned()))
+            .optional("prefix", |text| {
+                InviteCode::parse(text, case).map(|code| code.as_str().to_owned())
+            })
             .value(),
     };
     let page = query.page()?;
     let after = page.after(pair)?;
     let now = crate::ids::now();
-    let found = state.ledger.invites(&scope.namespace, &filter, now, after.as_ref(), page.limit).await?;
+    let found =
+        state.ledger.invites(&scope.namespace, &filter, now, after.as_ref(), page.limit).await?;
     let as_of = state.ledger.synced_at(state.gate.keys().partition_of(&scope.namespace)).await?;
-    let rows = found.rows.iter().map(|invite| view(invite, now)).collect::<Result<_, _>>()?;
+    let rows = found.rows.iter().map(|invite| view(invite, now)).collect::<Result<Vec<_>, _>>()?;
     let next = found.next.as_ref().map(|(code, id)| [code.as_str(), id.as_str()]);
-    Ok(page.answer(rows, next.as_ref().map(<[_; 2]>::as_slice), as_of))
+    Ok(page.answer(&rows, next.as_ref().map(<[_; 2]>::as_slice), as_of))
 }
 
 pub(super) async fn change(
@@ -249,7 +278,9 @@ pub(super) async fn change(
         starts_at: body.time("starts_at").patch(),
         expires_at: body.time("expires_at").patch(),
         disabled: body
-            .typed("disabled", |value| value.as_bool().ok_or_else(|| "this is true or false".to_owned()))
+            .typed("disabled", |value| {
+                value.as_bool().ok_or_else(|| "this is true or false".to_owned())
+            })
             .value(),
         user: body.optional("user", UserId::parse).patch(),
         email_domains: email_domains(&mut body),
@@ -313,9 +344,15 @@ pub(super) fn if_match(http: &HttpRequest) -> Result<Option<u64>, Problem> {
     if text == "*" {
         return Ok(None);
     }
-    let revision = text.strip_prefix('"').and_then(|text| text.strip_suffix('"')).and_then(|text| text.parse().ok());
+    let revision = text
+        .strip_prefix('"')
+        .and_then(|text| text.strip_suffix('"'))
+        .and_then(|text| text.parse().ok());
     revision.map(Some).ok_or_else(|| {
-        Problem::new(Code::InvalidRequest, "If-Match is the ETag of an earlier answer, with its quotation marks, or *.")
+        Problem::new(
+            Code::InvalidRequest,
+            "If-Match is the ETag of an earlier answer, with its quotation marks, or *.",
+        )
     })
 }
 
@@ -329,7 +366,9 @@ pub(super) fn precondition_failed(revision: u64) -> Problem {
 
 fn email_domains(body: &mut Body) -> Option<Vec<EmailDomain>> {
     let domains = body.typed("email_domains", |value| {
-        let Value::Array(values) = value else { return Err("this is a list of e-mail domains".to_owned()) };
+        let Value::Array(values) = value else {
+            return Err("this is a list of e-mail domains".to_owned());
+        };
         if values.len() > EMAIL_DOMAINS_MAX {
             return Err(format!("this has at most {EMAIL_DOMAINS_MAX} domains"));
         }

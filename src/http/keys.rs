@@ -33,7 +33,10 @@ fn view(key: &ApiKey) -> Value {
 }
 
 fn parse_name(text: &str) -> Result<String, Malformed> {
-    if text.is_empty() || text.chars().count() > NAME_CHARS_MAX || text.chars().any(char::is_control) {
+    if text.is_empty()
+        || text.chars().count() > NAME_CHARS_MAX
+        || text.chars().any(char::is_control)
+    {
         return Err(Malformed(format!("a name is 1 to {NAME_CHARS_MAX} characters of text")));
     }
     Ok(text.to_owned())
@@ -65,7 +68,11 @@ pub(super) async fn create(
     let namespaces = body.typed("namespaces", |value| parse_namespaces(&value)).value();
     if role == Some(Role::Admin) && namespaces.is_some() {
         // It could make itself a key without these bounds.
-        body.wrong("namespaces", Code::InvalidRequest, "an admin key is not tied to namespaces; use the role manage");
+        body.wrong(
+            "namespaces",
+            Code::InvalidRequest,
+            "an admin key is not tied to namespaces; use the role manage",
+        );
     }
     body.finish()?;
     let (Some(name), Some(role)) = (name, role) else { return Err(body.problem()) };
@@ -104,11 +111,14 @@ pub(super) async fn list(state: web::Data<State>, query: Query) -> Result<HttpRe
     let limit = usize::try_from(page.limit).unwrap_or(usize::MAX);
     let shown: Vec<_> = rest.by_ref().take(limit).collect();
     let next = shown.last().filter(|_| rest.next().is_some()).map(|last| [last.id.as_str()]);
-    let rows = shown.iter().map(|key| view(key)).collect();
-    Ok(page.answer(rows, next.as_ref().map(<[_; 1]>::as_slice), None))
+    let rows: Vec<_> = shown.iter().map(|key| view(key)).collect();
+    Ok(page.answer(&rows, next.as_ref().map(<[_; 1]>::as_slice), None))
 }
 
-pub(super) async fn revoke(state: web::Data<State>, path: web::Path<String>) -> Result<HttpResponse, Problem> {
+pub(super) async fn revoke(
+    state: web::Data<State>,
+    path: web::Path<String>,
+) -> Result<HttpResponse, Problem> {
     if !state.ledger.revoke_key(&path, crate::ids::now()).await? {
         return Err(Problem::new(Code::KeyNotFound, "No API key has this id."));
     }

@@ -41,7 +41,11 @@ fn named(user: &str, group: Option<&str>) -> Result<(UserId, Option<Group>), Pro
 }
 
 /// The memberships of a user, and whether they come from the ledger because the gate can not be asked.
-async fn memberships(state: &State, namespace: &Namespace, user: &UserId) -> Result<(Vec<Member>, bool), Problem> {
+async fn memberships(
+    state: &State,
+    namespace: &Namespace,
+    user: &UserId,
+) -> Result<(Vec<Member>, bool), Problem> {
     let question = ShowMember { namespace: namespace.clone(), user: user.clone() };
     match question.run(&state.gate).await {
         Ok(members) => Ok((members, false)),
@@ -60,13 +64,20 @@ fn with_stale(mut shown: Value, stale: bool) -> HttpResponse {
     HttpResponse::Ok().json(shown)
 }
 
-pub(super) async fn show(state: web::Data<State>, scope: Scope, path: web::Path<(String, String)>) -> Result<HttpResponse, Problem> {
+pub(super) async fn show(
+    state: web::Data<State>,
+    scope: Scope,
+    path: web::Path<(String, String)>,
+) -> Result<HttpResponse, Problem> {
     let (user, _) = named(&path.1, None)?;
     let (members, stale) = memberships(&state, &scope.namespace, &user).await?;
     if members.is_empty() {
         return Err(missing());
     }
-    Ok(with_stale(json!({"namespace": scope.namespace, "user": user, "memberships": members}), stale))
+    Ok(with_stale(
+        json!({"namespace": scope.namespace, "user": user, "memberships": members}),
+        stale,
+    ))
 }
 
 pub(super) async fn show_one(
@@ -76,7 +87,10 @@ pub(super) async fn show_one(
 ) -> Result<HttpResponse, Problem> {
     let (user, group) = named(&path.1, Some(&path.2))?;
     let (members, stale) = memberships(&state, &scope.namespace, &user).await?;
-    let member = members.into_iter().find(|member| Some(&member.group) == group.as_ref()).ok_or_else(missing)?;
+    let member = members
+        .into_iter()
+        .find(|member| Some(&member.group) == group.as_ref())
+        .ok_or_else(missing)?;
     Ok(with_stale(json!(member), stale))
 }
 
@@ -91,7 +105,9 @@ pub(super) async fn join(
     match (Join { namespace: scope.namespace, user, group, actor }).run(&state.gate).await? {
         Joined::Joined(member) => Ok(HttpResponse::Created().json(member)),
         Joined::Already(member) => Ok(HttpResponse::Ok().json(member)),
-        Joined::AlreadyMember { group, redemption } => Err(Refusal::AlreadyMember { group, redemption }.into()),
+        Joined::AlreadyMember { group, redemption } => {
+            Err(Refusal::AlreadyMember { group, redemption }.into())
+        }
         Joined::NamespaceNotFound => Err(namespace_missing()),
     }
 }
@@ -114,7 +130,12 @@ pub(super) async fn leave_all(
     left(&state, scope, user, None).await
 }
 
-async fn left(state: &State, scope: Scope, user: UserId, group: Option<Group>) -> Result<HttpResponse, Problem> {
+async fn left(
+    state: &State,
+    scope: Scope,
+    user: UserId,
+    group: Option<Group>,
+) -> Result<HttpResponse, Problem> {
     let actor = scope.caller.actor();
     match (Leave { namespace: scope.namespace, user, group, actor }).run(&state.gate).await? {
         Left::Left(_) => Ok(HttpResponse::NoContent().finish()),
@@ -123,7 +144,11 @@ async fn left(state: &State, scope: Scope, user: UserId, group: Option<Group>) -
     }
 }
 
-pub(super) async fn list(state: web::Data<State>, scope: Scope, mut query: Query) -> Result<HttpResponse, Problem> {
+pub(super) async fn list(
+    state: web::Data<State>,
+    scope: Scope,
+    mut query: Query,
+) -> Result<HttpResponse, Problem> {
     let filter = MemberFilter {
         user: query.parameters.optional("user", UserId::parse).value(),
         group: query.parameters.optional("group", Group::parse).value(),
@@ -133,6 +158,6 @@ pub(super) async fn list(state: web::Data<State>, scope: Scope, mut query: Query
     let found = state.ledger.members(&scope.namespace, &filter, after.as_ref(), page.limit).await?;
     let as_of = state.ledger.synced_at(state.gate.keys().partition_of(&scope.namespace)).await?;
     let next = found.next.as_ref().map(|(user, group)| [user.as_str(), group.as_str()]);
-    let rows = found.rows.iter().map(|member| json!(member)).collect();
-    Ok(page.answer(rows, next.as_ref().map(<[_; 2]>::as_slice), as_of))
+    let rows: Vec<_> = found.rows.iter().map(|member| json!(member)).collect();
+    Ok(page.answer(&rows, next.as_ref().map(<[_; 2]>::as_slice), as_of))
 }

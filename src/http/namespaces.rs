@@ -89,15 +89,25 @@ pub(super) async fn patch(
     let durability = durability(&mut body);
     let [rate_user, rate_ip, rate_code, rate_namespace, rate_guess] = rates(&mut body);
     body.finish()?;
-    let patch = RulesPatch { durability, rate_user, rate_ip, rate_code, rate_namespace, rate_guess };
+    let patch =
+        RulesPatch { durability, rate_user, rate_ip, rate_code, rate_namespace, rate_guess };
     run(&state, scope, &http, Action::Patch(patch)).await
 }
 
-pub(super) async fn archive(state: web::Data<State>, scope: Scope, http: HttpRequest) -> Result<HttpResponse, Problem> {
+pub(super) async fn archive(
+    state: web::Data<State>,
+    scope: Scope,
+    http: HttpRequest,
+) -> Result<HttpResponse, Problem> {
     run(&state, scope, &http, Action::Archive).await
 }
 
-async fn run(state: &State, scope: Scope, http: &HttpRequest, action: Action) -> Result<HttpResponse, Problem> {
+async fn run(
+    state: &State,
+    scope: Scope,
+    http: &HttpRequest,
+    action: Action,
+) -> Result<HttpResponse, Problem> {
     let archives = action == Action::Archive;
     let put = PutNamespace {
         namespace: scope.namespace,
@@ -114,7 +124,8 @@ async fn run(state: &State, scope: Scope, http: &HttpRequest, action: Action) ->
         NamespacePut::PreconditionFailed { revision } => return Err(precondition_failed(revision)),
         NamespacePut::FixedRules { settings } => {
             let mut body = Body::default();
-            let is = |text: &str| format!("this is fixed when a namespace is made; here it is {text}");
+            let is =
+                |text: &str| format!("this is fixed when a namespace is made; here it is {text}");
             body.wrong("membership", Code::InvalidRequest, &is(settings.membership.as_str()));
             body.wrong("code_case", Code::InvalidRequest, &is(settings.code_case.as_str()));
             return Err(body.problem());
@@ -142,7 +153,11 @@ pub(super) async fn show(state: web::Data<State>, scope: Scope) -> Result<HttpRe
     Ok(response.json(shown))
 }
 
-pub(super) async fn list(state: web::Data<State>, caller: Caller, query: Query) -> Result<HttpResponse, Problem> {
+pub(super) async fn list(
+    state: web::Data<State>,
+    caller: Caller,
+    query: Query,
+) -> Result<HttpResponse, Problem> {
     let page = query.page()?;
     // A key that is tied to namespaces sees no others; there are few of them, so they come on one page.
     if let Some(only) = &caller.0.namespaces {
@@ -150,11 +165,12 @@ pub(super) async fn list(state: web::Data<State>, caller: Caller, query: Query) 
         for name in only {
             rows.extend(state.ledger.namespace(name).await?.map(|settings| view(name, &settings)));
         }
-        return Ok(page.answer(rows, None, None));
+        return Ok(page.answer(&rows, None, None));
     }
     let after = page.after(single)?;
     let found = state.ledger.namespaces(after.as_deref(), page.limit).await?;
-    let rows = found.rows.iter().map(|(name, settings)| view(name, settings)).collect();
+    let rows: Vec<_> =
+        found.rows.iter().map(|(name, settings)| view(name, settings)).collect();
     let next = found.next.as_deref().map(|name| [name]);
-    Ok(page.answer(rows, next.as_ref().map(<[_; 1]>::as_slice), None))
+    Ok(page.answer(&rows, next.as_ref().map(<[_; 1]>::as_slice), None))
 }

@@ -42,9 +42,18 @@ impl FromRequest for Query {
         let text = request.query_string().to_owned();
         let pairs = web::Query::<Vec<(String, String)>>::from_query(&text);
         let parameters = pairs
-            .map_err(|error| Problem::new(Code::InvalidRequest, format!("The query string can not be read: {error}.")))
-            .and_then(|pairs| Body::from_pairs(pairs.into_inner()));
-        ready(parameters.map(|parameters| Self { parameters, path: request.path().to_owned(), text }))
+            .map_err(|error| {
+                Problem::new(
+                    Code::InvalidRequest,
+                    format!("The query string can not be read: {error}."),
+                )
+            })
+            .and_then(|pairs| Body::from_pairs(&pairs));
+        ready(parameters.map(|parameters| Self {
+            parameters,
+            path: request.path().to_owned(),
+            text,
+        }))
     }
 }
 
@@ -56,30 +65,55 @@ impl Query {
             limit.ok_or_else(|| Malformed(format!("limit is a whole number from 1 to {LIMIT_MAX}")))
         });
         let after = self.parameters.optional("cursor", |text| {
-            decode(text).ok_or_else(|| Malformed("a cursor is the next_cursor of the page before".to_owned()))
+            decode(text).ok_or_else(|| {
+                Malformed("a cursor is the next_cursor of the page before".to_owned())
+            })
         });
         self.parameters.finish()?;
-        Ok(Page { limit: limit.value().unwrap_or(LIMIT), after: after.value(), path: self.path, text: self.text })
+        Ok(Page {
+            limit: limit.value().unwrap_or(LIMIT),
+            after: after.value(),
+            path: self.path,
+            text: self.text,
+        })
     }
 }
 
 impl Page {
     /// What the page before ended with, read as `read` does; nothing for the first page.
-    pub(super) fn after<T>(&self, read: impl FnOnce(&[String]) -> Option<T>) -> Result<Option<T>, Problem> {
+    pub(super) fn after<T>(
+        &self,
+        read: impl FnOnce(&[String]) -> Option<T>,
+    ) -> Result<Option<T>, Problem> {
         let Some(parts) = &self.after else { return Ok(None) };
-        read(parts)
-            .map(Some)
-            .ok_or_else(|| Problem::new(Code::InvalidRequest, "This cursor belongs to another list. Start without one."))
+        read(parts).map(Some).ok_or_else(|| {
+            Problem::new(
+                Code::InvalidRequest,
+                "This cursor belongs to another list. Start without one.",
+            )
+        })
     }
 
     /// The answer with these rows; `next` is what the page ended with if more follow, `as_of` how far the ledger is.
-    pub(super) fn answer(&self, rows: Vec<Value>, next: Option<&[&str]>, as_of: Option<Millis>) -> HttpResponse {
+    pub(super) fn answer(
+        &self,
+        rows: &[Value],
+        next: Option<&[&str]>,
+        as_of: Option<Millis>,
+    ) -> HttpResponse {
         let next = next.map(encode);
         let mut response = HttpResponse::Ok();
         if let Some(cursor) = &next {
-            let kept = self.text.split('&').filter(|pair| !pair.is_empty() && !pair.starts_with("cursor="));
-            let query: Vec<_> = kept.map(str::to_owned).chain([format!("cursor={cursor}")]).collect();
-            response.insert_header((header::LINK, format!("<{}?{}>; rel=\"next\"", self.path, query.join("&"))));
+            let kept = self
+                .text
+                .split('&')
+                .filter(|pair| !pair.is_empty() && !pair.starts_with("cursor="));
+            let query: Vec<_> =
+                kept.map(str::to_owned).chain([format!("cursor={cursor}")]).collect();
+            response.insert_header((
+                header::LINK,
+                format!("<{}?{}>; rel=\"next\"", self.path, query.join("&")),
+            ));
         }
         response.json(json!({"data": rows, "next_cursor": next, "as_of": as_of}))
     }

@@ -101,6 +101,12 @@ codes! {
 pub struct Problem {
     /// What is wrong.
     pub code: Code,
+    /// In a box, since it travels as an error through every handler.
+    parts: Box<Parts>,
+}
+
+#[derive(Debug, Default)]
+struct Parts {
     detail: String,
     members: Map<String, Value>,
     retry_after_seconds: Option<u64>,
@@ -113,7 +119,7 @@ pub struct Problem {
 
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.code.as_str(), self.detail)
+        write!(f, "{}: {}", self.code.as_str(), self.parts.detail)
     }
 }
 
@@ -122,37 +128,30 @@ impl Problem {
     pub(super) fn new(code: Code, detail: impl Into<String>) -> Self {
         // A client that waits a second meets another node, or this one recovered.
         let retry_after_seconds = (code.status() == StatusCode::SERVICE_UNAVAILABLE).then_some(1);
-        Self {
-            code,
-            detail: detail.into(),
-            members: Map::new(),
-            retry_after_seconds,
-            allow: None,
-            rates: Vec::new(),
-            cause: None,
-        }
+        let parts = Parts { detail: detail.into(), retry_after_seconds, ..Parts::default() };
+        Self { code, parts: Box::new(parts) }
     }
 
     /// Adds a member to the body.
     pub(super) fn with(mut self, name: &str, value: impl Into<Value>) -> Self {
-        self.members.insert(name.to_owned(), value.into());
+        self.parts.members.insert(name.to_owned(), value.into());
         self
     }
 
     /// Adds what is left of the budgets that were checked.
     pub(super) fn with_rates(mut self, rates: Vec<RateStatus>) -> Self {
-        self.rates = rates;
+        self.parts.rates = rates;
         self
     }
 
     /// Adds the methods that the path has.
     pub(super) fn with_allow(mut self, methods: String) -> Self {
-        self.allow = Some(methods);
+        self.parts.allow = Some(methods);
         self
     }
 
     fn retry_after_ms(mut self, ms: u64) -> Self {
-        self.retry_after_seconds = Some(ms.div_ceil(1000).max(1));
+        self.parts.retry_after_seconds = Some(ms.div_ceil(1000).max(1));
         self
     }
 
@@ -164,22 +163,24 @@ impl Problem {
     /// An answer that can not be.
     pub(super) fn unexpected(what: &str) -> Self {
         let detail = "Something is wrong with the service. Report the request_id to its operator.";
-        Self { cause: Some(what.to_owned()), ..Self::new(Code::Internal, detail) }
+        let mut problem = Self::new(Code::Internal, detail);
+        problem.parts.cause = Some(what.to_owned());
+        problem
     }
 
     /// The sentence for the client.
     pub(super) fn detail(&self) -> &str {
-        &self.detail
+        &self.parts.detail
     }
 
     fn caused_by(mut self, error: &(dyn std::error::Error + 'static)) -> Self {
-        self.cause = Some(crate::sync::chain(error));
+        self.parts.cause = Some(crate::sync::chain(error));
         self
     }
 
     /// The cause, for the log.
     pub(super) fn cause(&self) -> Option<&str> {
-        self.cause.as_deref()
+        self.parts.cause.as_deref()
     }
 
     /// The answer, for the request with this id.
@@ -188,27 +189,27 @@ impl Problem {
             "type": format!("urn:redeemer:problem:{}", self.code.as_str()),
             "title": self.code.title(),
             "status": self.code.status().as_u16(),
-            "detail": self.detail,
+            "detail": self.parts.detail,
             "instance": instance,
             "code": self.code.as_str(),
             "retryable": self.code.is_retryable(),
             "request_id": request_id,
         });
         if let Value::Object(body) = &mut body {
-            body.extend(self.members.clone());
+            body.extend(self.parts.members.clone());
         }
         let mut response = HttpResponse::build(self.code.status());
         response.content_type("application/problem+json");
-        if let Some(seconds) = self.retry_after_seconds {
+        if let Some(seconds) = self.parts.retry_after_seconds {
             response.insert_header((header::RETRY_AFTER, seconds.to_string()));
         }
-        if let Some(methods) = &self.allow {
+        if let Some(methods) = &self.parts.allow {
             response.insert_header((header::ALLOW, methods.as_str()));
         }
         if self.code == Code::Unauthorized {
             response.insert_header((header::WWW_AUTHENTICATE, "Bearer"));
         }
-        for header in rate_headers(&self.rates) {
+        for header in rate_headers(&self.parts.rates) {
             response.insert_header(header);
         }
         response.body(body.to_string())
@@ -232,12 +233,23 @@ pub(super) fn rate_headers(rates: &[RateStatus]) -> Vec<(&'static str, String)> 
     if rates.is_empty() {
         return Vec::new();
     }
-    let list = |item: fn(&RateStatus) -> String| rates.iter().map(item).collect::<Vec<_>>().join(", ");
+    let list =
+        |item: fn(&RateStatus) -> String| rates.iter().map(item).collect::<Vec<_>>().join(", ");
     let policies = list(|rate| {
-        format!("\"{}\";q={};w={}", rate.policy.as_str(), rate.quota.count(), rate.quota.window_seconds())
+        format!(
+            "\"{}\";q={};w={}",
+            rate.policy.as_str(),
+            rate.quota.count(),
+            rate.quota.window_seconds()
+        )
     });
     let left = list(|rate| {
-        format!("\"{}\";r={};t={}", rate.policy.as_str(), rate.remaining, rate.reset_ms.div_ceil(1000))
+        format!(
+            "\"{}\";r={};t={}",
+            rate.policy.as_str(),
+            rate.remaining,
+            rate.reset_ms.div_ceil(1000)
+        )
     });
     vec![("ratelimit-policy", policies), ("ratelimit", left)]
 }
@@ -245,14 +257,18 @@ pub(super) fn rate_headers(rates: &[RateStatus]) -> Vec<(&'static str, String)> 
 impl From<Refusal> for Problem {
     fn from(refusal: Refusal) -> Self {
         match refusal {
-            Refusal::NamespaceNotFound => Self::new(Code::NamespaceNotFound, "There is no such namespace, or it was archived."),
+            Refusal::NamespaceNotFound => Self::new(
+                Code::NamespaceNotFound,
+                "There is no such namespace, or it was archived.",
+            ),
             Refusal::RequestIdReused => Self::new(
                 Code::IdempotencyKeyReused,
                 "This user has used this Idempotency-Key for another code. Use a new key for a new request.",
             ),
-            Refusal::Overloaded => {
-                Self::new(Code::Overloaded, "The record of earlier redemptions must catch up first. Try again soon.")
-            }
+            Refusal::Overloaded => Self::new(
+                Code::Overloaded,
+                "The record of earlier redemptions must catch up first. Try again soon.",
+            ),
             Refusal::RateLimited { policy, retry_after_ms } => {
                 Self::new(Code::RateLimited, "Too many attempts. Wait as long as Retry-After says.")
                     .with("policy", policy.as_str())
@@ -264,27 +280,42 @@ impl From<Refusal> for Problem {
             )
             .with("policy", "guess")
             .retry_after_ms(retry_after_ms),
-            Refusal::NotFound => Self::new(Code::InviteNotFound, "No invite has this code. Check it for typing mistakes."),
-            Refusal::Disabled => Self::new(Code::InviteDisabled, "This invite was switched off. Ask for a new one."),
+            Refusal::NotFound => Self::new(
+                Code::InviteNotFound,
+                "No invite has this code. Check it for typing mistakes.",
+            ),
+            Refusal::Disabled => {
+                Self::new(Code::InviteDisabled, "This invite was switched off. Ask for a new one.")
+            }
             Refusal::NotStarted { starts_at } => {
                 Self::new(Code::NotStarted, format!("This invite can be used from {starts_at} on."))
                     .with("starts_at", starts_at.to_string())
             }
-            Refusal::Expired { expires_at } => {
-                Self::new(Code::InviteExpired, format!("This invite expired at {expires_at}. Ask for a new one."))
-                    .with("expires_at", expires_at.to_string())
+            Refusal::Expired { expires_at } => Self::new(
+                Code::InviteExpired,
+                format!("This invite expired at {expires_at}. Ask for a new one."),
+            )
+            .with("expires_at", expires_at.to_string()),
+            Refusal::UserNotAllowed => {
+                Self::new(Code::UserNotAllowed, "This invite was made for another user.")
             }
-            Refusal::UserNotAllowed => Self::new(Code::UserNotAllowed, "This invite was made for another user."),
             Refusal::EmailDomainNotAllowed => Self::new(
                 Code::EmailDomainNotAllowed,
                 "This invite is for e-mail addresses of other domains. Send the user's address in `email`.",
             ),
-            Refusal::AlreadyMember { group, redemption } => {
-                Self::new(Code::AlreadyMember, format!("The user is in group {group:?} already. No use was spent.", group = group.as_str()))
-                    .with("group", group.as_str())
-                    .with("redemption", redemption.map(|id| id.to_string()))
-            }
-            Refusal::Exhausted => Self::new(Code::InviteExhausted, "All uses of this invite are spent. Ask for a new one."),
+            Refusal::AlreadyMember { group, redemption } => Self::new(
+                Code::AlreadyMember,
+                format!(
+                    "The user is in group {group:?} already. No use was spent.",
+                    group = group.as_str()
+                ),
+            )
+            .with("group", group.as_str())
+            .with("redemption", redemption.map(|id| id.to_string())),
+            Refusal::Exhausted => Self::new(
+                Code::InviteExhausted,
+                "All uses of this invite are spent. Ask for a new one.",
+            ),
         }
     }
 }
@@ -321,7 +352,10 @@ impl From<LedgerError> for Problem {
                 Self::new(Code::LedgerUnavailable, "The ledger can not be reached. Try again soon.")
             }
             LedgerError::Rejected { .. } | LedgerError::Corrupt(_) | LedgerError::Mismatch(_) => {
-                Self::new(Code::Internal, "The ledger holds something unexpected. Report the request_id to the operator.")
+                Self::new(
+                    Code::Internal,
+                    "The ledger holds something unexpected. Report the request_id to the operator.",
+                )
             }
         };
         problem.caused_by(&error)

@@ -16,8 +16,8 @@ use super::{
 };
 use crate::{
     domain::{
-        Code as InviteCode, Cursor, Durability, EmailDomain, Group, InviteId, Malformed, Millis, Namespace, Outcome,
-        Position, Redemption, RedemptionId, Settings, UserId,
+        Code as InviteCode, Cursor, Durability, EmailDomain, Group, InviteId, Malformed, Millis,
+        Namespace, Outcome, Position, Redemption, RedemptionId, Settings, UserId,
     },
     gate::{
         outbox,
@@ -69,25 +69,31 @@ impl<'a> View<'a> {
 
     fn with_metadata(mut self, metadata: Option<String>) -> Result<Self, Problem> {
         let raw = metadata.map(RawValue::from_string).transpose();
-        self.metadata = raw.map_err(|error| Problem::internal("stored metadata is not JSON", &error))?;
+        self.metadata =
+            raw.map_err(|error| Problem::internal("stored metadata is not JSON", &error))?;
         Ok(self)
     }
 }
 
 /// The rules of a namespace, which say what its codes are.
-pub(super) async fn settings_of(state: &State, namespace: &Namespace) -> Result<std::sync::Arc<Settings>, Problem> {
-    state
-        .gate
-        .settings(namespace)
-        .await?
-        .ok_or_else(|| Problem::new(Code::NamespaceNotFound, "There is no such namespace, or it was archived."))
+pub(super) async fn settings_of(
+    state: &State,
+    namespace: &Namespace,
+) -> Result<std::sync::Arc<Settings>, Problem> {
+    state.gate.settings(namespace).await?.ok_or_else(|| {
+        Problem::new(Code::NamespaceNotFound, "There is no such namespace, or it was archived.")
+    })
 }
 
 /// A durability level that this version can promise.
 pub(super) fn durability(body: &mut Body) -> Option<Durability> {
     let asked = body.optional("durability", Durability::parse).value()?;
     if asked != Durability::Gate {
-        body.wrong("durability", Code::DurabilityUnavailable, "this version promises the level gate only");
+        body.wrong(
+            "durability",
+            Code::DurabilityUnavailable,
+            "this version promises the level gate only",
+        );
     }
     Some(asked)
 }
@@ -110,32 +116,51 @@ pub(super) async fn redeem(
     let request = request.0.unwrap_or_else(crate::ids::request);
     let mode = Mode::Redeem { request, redemption: crate::ids::redemption(), metadata };
     let caller = scope.caller.actor();
-    let question =
-        Redeem { namespace: scope.namespace, code, user: Some(user), ip, email_domain, caller, mode };
+    let question = Redeem {
+        namespace: scope.namespace,
+        code,
+        user: Some(user),
+        ip,
+        email_domain,
+        caller,
+        mode,
+    };
     let answer = state.gate.redeem(question).await?;
     let (mut response, redemption, replayed) = match &answer.outcome {
         Outcome::Granted(redemption) => (HttpResponse::Created(), redemption, false),
         Outcome::Replayed(redemption) => (HttpResponse::Ok(), redemption, true),
-        Outcome::Refused(refusal) => return Err(Problem::from(refusal.clone()).with_rates(answer.rates)),
-        Outcome::Allowed => return Err(Problem::unexpected("a redemption was answered like a validation")),
+        Outcome::Refused(refusal) => {
+            return Err(Problem::from(refusal.clone()).with_rates(answer.rates));
+        }
+        Outcome::Allowed => {
+            return Err(Problem::unexpected("a redemption was answered like a validation"));
+        }
     };
     for header in rate_headers(&answer.rates) {
         response.insert_header(header);
     }
     if !replayed {
-        let location = format!("/v1/namespaces/{}/redemptions/{}", redemption.namespace, redemption.id);
+        let location =
+            format!("/v1/namespaces/{}/redemptions/{}", redemption.namespace, redemption.id);
         response.insert_header((header::LOCATION, location));
     }
     Ok(response.json(View::new(redemption, replayed, Durability::Gate)))
 }
 
-pub(super) async fn show(state: web::Data<State>, scope: Scope, path: web::Path<(String, String)>) -> Result<HttpResponse, Problem> {
-    let missing = || Problem::new(Code::RedemptionNotFound, "No redemption of this namespace has this id.");
+pub(super) async fn show(
+    state: web::Data<State>,
+    scope: Scope,
+    path: web::Path<(String, String)>,
+) -> Result<HttpResponse, Problem> {
+    let missing =
+        || Problem::new(Code::RedemptionNotFound, "No redemption of this namespace has this id.");
     let id: RedemptionId = path.1.parse().map_err(|_| missing())?;
     let answer = |redemption: &Redemption, metadata, reached| {
         Ok(HttpResponse::Ok().json(View::new(redemption, false, reached).with_metadata(metadata)?))
     };
-    if let Some(RedemptionRecord { redemption, metadata }) = state.ledger.redemption(&scope.namespace, id).await? {
+    if let Some(RedemptionRecord { redemption, metadata }) =
+        state.ledger.redemption(&scope.namespace, id).await?
+    {
         return answer(&redemption, metadata, Durability::Ledger);
     }
     if let Some(found) = outbox::find_redemption(&state.gate, &scope.namespace, id).await? {
@@ -143,12 +168,18 @@ pub(super) async fn show(state: web::Data<State>, scope: Scope, path: web::Path<
     }
     // It may have gone across, and out of the outbox, between the two looks.
     match state.ledger.redemption(&scope.namespace, id).await? {
-        Some(RedemptionRecord { redemption, metadata }) => answer(&redemption, metadata, Durability::Ledger),
+        Some(RedemptionRecord { redemption, metadata }) => {
+            answer(&redemption, metadata, Durability::Ledger)
+        }
         None => Err(missing()),
     }
 }
 
-pub(super) async fn list(state: web::Data<State>, scope: Scope, mut query: Query) -> Result<HttpResponse, Problem> {
+pub(super) async fn list(
+    state: web::Data<State>,
+    scope: Scope,
+    mut query: Query,
+) -> Result<HttpResponse, Problem> {
     let parameters = &mut query.parameters;
     let filter = RedemptionFilter {
         code: listed_code(&state, &scope.namespace, parameters).await?,
@@ -167,11 +198,16 @@ pub(super) async fn list(state: web::Data<State>, scope: Scope, mut query: Query
         .into_iter()
         .map(|RedemptionRecord { redemption, metadata }| {
             let view = View::new(&redemption, false, Durability::Ledger).with_metadata(metadata)?;
-            serde_json::to_value(view).map_err(|error| Problem::internal("writing a redemption", &error))
+            serde_json::to_value(view)
+                .map_err(|error| Problem::internal("writing a redemption", &error))
         })
-        .collect::<Result<_, Problem>>()?;
+        .collect::<Result<Vec<_>, Problem>>()?;
     let next = found.next.map(|cursor| cursor.to_string());
-    Ok(page.answer(rows, next.as_deref().map(|next| [next]).as_ref().map(<[_; 1]>::as_slice), as_of))
+    Ok(page.answer(
+        &rows,
+        next.as_deref().map(|next| [next]).as_ref().map(<[_; 1]>::as_slice),
+        as_of,
+    ))
 }
 
 /// The parameter `code`, folded as the namespace says; taken as it is where the ledger does not know the namespace.
@@ -180,6 +216,13 @@ async fn listed_code(
     namespace: &Namespace,
     parameters: &mut Body,
 ) -> Result<Option<InviteCode>, Problem> {
-    let case = state.ledger.namespace(namespace).await?.map(|settings| settings.code_case).unwrap_or_default();
-    Ok(parameters.optional("code", |text| InviteCode::parse(text, case).map_err(|error: Malformed| error)).value())
+    let case = state
+        .ledger
+        .namespace(namespace)
+        .await?
+        .map(|settings| settings.code_case)
+        .unwrap_or_default();
+    Ok(parameters
+        .optional("code", |text| InviteCode::parse(text, case).map_err(|error: Malformed| error))
+        .value())
 }

@@ -21,11 +21,9 @@ impl Caller {
     }
 
     fn of(request: &HttpRequest) -> Result<Self, Problem> {
-        request
-            .extensions()
-            .get::<Self>()
-            .cloned()
-            .ok_or_else(|| Problem::new(Code::Unauthorized, "Send Authorization: Bearer <API key>."))
+        request.extensions().get::<Self>().cloned().ok_or_else(|| {
+            Problem::new(Code::Unauthorized, "Send Authorization: Bearer <API key>.")
+        })
     }
 }
 
@@ -48,8 +46,9 @@ pub(super) struct Scope {
 impl Scope {
     fn of(request: &HttpRequest) -> Result<Self, Problem> {
         let caller = Caller::of(request)?;
-        let namespace = Namespace::parse(request.match_info().query("ns"))
-            .map_err(|error| Problem::new(Code::InvalidRequest, format!("In the path, {error}.")))?;
+        let namespace = Namespace::parse(request.match_info().query("ns")).map_err(|error| {
+            Problem::new(Code::InvalidRequest, format!("In the path, {error}."))
+        })?;
         if !caller.0.covers(&namespace) {
             return Err(Problem::new(Code::Forbidden, "This API key is tied to other namespaces."));
         }

@@ -16,7 +16,11 @@ use crate::{
     gate::redeem::{Mode, Redeem},
 };
 
-pub(super) async fn validate(state: web::Data<State>, scope: Scope, mut body: Body) -> Result<HttpResponse, Problem> {
+pub(super) async fn validate(
+    state: web::Data<State>,
+    scope: Scope,
+    mut body: Body,
+) -> Result<HttpResponse, Problem> {
     let settings = settings_of(&state, &scope.namespace).await?;
     let code = body.code(|text| InviteCode::parse(text, settings.code_case));
     let user = body.optional("user", UserId::parse).value();
@@ -25,8 +29,15 @@ pub(super) async fn validate(state: web::Data<State>, scope: Scope, mut body: Bo
     body.finish()?;
     let Some(code) = code else { return Err(body.problem()) };
     let caller = scope.caller.actor();
-    let question =
-        Redeem { namespace: scope.namespace, code, user, ip, email_domain, caller, mode: Mode::Validate };
+    let question = Redeem {
+        namespace: scope.namespace,
+        code,
+        user,
+        ip,
+        email_domain,
+        caller,
+        mode: Mode::Validate,
+    };
     let answer = state.gate.redeem(question).await?;
     let problem = match answer.outcome {
         Outcome::Allowed => None,
@@ -37,8 +48,15 @@ pub(super) async fn validate(state: web::Data<State>, scope: Scope, mut body: Bo
     };
     // What says nothing about the code is an answer to the request itself.
     let problem = match problem {
-        Some(problem) if problem.code.status().is_server_error() => return Err(problem.with_rates(answer.rates)),
-        Some(problem) if matches!(problem.code, Code::RateLimited | Code::TooManyAttempts | Code::NamespaceNotFound) => {
+        Some(problem) if problem.code.status().is_server_error() => {
+            return Err(problem.with_rates(answer.rates));
+        }
+        Some(problem)
+            if matches!(
+                problem.code,
+                Code::RateLimited | Code::TooManyAttempts | Code::NamespaceNotFound
+            ) =>
+        {
             return Err(problem.with_rates(answer.rates));
         }
         other => other,
@@ -49,8 +67,8 @@ pub(super) async fn validate(state: web::Data<State>, scope: Scope, mut body: Bo
     }
     Ok(match problem {
         None => response.json(json!({"allowed": true})),
-        Some(problem) => {
-            response.json(json!({"allowed": false, "code": problem.code.as_str(), "detail": problem.detail()}))
-        }
+        Some(problem) => response.json(
+            json!({"allowed": false, "code": problem.code.as_str(), "detail": problem.detail()}),
+        ),
     })
 }

@@ -1,0 +1,28 @@
+# `make run` and `make test` do all the set-up themselves.
+
+.PHONY: help run test fmt demo clean
+
+help: ## Show this list
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+
+run: ## Install what is missing, build, and run the service with its own Redis in ./data
+	@scripts/setup run
+	cargo build --release --locked
+	@exec target/release/redeemer serve
+
+test: ## Install what is missing, then check format and lints and run every test
+	@scripts/setup test
+	cargo fmt --check
+	cargo clippy --locked --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --quiet
+	cargo test --locked --quiet
+
+fmt: ## Format the code
+	cargo fmt
+
+demo: ## Let 10,000 users rush a code of a running service, then show the proof
+	target/release/redeemer demo
+
+clean: ## Remove what was built, and the data of `make run`
+	cargo clean
+	rm -rf data
