@@ -51,7 +51,7 @@ if step == 'load' then
     end
     at = at + 1 + count
   end
-  redis.call('HSET', KEYS[1], 'chunk', chunk, 'loaded', string.format('%.0f', meta[6] + #KEYS - 2))
+  redis.call('HSET', KEYS[1], 'chunk', chunk, 'loaded', string.format('%d', meta[6] + #KEYS - 2))
   return {'done'}
 end
 if meta[5] ~= chunk or meta[6] ~= ARGV[7] then return {'miscounted', meta[5], meta[6]} end

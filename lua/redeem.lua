@@ -24,7 +24,8 @@
 --             too_many_attempts (policy, retry after ms), not_found, disabled, not_started (starts_at),
 --             expired (expires_at), user_not_allowed, email_domain_not_allowed, already_member (group, redemption),
 --             exhausted
---   rates     one text, for each policy that was checked: its name, count/window, what remains, ms until it is full
+--   rates     for each policy that was checked its number (1 user, 2 ip, 3 code, 4 namespace, 5 guess) and how far its
+--             budget is from full, in microseconds
 -- After a grant: uses and granted + 1, the member's fields, one outbox entry. After a refusal: nothing but rate limits.
 -- The head, the same in every fenced script: KEYS[1] meta, KEYS[2] outbox, ARGV[1] deployment, ARGV[2] lineage,
 -- ARGV[3] epoch (all three from the ledger), ARGV[4] now (ms; empty for the clock of Redis).
@@ -39,12 +40,19 @@ if not now then
   local time = redis.call('TIME')
   now = time[1] * 1000 + math.floor(time[2] / 1000)
 end
-local function int(number) return string.format('%.0f', number) end
--- Appends one change to the outbox; its id is the change's place. Once a script has called this, nothing may fail.
-local function record(change, ns, actor, ...)
+local function int(number) return string.format('%d', number) end
+local at = int(now)
+-- Appends one change to the outbox; its id is the change's place. Once a script has called this, nothing may fail, and
+-- seq must be written.
+local function append(change, ns, actor, ...)
   seq = seq + 1
   local position = epoch .. '-' .. int(seq)
-  redis.call('XADD', KEYS[2], position, 'type', change, 'ns', ns, 'actor', actor, 'at', int(now), ...)
+  redis.call('XADD', KEYS[2], position, 'type', change, 'ns', ns, 'actor', actor, 'at', at, ...)
+  return position
+end
+-- Appends one change, the only one or the next, and writes seq.
+local function record(...)
+  local position = append(...)
   redis.call('HSET', KEYS[1], 'seq', int(seq))
   return position
 end
@@ -52,7 +60,7 @@ end
 local POLICIES = {'user', 'ip', 'code', 'namespace', 'guess'}
 local now_us = now * 1000
 local limit, room = tonumber(ARGV[5]), nil
-local namespaces, invites, members, tats = {}, {}, {}, {}
+local namespaces, invites, members, stored, tats = {}, {}, {}, {}, {}
 local entries, changed_invites, changed_tats = {}, {}, {}
 
 -- Reads, and lets the one request that needs this key fail when it holds something else.
@@ -165,24 +173,54 @@ end
 
 -- The moment at which a budget is full again, never more than one window ahead.
 local function tat_of(index, quota)
-  if not tats[index] then
-    local stored = read('GET', KEYS[index])
-    local tat = stored and tonumber(stored) or now_us
-    if stored and not tonumber(stored) then error('the rate limit at ' .. KEYS[index] .. ' is not a number', 0) end
-    tats[index] = math.min(math.max(tat, now_us), now_us + quota.window_us)
+  local tat = tats[index]
+  if not tat then
+    tat = tonumber(stored[index] or now_us)
+    if not tat then error('the rate limit at ' .. KEYS[index] .. ' is not a number', 0) end
+    tat = math.min(math.max(tat, now_us), now_us + quota.window_us)
+    tats[index] = tat
   end
-  return tats[index]
+  return tat
 end
 
-local function rates_text(applicable, charges)
-  local parts = {}
-  for i, check in ipairs(applicable) do
-    local ahead = (charges[check.policy] or check.tat) - now_us
-    local quota = check.quota
-    parts[i] = check.policy .. ' ' .. quota.text .. ' '
-      .. int(math.floor((quota.window_us - ahead) / quota.interval_us)) .. ' ' .. int(math.ceil(ahead / 1000))
+-- The policies that apply to a request: number, quota, index of the key.
+local function policies_of(namespace, request)
+  local i = 0
+  return function()
+    while i < #POLICIES do
+      i = i + 1
+      local quota, index = namespace.quotas[i], tonumber(ARGV[request.rates + i])
+      if quota and index > 0 then return i, quota, index end
+    end
   end
-  return table.concat(parts, ' ')
+end
+
+-- The first budget that is spent, and until when.
+local function spent_budget(namespace, request)
+  for i, quota, index in policies_of(namespace, request) do
+    local over_us = tat_of(index, quota) + quota.interval_us - now_us - quota.window_us
+    if over_us > 0 then return POLICIES[i], over_us end
+  end
+end
+
+local function charge(namespace, request, missed)
+  for i, quota, index in policies_of(namespace, request) do
+    local charged
+    if POLICIES[i] == 'guess' then charged = missed else charged = request.mode == 'redeem' end
+    if charged then
+      tats[index] = tat_of(index, quota) + quota.interval_us
+      changed_tats[index] = true
+    end
+  end
+end
+
+local function rates_of(namespace, request)
+  local rates = {}
+  for i, quota, index in policies_of(namespace, request) do
+    rates[#rates + 1] = i
+    rates[#rates + 1] = tat_of(index, quota) - now_us
+  end
+  return rates
 end
 
 local function refusal_of_invite(request, invite)
@@ -227,12 +265,12 @@ local function grant(namespace, request, invite)
   local left = invite.max_uses and int(invite.max_uses - invite.uses) or ''
   local redemption = {
     id = request.redemption, invite = invite.id, code = request.code, group = invite.group,
-    ordinal = int(invite.granted), remaining = left, at = int(now), position = position
+    ordinal = int(invite.granted), remaining = left, at = at, position = position
   }
   local written = {
     'group:' .. invite.group, position,
     'request:' .. request.id, position,
-    position, request.redemption .. ' ' .. int(invite.granted) .. ' ' .. (left == '' and '-' or left) .. ' ' .. int(now),
+    position, request.redemption .. ' ' .. int(invite.granted) .. ' ' .. (left == '' and '-' or left) .. ' ' .. at,
     position .. ':invite', invite.id .. ' ' .. request.code .. ' ' .. invite.group
   }
   if namespace.rule == 'one_per_invite' then
@@ -249,7 +287,7 @@ end
 
 local function decide(request)
   local namespace = namespace_of(request.namespace)
-  if not namespace.live then return {'refused', 'namespace_not_found', '', '', ''} end
+  if not namespace.live then return {'refused', 'namespace_not_found', '', '', {}} end
   if namespace.revision ~= namespace.known then return {'settings_changed'} end
   local redeeming = request.mode == 'redeem'
 
@@ -259,37 +297,25 @@ local function decide(request)
     local position = member_fields(request.member, namespace.rule, {name})[name]
     if position then
       local before = redemption_at(request.member, namespace.rule, position)
-      if before.code ~= request.code then return {'refused', 'request_id_reused', '', '', ''} end
-      return told('replayed', before, '')
+      if before.code ~= request.code then return {'refused', 'request_id_reused', '', '', {}} end
+      return told('replayed', before, {})
     end
   end
   local invite = invite_of(request.invite)
   local own = invite and own_position(namespace, request, invite)
-  if own then return redeeming and told('replayed', own, '') or {'allowed', ''} end
+  if own then return redeeming and told('replayed', own, {}) or {'allowed', {}} end
 
   -- 2. Backpressure.
   if redeeming then
     room = room or limit - redis.call('XLEN', KEYS[2])
-    if #entries >= room then return {'refused', 'overloaded', '', '', ''} end
+    if #entries >= room then return {'refused', 'overloaded', '', '', {}} end
   end
 
   -- 3. Rate limits: all are checked, none is charged yet.
-  local applicable, charges = {}, {}
-  local blocked, wait_us
-  for i, policy in ipairs(POLICIES) do
-    local quota, index = namespace.quotas[i], request.rates[i]
-    if quota and index > 0 then
-      local check = {policy = policy, quota = quota, index = index, tat = tat_of(index, quota)}
-      applicable[#applicable + 1] = check
-      check.charged = check.tat + quota.interval_us
-      if not blocked and check.charged - now_us > quota.window_us then
-        blocked, wait_us = policy, check.charged - now_us - quota.window_us
-      end
-    end
-  end
+  local blocked, wait_us = spent_budget(namespace, request)
   if blocked then
     local reason = blocked == 'guess' and 'too_many_attempts' or 'rate_limited'
-    return {'refused', reason, blocked, int(math.ceil(wait_us / 1000)), rates_text(applicable, charges)}
+    return {'refused', reason, blocked, int(math.ceil(wait_us / 1000)), rates_of(namespace, request)}
   end
 
   -- 4. to 6. The invite, the membership, the uses.
@@ -298,38 +324,46 @@ local function decide(request)
   if not reason and invite.max_uses and invite.uses >= tonumber(invite.max_uses) then reason = 'exhausted' end
 
   -- 7. Nothing above changes a table that others read; nothing below refuses.
-  for _, check in ipairs(applicable) do
-    if check.policy == 'guess' and reason == 'not_found' or check.policy ~= 'guess' and redeeming then
-      charges[check.policy] = check.charged
-      tats[check.index], changed_tats[check.index] = check.charged, true
-    end
-  end
-  local rates = rates_text(applicable, charges)
+  charge(namespace, request, reason == 'not_found')
+  local rates = rates_of(namespace, request)
   if reason then return {'refused', reason, detail or '', more or '', rates} end
   if not redeeming then return {'allowed', rates} end
   return told('granted', grant(namespace, request, invite), rates)
 end
 
-local at = 7
+local next_arg = 7
 for place = 1, tonumber(ARGV[6]) do
-  namespaces[place] = {name = ARGV[at], index = tonumber(ARGV[at + 1]), known = ARGV[at + 2]}
-  at = at + 3
+  namespaces[place] = {
+    name = ARGV[next_arg], index = tonumber(ARGV[next_arg + 1]), known = ARGV[next_arg + 2]
+  }
+  next_arg = next_arg + 3
+end
+local requests, rate_indexes, rate_keys = {}, {}, {}
+while next_arg <= #ARGV do
+  local a = next_arg
+  requests[#requests + 1] = {
+    mode = ARGV[a], namespace = tonumber(ARGV[a + 1]), invite = tonumber(ARGV[a + 2]), member = tonumber(ARGV[a + 3]),
+    rates = a + 3, id = ARGV[a + 9], redemption = ARGV[a + 10], code = ARGV[a + 11], user = ARGV[a + 12],
+    email_domain = ARGV[a + 13], metadata = ARGV[a + 14], actor = ARGV[a + 15]
+  }
+  for i = a + 4, a + 8 do
+    local index = tonumber(ARGV[i])
+    if index > 0 and stored[index] == nil then
+      stored[index] = false
+      rate_indexes[#rate_indexes + 1] = index
+      rate_keys[#rate_keys + 1] = KEYS[index]
+    end
+  end
+  next_arg = a + 16
+end
+-- A key that holds something else than text reads as absent, and gets mended by the next charge.
+if #rate_keys > 0 then
+  for i, value in ipairs(redis.call('MGET', unpack(rate_keys))) do stored[rate_indexes[i]] = value end
 end
 local replies = {'done'}
-while at <= #ARGV do
-  local request = {
-    mode = ARGV[at], namespace = tonumber(ARGV[at + 1]), invite = tonumber(ARGV[at + 2]),
-    member = tonumber(ARGV[at + 3]),
-    rates = {
-      tonumber(ARGV[at + 4]), tonumber(ARGV[at + 5]), tonumber(ARGV[at + 6]), tonumber(ARGV[at + 7]),
-      tonumber(ARGV[at + 8])
-    },
-    id = ARGV[at + 9], redemption = ARGV[at + 10], code = ARGV[at + 11], user = ARGV[at + 12],
-    email_domain = ARGV[at + 13], metadata = ARGV[at + 14], actor = ARGV[at + 15]
-  }
-  at = at + 16
+for i, request in ipairs(requests) do
   local ok, reply = pcall(decide, request)
-  replies[#replies + 1] = ok and reply or {'failed', tostring(reply)}
+  replies[i + 1] = ok and reply or {'failed', tostring(reply)}
 end
 
 -- Nothing above writes. The outbox comes first: were it refused, nothing else would have been written.
@@ -341,10 +375,11 @@ for _, entry in ipairs(entries) do
     optional[#optional + 1] = 'metadata'
     optional[#optional + 1] = request.metadata
   end
-  record('redeemed', entry.namespace.name, request.actor, 'id', redemption.id, 'invite', redemption.invite,
+  append('redeemed', entry.namespace.name, request.actor, 'id', redemption.id, 'invite', redemption.invite,
     'code', redemption.code, 'group', redemption.group, 'user', request.user, 'request', request.id,
     'ordinal', redemption.ordinal, 'uses', entry.uses, 'rule', entry.namespace.rule, unpack(optional))
 end
+if #entries > 0 then redis.call('HSET', KEYS[1], 'seq', int(seq)) end
 for _, entry in ipairs(entries) do
   redis.call('HSET', KEYS[entry.request.member], unpack(entry.written))
 end

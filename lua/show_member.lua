@@ -20,12 +20,19 @@ if not now then
   local time = redis.call('TIME')
   now = time[1] * 1000 + math.floor(time[2] / 1000)
 end
-local function int(number) return string.format('%.0f', number) end
--- Appends one change to the outbox; its id is the change's place. Once a script has called this, nothing may fail.
-local function record(change, ns, actor, ...)
+local function int(number) return string.format('%d', number) end
+local at = int(now)
+-- Appends one change to the outbox; its id is the change's place. Once a script has called this, nothing may fail, and
+-- seq must be written.
+local function append(change, ns, actor, ...)
   seq = seq + 1
   local position = epoch .. '-' .. int(seq)
-  redis.call('XADD', KEYS[2], position, 'type', change, 'ns', ns, 'actor', actor, 'at', int(now), ...)
+  redis.call('XADD', KEYS[2], position, 'type', change, 'ns', ns, 'actor', actor, 'at', at, ...)
+  return position
+end
+-- Appends one change, the only one or the next, and writes seq.
+local function record(...)
+  local position = append(...)
   redis.call('HSET', KEYS[1], 'seq', int(seq))
   return position
 end

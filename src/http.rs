@@ -21,13 +21,14 @@ mod validations;
 pub use auth::Keys;
 pub use health::{Check, Readiness};
 
-use std::{io, net::TcpListener, sync::Arc, time::Duration};
+use std::{io, net::TcpListener, rc::Rc, sync::Arc, time::Duration};
 
 use actix_web::{
     App, HttpServer, Route,
-    dev::Server,
+    body::BoxBody,
+    dev::{Server, ServiceRequest},
     http::{KeepAlive, Method},
-    middleware::from_fn,
+    middleware::{Next, from_fn},
     web,
 };
 use metrics_exporter_prometheus::PrometheusHandle;
@@ -104,10 +105,11 @@ macro_rules! endpoint {
 
 /// The whole surface.
 pub(crate) static ENDPOINTS: &[Endpoint] = &[
+    // First what there is most of: the router tries one path after the other.
+    endpoint!(POST REDEMPTIONS, Some(Role::Redeem), redemptions::redeem),
     endpoint!(GET "/livez", None, health::live),
     endpoint!(GET "/readyz", None, health::ready),
     endpoint!(GET "/metrics", Some(Role::Read), health::metrics),
-    endpoint!(POST REDEMPTIONS, Some(Role::Redeem), redemptions::redeem),
     endpoint!(GET REDEMPTIONS, Some(Role::Read), redemptions::list),
     endpoint!(GET "/v1/namespaces/{ns}/redemptions/{id}", Some(Role::Read), redemptions::show),
     endpoint!(POST "/v1/namespaces/{ns}/validations", Some(Role::Redeem), validations::validate),
@@ -161,9 +163,7 @@ pub async fn serve_metrics(
 fn start(listener: TcpListener, state: State, options: &ServeOptions) -> io::Result<Server> {
     let data = web::Data::new(state);
     let workers = if options.workers > 0 { options.workers } else { num_cores() };
-    let server = HttpServer::new(move || {
-        App::new().app_data(data.clone()).wrap(from_fn(guard::guard)).configure(routes)
-    });
+    let server = HttpServer::new(move || App::new().app_data(data.clone()).configure(routes));
     let server = server
         .workers(workers)
         .max_connections(options.connections_max.div_ceil(workers))
@@ -198,7 +198,7 @@ fn num_cores() -> usize {
     std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
 }
 
-/// One resource for each path, with a route for each of its methods.
+/// One resource for each path, with a route for each of its methods, all of them behind the guard.
 fn routes(config: &mut web::ServiceConfig) {
     let mut done: Vec<&str> = Vec::new();
     for endpoint in ENDPOINTS {
@@ -206,10 +206,18 @@ fn routes(config: &mut web::ServiceConfig) {
             continue;
         }
         done.push(endpoint.path);
+        let here: Rc<[&Endpoint]> =
+            ENDPOINTS.iter().filter(|one| one.path == endpoint.path).collect();
         let mut resource = web::resource(endpoint.path);
-        for one in ENDPOINTS.iter().filter(|one| one.path == endpoint.path) {
+        for one in &*here {
             resource = resource.route((one.route)());
         }
-        config.service(resource);
+        let guarded = move |request: ServiceRequest, next: Next<BoxBody>| {
+            guard::guard(here.clone(), request, next)
+        };
+        config.service(resource.wrap(from_fn(guarded)));
     }
+    let nowhere =
+        |request: ServiceRequest, next: Next<BoxBody>| guard::guard(Rc::new([]), request, next);
+    config.service(web::resource("{path:.*}").wrap(from_fn(nowhere)));
 }

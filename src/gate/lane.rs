@@ -204,8 +204,8 @@ impl Runner {
         if reply::is_fenced(&value) {
             return Attempt::Fenced(jobs);
         }
-        let decisions =
-            redeem::decisions(self.partition, &value, jobs.iter().map(|job| &job.request));
+        let asked = jobs.iter().map(|job| (&job.request, &*job.settings));
+        let decisions = redeem::decisions(self.partition, &value, asked);
         match decisions {
             Ok(decisions) => deliver(jobs, decisions, lent.settled),
             Err(error) => {

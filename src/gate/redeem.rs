@@ -13,7 +13,8 @@ use super::{
 };
 use crate::domain::{
     Answer, Code, Cursor, EmailDomain, Fence, Group, Namespace, Outcome, Partition, Policy,
-    Position, Quota, RateStatus, Redemption, RedemptionId, Refusal, RequestId, Settings, UserId,
+    Position, RateStatus, Redemption, RedemptionId, Refusal, RequestId, Settings, UserId,
+    rate_limit,
 };
 
 /// What is wanted of a request.
@@ -167,7 +168,7 @@ fn push_request(
 pub(super) fn decisions<'a>(
     partition: Partition,
     value: &Value,
-    requests: impl ExactSizeIterator<Item = &'a Redeem>,
+    requests: impl ExactSizeIterator<Item = (&'a Redeem, &'a Settings)>,
 ) -> Result<Vec<Decision>, GateError> {
     let mut reply = Reply::new(&script::REDEEM, value)?;
     let word = reply.text()?;
@@ -175,9 +176,9 @@ pub(super) fn decisions<'a>(
         return Err(reply.unknown(word));
     }
     requests
-        .map(|request| {
+        .map(|(request, settings)| {
             let one = reply.array()?;
-            Ok(decision(partition, one, request).unwrap_or_else(Decision::Failed))
+            Ok(decision(partition, one, request, settings).unwrap_or_else(Decision::Failed))
         })
         .collect()
 }
@@ -186,17 +187,20 @@ fn decision(
     partition: Partition,
     mut reply: Reply<'_>,
     request: &Redeem,
+    settings: &Settings,
 ) -> Result<Decision, GateError> {
     let word = reply.text()?;
     let (outcome, rates) = match word {
-        "granted" => {
-            (Outcome::Granted(redemption(partition, &mut reply, request)?), rates(&mut reply)?)
-        }
-        "replayed" => {
-            (Outcome::Replayed(redemption(partition, &mut reply, request)?), rates(&mut reply)?)
-        }
-        "allowed" => (Outcome::Allowed, rates(&mut reply)?),
-        "refused" => (Outcome::Refused(refusal(&mut reply)?), rates(&mut reply)?),
+        "granted" => (
+            Outcome::Granted(redemption(partition, &mut reply, request)?),
+            rates(&mut reply, settings)?,
+        ),
+        "replayed" => (
+            Outcome::Replayed(redemption(partition, &mut reply, request)?),
+            rates(&mut reply, settings)?,
+        ),
+        "allowed" => (Outcome::Allowed, rates(&mut reply, settings)?),
+        "refused" => (Outcome::Refused(refusal(&mut reply)?), rates(&mut reply, settings)?),
         "settings_changed" => return Ok(Decision::SettingsChanged),
         "failed" => {
             return Err(GateError::Unexpected {
@@ -272,26 +276,26 @@ fn refusal(reply: &mut Reply<'_>) -> Result<Refusal, GateError> {
     Ok(refusal)
 }
 
-/// `user 10/60 9 6000 guess 20/3600 20 0`: name, quota, what remains, ms until it is full.
-fn rates(reply: &mut Reply<'_>) -> Result<Vec<RateStatus>, GateError> {
-    let text = reply.text()?;
-    let words: Vec<&str> = text.split_ascii_whitespace().collect();
-    let status = |words: &[&str]| {
-        let &[policy, quota, remaining, reset_ms] = words else { return None };
-        Some(RateStatus {
-            policy: Policy::parse(policy).ok()?,
-            quota: Quota::parse(quota).ok()?,
-            remaining: remaining.parse().ok()?,
-            reset_ms: reset_ms.parse().ok()?,
-        })
-    };
-    words.chunks(4).map(status).collect::<Option<_>>().ok_or_else(|| reply.unknown(text))
+/// The number of a policy and how far its budget is from full, in turn; the quotas are those that the call named.
+fn rates(reply: &mut Reply<'_>, settings: &Settings) -> Result<Vec<RateStatus>, GateError> {
+    let mut list = reply.array()?;
+    let mut rates = Vec::with_capacity(list.len() / 2);
+    while list.len() > 0 {
+        let number: usize = list.number()?;
+        let policy = number.checked_sub(1).and_then(|place| Policy::ALL.get(place));
+        let known = policy.and_then(|policy| Some((*policy, settings.quota(*policy)?)));
+        let Some((policy, quota)) = known else {
+            return Err(list.unknown(&format!("rate limit {number}")));
+        };
+        rates.push(rate_limit::status(policy, quota, list.number()?));
+    }
+    Ok(rates)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::Millis;
+    use crate::domain::{Millis, Quota};
 
     fn request() -> Redeem {
         Redeem {
@@ -305,32 +309,49 @@ mod tests {
         }
     }
 
-    fn value(parts: &[&str]) -> Value {
-        Value::Array(parts.iter().map(|part| Value::BulkString(part.as_bytes().to_vec())).collect())
+    fn settings() -> Settings {
+        Settings {
+            membership: crate::domain::MembershipRule::OneGroup,
+            code_case: crate::domain::CodeCase::Insensitive,
+            durability: crate::domain::Durability::Gate,
+            rate_user: Quota::parse("10/60").ok(),
+            rate_ip: Quota::parse("20/60").ok(),
+            rate_code: None,
+            rate_namespace: None,
+            rate_guess: None,
+            revision: 1,
+            created_at: Millis::default(),
+            updated_at: Millis::default(),
+            archived_at: None,
+        }
+    }
+
+    /// A reply of these words and, last, these rates.
+    fn value(parts: &[&str], rates: &[i64]) -> Value {
+        let mut values: Vec<_> =
+            parts.iter().map(|part| Value::BulkString(part.as_bytes().to_vec())).collect();
+        values.push(Value::Array(rates.iter().copied().map(Value::Int).collect()));
+        Value::Array(values)
+    }
+
+    fn read_with(parts: &[&str], rates: &[i64]) -> Result<Decision, GateError> {
+        let reply = Value::Array(vec![Value::BulkString(b"done".to_vec()), value(parts, rates)]);
+        decisions(Partition(3), &reply, [(&request(), &settings())].into_iter())
+            .map(|mut all| all.remove(0))
     }
 
     fn read(parts: &[&str]) -> Result<Decision, GateError> {
-        let reply = Value::Array(vec![Value::BulkString(b"done".to_vec()), value(parts)]);
-        decisions(Partition(3), &reply, [&request()].into_iter()).map(|mut all| all.remove(0))
+        read_with(parts, &[])
     }
 
     const ID: &str = "0198c3a2-7b1e-7c4d-9a55-0123456789ab";
 
     #[test]
     fn a_grant_is_read_whole() {
-        let parts = [
-            "granted",
-            ID,
-            ID,
-            "WELCOME",
-            "team",
-            "17",
-            "83",
-            "1764000000123",
-            "2-40",
-            "user 10/60 9 6000",
-        ];
-        let Decision::Answer(answer) = read(&parts).unwrap() else { panic!("an answer") };
+        let parts = ["granted", ID, ID, "WELCOME", "team", "17", "83", "1764000000123", "2-40"];
+        let Decision::Answer(answer) = read_with(&parts, &[1, 6_000_000]).unwrap() else {
+            panic!("an answer")
+        };
         assert_eq!(answer.rates[0].remaining, 9);
         let Outcome::Granted(redemption) = answer.outcome else { panic!("a grant") };
         assert_eq!((redemption.ordinal, redemption.remaining), (17, Some(83)));
@@ -357,8 +378,7 @@ mod tests {
             ),
         ] {
             let [reason, detail, more] = parts;
-            let Decision::Answer(answer) = read(&["refused", reason, detail, more, ""]).unwrap()
-            else {
+            let Decision::Answer(answer) = read(&["refused", reason, detail, more]).unwrap() else {
                 panic!("an answer")
             };
             assert_eq!(answer.outcome, Outcome::Refused(expected));
@@ -371,15 +391,20 @@ mod tests {
             vec![],
             vec!["sorry"],
             vec!["granted"],
-            vec!["granted", "x", ID, "WELCOME", "team", "17", "83", "1764000000123", "2-40", ""],
-            vec!["refused", "because", "", "", ""],
+            vec!["granted", "x", ID, "WELCOME", "team", "17", "83", "1764000000123", "2-40"],
+            vec!["refused", "because", "", ""],
             vec!["refused", "exhausted"],
-            vec!["allowed", "user 10/60 9"],
             vec!["failed", "WRONGTYPE"],
         ] {
             assert!(!matches!(read(&parts), Ok(Decision::Answer(_))), "{parts:?}");
         }
+        for rates in [&[1][..], &[0, 5], &[3, 5], &[9, 5]] {
+            assert!(
+                !matches!(read_with(&["allowed"], rates), Ok(Decision::Answer(_))),
+                "{rates:?}"
+            );
+        }
         let short = Value::Array(vec![Value::BulkString(b"done".to_vec())]);
-        assert!(decisions(Partition(0), &short, [&request()].into_iter()).is_err());
+        assert!(decisions(Partition(0), &short, [(&request(), &settings())].into_iter()).is_err());
     }
 }

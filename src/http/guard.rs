@@ -5,6 +5,7 @@
 
 use std::{
     future::{Ready, ready},
+    rc::Rc,
     time::Instant,
 };
 
@@ -22,7 +23,7 @@ use actix_web::{
 };
 
 use super::{
-    ENDPOINTS, Endpoint, REDEMPTIONS, State,
+    Endpoint, REDEMPTIONS, State,
     problem::{Code, Problem},
     scope::Caller,
 };
@@ -58,7 +59,9 @@ struct Head {
     key_id: Option<String>,
 }
 
+/// Guards the endpoints of one path.
 pub(super) async fn guard(
+    here: Rc<[&'static Endpoint]>,
     request: ServiceRequest,
     next: Next<impl MessageBody + 'static>,
 ) -> Result<ServiceResponse<BoxBody>, Error> {
@@ -74,7 +77,7 @@ pub(super) async fn guard(
     let Some(state) = request.app_data::<web::Data<State>>().cloned() else {
         return Err(Problem::unexpected("the state of the service is missing").into());
     };
-    if let Err(problem) = let_in(&state, &request, &mut head) {
+    if let Err(problem) = let_in(&state, &here, &request, &mut head) {
         let response = head.refuse(&problem);
         return Ok(request.into_response(response));
     }
@@ -114,11 +117,12 @@ pub(super) async fn guard(
 }
 
 /// Finds the endpoint and opens it, or says why not.
-fn let_in(state: &State, request: &ServiceRequest, head: &mut Head) -> Result<(), Problem> {
-    // The path as the router sees it, so that both always speak of the same endpoint.
-    let pattern = request.resource_map().match_pattern(request.match_info().as_str());
-    let here: Vec<_> =
-        ENDPOINTS.iter().filter(|endpoint| pattern.as_deref() == Some(endpoint.path)).collect();
+fn let_in(
+    state: &State,
+    here: &[&'static Endpoint],
+    request: &ServiceRequest,
+    head: &mut Head,
+) -> Result<(), Problem> {
     if here.is_empty() {
         return Err(Problem::new(
             Code::RouteNotFound,

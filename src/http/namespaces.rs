@@ -169,8 +169,7 @@ pub(super) async fn list(
     }
     let after = page.after(single)?;
     let found = state.ledger.namespaces(after.as_deref(), page.limit).await?;
-    let rows: Vec<_> =
-        found.rows.iter().map(|(name, settings)| view(name, settings)).collect();
+    let rows: Vec<_> = found.rows.iter().map(|(name, settings)| view(name, settings)).collect();
     let next = found.next.as_deref().map(|name| [name]);
     Ok(page.answer(&rows, next.as_ref().map(<[_; 1]>::as_slice), None))
 }
