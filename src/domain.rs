@@ -10,6 +10,7 @@
 pub mod api_key;
 pub mod change;
 pub mod code;
+pub mod command;
 pub mod id;
 pub mod invite;
 pub mod member;

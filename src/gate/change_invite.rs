@@ -1,76 +1,8 @@
 //! `lua/change_invite.lua`: change an invite while it is hot.
 
-use uuid::Uuid;
-
 use super::{Gate, GateError, create_invite::shown, fields, find_code, script::CHANGE_INVITE};
-use crate::domain::{EmailDomain, Invite, InviteId, Millis, Namespace, UserId};
-
-/// What to change; an outer `None` leaves a field as it is, an inner one removes it.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct InvitePatch {
-    /// Nothing inside means without limit.
-    pub max_uses: Option<Option<u64>>,
-    /// The start of the window.
-    pub starts_at: Option<Option<Millis>>,
-    /// The end of the window.
-    pub expires_at: Option<Option<Millis>>,
-    /// The switch.
-    pub disabled: Option<bool>,
-    /// The only user who may redeem.
-    pub user: Option<Option<UserId>>,
-    /// The only e-mail domains whose users may redeem; empty means any.
-    pub email_domains: Option<Vec<EmailDomain>>,
-    /// The application's own JSON object, as text.
-    pub metadata: Option<Option<String>>,
-}
-
-/// A change of one invite. Repeating it with the same `change` id changes nothing more.
-#[derive(Debug, Clone)]
-pub struct ChangeInvite {
-    /// Which.
-    pub id: InviteId,
-    /// Where.
-    pub namespace: Namespace,
-    /// What makes a repeat recognisable.
-    pub change: Uuid,
-    /// Change only this revision (`If-Match`).
-    pub expected_revision: Option<u64>,
-    /// What to change.
-    pub patch: InvitePatch,
-    /// Who does it: the id of an API key.
-    pub actor: String,
-}
-
-/// What was decided.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Changed {
-    /// The invite as it is now.
-    Changed {
-        /// As it is.
-        invite: Invite,
-        /// The clock of Redis.
-        now: Millis,
-    },
-    /// No invite has this id.
-    NotFound,
-    /// Somebody else changed it meanwhile.
-    PreconditionFailed {
-        /// What it is now.
-        revision: u64,
-    },
-    /// More uses are spent than the new limit allows.
-    LimitBelowUsed {
-        /// How many.
-        uses: u64,
-    },
-    /// The change would re-open the invite, but a new one has its code.
-    CodeTaken {
-        /// Which.
-        by: InviteId,
-    },
-    /// The window would end before it begins.
-    WindowReversed,
-}
+use crate::domain::Millis;
+pub use crate::domain::command::{ChangeInvite, Changed, InvitePatch};
 
 impl ChangeInvite {
     /// Runs the script.

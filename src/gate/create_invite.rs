@@ -1,58 +1,8 @@
 //! `lua/create_invite.lua`: make an invite, taking over the code of an ended one.
 
 use super::{Called, Gate, GateError, fields, reply::Reply, script::CREATE_INVITE};
-use crate::domain::{Code, EmailDomain, Group, Invite, InviteId, Millis, Namespace, UserId};
-
-/// The invite to make. Repeating it with the same `id` makes nothing new.
-#[derive(Debug, Clone)]
-pub struct CreateInvite {
-    /// Its id, made by the node.
-    pub id: InviteId,
-    /// Where.
-    pub namespace: Namespace,
-    /// Normalised by the namespace's rules.
-    pub code: Code,
-    /// What a redemption lets the user into.
-    pub group: Group,
-    /// Nothing means without limit.
-    pub max_uses: Option<u64>,
-    /// Before this moment nobody may redeem.
-    pub starts_at: Option<Millis>,
-    /// From this moment on nobody may redeem; later than `starts_at`.
-    pub expires_at: Option<Millis>,
-    /// The only user who may redeem.
-    pub user: Option<UserId>,
-    /// The only e-mail domains whose users may redeem; empty means any.
-    pub email_domains: Vec<EmailDomain>,
-    /// The application's own JSON object, as text.
-    pub metadata: Option<String>,
-    /// Who does it: the id of an API key.
-    pub actor: String,
-}
-
-/// What was decided.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Created {
-    /// The invite stands, made now or by an earlier call with the same id. `now` is the clock of Redis.
-    Created {
-        /// As it is.
-        invite: Invite,
-        /// The clock of Redis.
-        now: Millis,
-    },
-    /// An invite of this id exists, with another code.
-    IdTaken {
-        /// That one.
-        code: Code,
-    },
-    /// A live invite has this code.
-    CodeTaken {
-        /// Which.
-        by: InviteId,
-    },
-    /// The namespace does not exist or was archived.
-    NamespaceNotFound,
-}
+pub use crate::domain::command::{CreateInvite, Created};
+use crate::domain::{Invite, InviteId, Millis, Namespace};
 
 impl CreateInvite {
     /// Runs the script.

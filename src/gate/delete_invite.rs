@@ -1,39 +1,7 @@
 //! `lua/delete_invite.lua`: delete an invite that nobody has redeemed.
 
 use super::{Gate, GateError, find_code, script::DELETE_INVITE};
-use crate::domain::{InviteId, Namespace};
-
-/// The invite to delete.
-#[derive(Debug, Clone)]
-pub struct DeleteInvite {
-    /// Which.
-    pub id: InviteId,
-    /// Where.
-    pub namespace: Namespace,
-    /// Delete only this revision (`If-Match`).
-    pub expected_revision: Option<u64>,
-    /// Who does it: the id of an API key.
-    pub actor: String,
-}
-
-/// What was decided.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Deleted {
-    /// It is gone.
-    Deleted,
-    /// No invite has this id.
-    NotFound,
-    /// It has redemptions; disable it instead.
-    InUse {
-        /// How many.
-        uses: u64,
-    },
-    /// Somebody else changed it meanwhile.
-    PreconditionFailed {
-        /// What it is now.
-        revision: u64,
-    },
-}
+pub use crate::domain::command::{DeleteInvite, Deleted};
 
 impl DeleteInvite {
     /// Runs the script.

@@ -1,38 +1,8 @@
 //! `lua/join.lua`: make a user a member without a redemption.
 
 use super::{Gate, GateError, script::JOIN};
-use crate::domain::{Group, Member, Millis, Namespace, RedemptionId, UserId};
-
-/// The membership to make. The namespace's rule holds as it does for redemptions.
-#[derive(Debug, Clone)]
-pub struct Join {
-    /// Where.
-    pub namespace: Namespace,
-    /// Who.
-    pub user: UserId,
-    /// What.
-    pub group: Group,
-    /// Who does it: the id of an API key.
-    pub actor: String,
-}
-
-/// What was decided.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Joined {
-    /// The user is a member, since now.
-    Joined(Member),
-    /// The user was a member of this group already.
-    Already(Member),
-    /// The rule allows no second group.
-    AlreadyMember {
-        /// The group that the user is in.
-        group: Group,
-        /// By which redemption, if by one.
-        redemption: Option<RedemptionId>,
-    },
-    /// The namespace does not exist or was archived.
-    NamespaceNotFound,
-}
+pub use crate::domain::command::{Join, Joined};
+use crate::domain::{Group, Member, Millis};
 
 impl Join {
     /// Runs the script.

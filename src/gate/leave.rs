@@ -1,31 +1,8 @@
 //! `lua/leave.lua`: end memberships; the uses stay spent.
 
 use super::{Gate, GateError, script::LEAVE};
-use crate::domain::{Group, Namespace, UserId};
-
-/// The memberships to end.
-#[derive(Debug, Clone)]
-pub struct Leave {
-    /// Where.
-    pub namespace: Namespace,
-    /// Who.
-    pub user: UserId,
-    /// Which group; nothing means all of the user's groups.
-    pub group: Option<Group>,
-    /// Who does it: the id of an API key.
-    pub actor: String,
-}
-
-/// What was decided.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Left {
-    /// The user left these groups.
-    Left(Vec<Group>),
-    /// The user was in no such group.
-    NotMember,
-    /// The namespace does not exist or was archived.
-    NamespaceNotFound,
-}
+use crate::domain::Group;
+pub use crate::domain::command::{Leave, Left};
 
 impl Leave {
     /// Runs the script.

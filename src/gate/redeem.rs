@@ -1,6 +1,6 @@
 //! `lua/redeem.lua`: spend one use of a code for each request of a batch, once per request id.
 
-use std::{collections::HashMap, net::IpAddr};
+use std::collections::HashMap;
 
 use redis::Value;
 
@@ -12,45 +12,11 @@ use super::{
     script::{self, Call},
 };
 use crate::domain::{
-    Answer, Code, Cursor, EmailDomain, Fence, Group, Namespace, Outcome, Partition, Policy,
-    Position, RateStatus, Redemption, RedemptionId, Refusal, RequestId, Settings, UserId,
-    rate_limit,
+    Answer, Cursor, Fence, Group, Namespace, Outcome, Partition, Policy, Position, RateStatus,
+    Redemption, Refusal, Settings, rate_limit,
 };
 
-/// What is wanted of a request.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Mode {
-    /// Spend a use.
-    Redeem {
-        /// What makes a repeat recognisable.
-        request: RequestId,
-        /// The id that a grant will have.
-        redemption: RedemptionId,
-        /// The application's own JSON object, as text; for the ledger only.
-        metadata: Option<String>,
-    },
-    /// Say what a redemption would be told; spend nothing but the guessing budget.
-    Validate,
-}
-
-/// One request.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Redeem {
-    /// Where.
-    pub namespace: Namespace,
-    /// What was typed, normalised by the namespace's rules.
-    pub code: Code,
-    /// Who. A validation may leave it out, and is then told nothing that depends on the user; a redemption may not.
-    pub user: Option<UserId>,
-    /// The person's address, as the caller knows it.
-    pub ip: Option<IpAddr>,
-    /// The domain of the person's e-mail address, as the caller knows it.
-    pub email_domain: Option<EmailDomain>,
-    /// The id of the API key that asks: who is charged for a miss when neither address nor user is known.
-    pub caller: String,
-    /// What is wanted.
-    pub mode: Mode,
-}
+pub use crate::domain::command::{Mode, Redeem};
 
 /// What the script said to one request.
 #[derive(Debug)]
@@ -295,7 +261,7 @@ fn rates(reply: &mut Reply<'_>, settings: &Settings) -> Result<Vec<RateStatus>, 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::{Millis, Quota};
+    use crate::domain::{Millis, Quota, UserId};
 
     fn request() -> Redeem {
         Redeem {

@@ -1,1 +1,4 @@
-//! Integration tests.
+//! Tests with real servers: redis-server, SQLite, and the program itself. Each starts its own.
+
+mod model;
+mod support;

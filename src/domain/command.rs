@@ -1,0 +1,335 @@
+//! What can be asked of the gate, and what it answers: pure values. How they get there is the gate's business.
+
+use std::net::IpAddr;
+
+use uuid::Uuid;
+
+use super::{
+    Code, CodeCase, Durability, EmailDomain, Group, Invite, InviteId, Member, MembershipRule,
+    Millis, Namespace, Quota, RedemptionId, RequestId, Settings, UserId,
+};
+
+/// What is wanted of a request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Mode {
+    /// Spend a use.
+    Redeem {
+        /// What makes a repeat recognisable.
+        request: RequestId,
+        /// The id that a grant will have.
+        redemption: RedemptionId,
+        /// The application's own JSON object, as text; for the ledger only.
+        metadata: Option<String>,
+    },
+    /// Say what a redemption would be told; spend nothing but the guessing budget.
+    Validate,
+}
+
+/// One request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Redeem {
+    /// Where.
+    pub namespace: Namespace,
+    /// What was typed, normalised by the namespace's rules.
+    pub code: Code,
+    /// Who. A validation may leave it out, and is then told nothing that depends on the user; a redemption may not.
+    pub user: Option<UserId>,
+    /// The person's address, as the caller knows it.
+    pub ip: Option<IpAddr>,
+    /// The domain of the person's e-mail address, as the caller knows it.
+    pub email_domain: Option<EmailDomain>,
+    /// The id of the API key that asks: who is charged for a miss when neither address nor user is known.
+    pub caller: String,
+    /// What is wanted.
+    pub mode: Mode,
+}
+
+/// The invite to make. Repeating it with the same `id` makes nothing new.
+#[derive(Debug, Clone)]
+pub struct CreateInvite {
+    /// Its id, made by the node.
+    pub id: InviteId,
+    /// Where.
+    pub namespace: Namespace,
+    /// Normalised by the namespace's rules.
+    pub code: Code,
+    /// What a redemption lets the user into.
+    pub group: Group,
+    /// Nothing means without limit.
+    pub max_uses: Option<u64>,
+    /// Before this moment nobody may redeem.
+    pub starts_at: Option<Millis>,
+    /// From this moment on nobody may redeem; later than `starts_at`.
+    pub expires_at: Option<Millis>,
+    /// The only user who may redeem.
+    pub user: Option<UserId>,
+    /// The only e-mail domains whose users may redeem; empty means any.
+    pub email_domains: Vec<EmailDomain>,
+    /// The application's own JSON object, as text.
+    pub metadata: Option<String>,
+    /// Who does it: the id of an API key.
+    pub actor: String,
+}
+
+/// What was decided.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Created {
+    /// The invite stands, made now or by an earlier call with the same id. `now` is the clock of Redis.
+    Created {
+        /// As it is.
+        invite: Invite,
+        /// The clock of Redis.
+        now: Millis,
+    },
+    /// An invite of this id exists, with another code.
+    IdTaken {
+        /// That one.
+        code: Code,
+    },
+    /// A live invite has this code.
+    CodeTaken {
+        /// Which.
+        by: InviteId,
+    },
+    /// The namespace does not exist or was archived.
+    NamespaceNotFound,
+}
+
+/// What to change; an outer `None` leaves a field as it is, an inner one removes it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct InvitePatch {
+    /// Nothing inside means without limit.
+    pub max_uses: Option<Option<u64>>,
+    /// The start of the window.
+    pub starts_at: Option<Option<Millis>>,
+    /// The end of the window.
+    pub expires_at: Option<Option<Millis>>,
+    /// The switch.
+    pub disabled: Option<bool>,
+    /// The only user who may redeem.
+    pub user: Option<Option<UserId>>,
+    /// The only e-mail domains whose users may redeem; empty means any.
+    pub email_domains: Option<Vec<EmailDomain>>,
+    /// The application's own JSON object, as text.
+    pub metadata: Option<Option<String>>,
+}
+
+/// A change of one invite. Repeating it with the same `change` id changes nothing more.
+#[derive(Debug, Clone)]
+pub struct ChangeInvite {
+    /// Which.
+    pub id: InviteId,
+    /// Where.
+    pub namespace: Namespace,
+    /// What makes a repeat recognisable.
+    pub change: Uuid,
+    /// Change only this revision (`If-Match`).
+    pub expected_revision: Option<u64>,
+    /// What to change.
+    pub patch: InvitePatch,
+    /// Who does it: the id of an API key.
+    pub actor: String,
+}
+
+/// What was decided.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Changed {
+    /// The invite as it is now.
+    Changed {
+        /// As it is.
+        invite: Invite,
+        /// The clock of Redis.
+        now: Millis,
+    },
+    /// No invite has this id.
+    NotFound,
+    /// Somebody else changed it meanwhile.
+    PreconditionFailed {
+        /// What it is now.
+        revision: u64,
+    },
+    /// More uses are spent than the new limit allows.
+    LimitBelowUsed {
+        /// How many.
+        uses: u64,
+    },
+    /// The change would re-open the invite, but a new one has its code.
+    CodeTaken {
+        /// Which.
+        by: InviteId,
+    },
+    /// The window would end before it begins.
+    WindowReversed,
+}
+
+/// The invite to delete.
+#[derive(Debug, Clone)]
+pub struct DeleteInvite {
+    /// Which.
+    pub id: InviteId,
+    /// Where.
+    pub namespace: Namespace,
+    /// Delete only this revision (`If-Match`).
+    pub expected_revision: Option<u64>,
+    /// Who does it: the id of an API key.
+    pub actor: String,
+}
+
+/// What was decided.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Deleted {
+    /// It is gone.
+    Deleted,
+    /// No invite has this id.
+    NotFound,
+    /// It has redemptions; disable it instead.
+    InUse {
+        /// How many.
+        uses: u64,
+    },
+    /// Somebody else changed it meanwhile.
+    PreconditionFailed {
+        /// What it is now.
+        revision: u64,
+    },
+}
+
+/// The membership to make. The namespace's rule holds as it does for redemptions.
+#[derive(Debug, Clone)]
+pub struct Join {
+    /// Where.
+    pub namespace: Namespace,
+    /// Who.
+    pub user: UserId,
+    /// What.
+    pub group: Group,
+    /// Who does it: the id of an API key.
+    pub actor: String,
+}
+
+/// What was decided.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Joined {
+    /// The user is a member, since now.
+    Joined(Member),
+    /// The user was a member of this group already.
+    Already(Member),
+    /// The rule allows no second group.
+    AlreadyMember {
+        /// The group that the user is in.
+        group: Group,
+        /// By which redemption, if by one.
+        redemption: Option<RedemptionId>,
+    },
+    /// The namespace does not exist or was archived.
+    NamespaceNotFound,
+}
+
+/// The memberships to end.
+#[derive(Debug, Clone)]
+pub struct Leave {
+    /// Where.
+    pub namespace: Namespace,
+    /// Who.
+    pub user: UserId,
+    /// Which group; nothing means all of the user's groups.
+    pub group: Option<Group>,
+    /// Who does it: the id of an API key.
+    pub actor: String,
+}
+
+/// What was decided.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Left {
+    /// The user left these groups.
+    Left(Vec<Group>),
+    /// The user was in no such group.
+    NotMember,
+    /// The namespace does not exist or was archived.
+    NamespaceNotFound,
+}
+
+/// What a namespace should be like. Repeating it with the same `change` id changes nothing more.
+#[derive(Debug, Clone)]
+pub struct PutNamespace {
+    /// Which.
+    pub namespace: Namespace,
+    /// What to do.
+    pub action: Action,
+    /// What makes a repeat recognisable.
+    pub change: Uuid,
+    /// Change only this revision (`If-Match`).
+    pub expected_revision: Option<u64>,
+    /// Who does it: the id of an API key.
+    pub actor: String,
+}
+
+/// What to do with a namespace.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Action {
+    /// Make it like this; when it exists, give it these rules, the fixed two being equal. Brings an archived one back.
+    Put(Rules),
+    /// Make it like this unless it exists or was archived; then leave it alone.
+    Ensure(Rules),
+    /// Change what is named.
+    Patch(RulesPatch),
+    /// Let it answer nobody from now on.
+    Archive,
+}
+
+/// The rules that an administrator chooses; see [`Settings`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the fields are those of Settings")]
+pub struct Rules {
+    pub membership: MembershipRule,
+    pub code_case: CodeCase,
+    pub durability: Durability,
+    pub rate_user: Option<Quota>,
+    pub rate_ip: Option<Quota>,
+    pub rate_code: Option<Quota>,
+    pub rate_namespace: Option<Quota>,
+    pub rate_guess: Option<Quota>,
+}
+
+/// What to change of the rules; an outer `None` leaves a rule as it is, an inner one switches a limit off.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the fields are those of Settings")]
+pub struct RulesPatch {
+    pub durability: Option<Durability>,
+    pub rate_user: Option<Option<Quota>>,
+    pub rate_ip: Option<Option<Quota>>,
+    pub rate_code: Option<Option<Quota>>,
+    pub rate_namespace: Option<Option<Quota>>,
+    pub rate_guess: Option<Option<Quota>>,
+}
+
+/// What was decided.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NamespacePut {
+    /// It was made.
+    Created {
+        /// Its rules.
+        settings: Settings,
+        /// The clock of Redis.
+        now: Millis,
+    },
+    /// It stands as asked (changed, brought back, archived, or already so).
+    Changed {
+        /// Its rules.
+        settings: Settings,
+        /// The clock of Redis.
+        now: Millis,
+    },
+    /// It does not exist, or was archived.
+    NotFound,
+    /// Somebody else changed it meanwhile.
+    PreconditionFailed {
+        /// What it is now.
+        revision: u64,
+    },
+    /// Membership rule or code case differ from what they were fixed to.
+    FixedRules {
+        /// What they are.
+        settings: Settings,
+    },
+}

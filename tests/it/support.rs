@@ -1,0 +1,22 @@
+//! Real servers for the tests: each test starts its own, on a socket or a free port, and leaves nothing behind.
+
+pub mod bench;
+pub mod node;
+pub mod proxy;
+pub mod redis;
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// How long a state may take to come about on a busy machine, before a test says that it never will.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Waits for a state.
+pub async fn eventually<F: Future<Output = bool>>(what: &str, mut is_so: impl FnMut() -> F) {
+    let until = Instant::now() + PATIENCE;
+    while !is_so().await {
+        assert!(Instant::now() < until, "waited in vain until {what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}

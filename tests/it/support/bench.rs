@@ -1,0 +1,134 @@
+//! A gate and a ledger in this process, with a clock that the test sets.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicI64, Ordering},
+    },
+    time::Duration,
+};
+
+use redeemer::{
+    domain::{CodeCase, Durability, MembershipRule, Millis, Namespace, Partition},
+    gate::{
+        Gate, GateOptions,
+        put_namespace::{Action, PutNamespace, Rules},
+    },
+    ledger::{Deployment, Lease, Ledger, LedgerOptions},
+    recovery::{self, Admission},
+};
+use tempfile::TempDir;
+
+use super::redis::RedisServer;
+
+/// The moment at which every test's clock begins.
+pub const START: i64 = 1_764_000_000_000;
+
+/// One open partition.
+pub struct Bench {
+    pub redis: RedisServer,
+    pub gate: Gate,
+    pub ledger: Ledger,
+    pub deployment: Deployment,
+    pub lease: Lease,
+    pub clock: Arc<AtomicI64>,
+    _directory: TempDir,
+}
+
+pub fn gate_options(url: String, clock: Option<Arc<AtomicI64>>) -> GateOptions {
+    GateOptions {
+        url,
+        key_prefix: "rdm".to_owned(),
+        partitions: 1,
+        connect_timeout: Duration::from_secs(5),
+        reply_timeout: Duration::from_secs(5),
+        pool_size: 4,
+        connections: 1,
+        batch_max: 64,
+        queue_max: 10_000,
+        deadline: Duration::from_secs(10),
+        outbox_max: 1_000_000,
+        clock_ms: clock,
+    }
+}
+
+pub async fn open_ledger(directory: &TempDir) -> Ledger {
+    let options = LedgerOptions {
+        path: directory.path().join("ledger.sqlite"),
+        connections_max: 4,
+        busy_timeout: Duration::from_secs(30),
+    };
+    Ledger::open(&options).await.unwrap()
+}
+
+impl Bench {
+    pub async fn start() -> Self {
+        Self::start_with(|_| {}).await
+    }
+
+    /// With other options of the gate.
+    pub async fn start_with(change: impl FnOnce(&mut GateOptions)) -> Self {
+        let redis = RedisServer::start().await;
+        let clock = Arc::new(AtomicI64::new(START));
+        let mut options = gate_options(redis.url(), Some(clock.clone()));
+        change(&mut options);
+        let (gate, lanes) = Gate::new(options).unwrap();
+        tokio::spawn(lanes);
+        let directory = tempfile::tempdir().unwrap();
+        let ledger = open_ledger(&directory).await;
+        let deployment = ledger.deployment(1, uuid::Uuid::from_u128(1)).await.unwrap();
+        let lease =
+            ledger.take_leases("test", Duration::from_secs(600), true).await.unwrap().remove(0);
+        let bench = Self { redis, gate, ledger, deployment, lease, clock, _directory: directory };
+        bench.admit().await;
+        bench
+    }
+
+    /// Opens the partition, as its leader would.
+    pub async fn admit(&self) {
+        let admitted = self.try_admit().await;
+        let Admission::Open(fence, _) = admitted else { panic!("{admitted:?}") };
+        self.gate.set_fence(Partition(0), Some(fence));
+    }
+
+    pub async fn try_admit(&self) -> Admission {
+        recovery::admit(&self.gate, &self.ledger, &self.deployment, &self.lease, 1000)
+            .await
+            .unwrap()
+    }
+
+    pub fn now(&self) -> Millis {
+        Millis::from_ms(self.clock.load(Ordering::SeqCst)).unwrap()
+    }
+
+    pub fn advance(&self, ms: i64) {
+        self.clock.fetch_add(ms, Ordering::SeqCst);
+    }
+
+    /// Makes a namespace without rate limits.
+    pub async fn namespace(&self, name: &str, membership: MembershipRule) -> Namespace {
+        let namespace = Namespace::parse(name).unwrap();
+        let put = PutNamespace {
+            namespace: namespace.clone(),
+            action: Action::Put(rules(membership)),
+            change: uuid::Uuid::from_u128(7),
+            expected_revision: None,
+            actor: "test".to_owned(),
+        };
+        put.run(&self.gate).await.unwrap();
+        namespace
+    }
+}
+
+pub fn rules(membership: MembershipRule) -> Rules {
+    Rules {
+        membership,
+        code_case: CodeCase::Insensitive,
+        durability: Durability::Gate,
+        rate_user: None,
+        rate_ip: None,
+        rate_code: None,
+        rate_namespace: None,
+        rate_guess: None,
+    }
+}

@@ -1,0 +1,103 @@
+//! A proxy in front of Redis that can go wrong on command.
+
+use std::{path::PathBuf, sync::Arc};
+
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream, UnixStream},
+    sync::watch,
+};
+
+/// What the proxy does with traffic.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// Everything goes through.
+    None,
+    /// Connections are closed as they come, and open ones at once.
+    Refuse,
+    /// Requests go through, replies wait until the fault is over.
+    HoldReplies,
+    /// Requests go through; the connection is closed instead of a reply.
+    ResetAfterForwarding,
+    /// Requests go through, replies are thrown away.
+    SwallowReplies,
+    /// Requests go through; the first bytes of a reply too, then the connection is closed.
+    CutMidFrame,
+}
+
+/// A proxy from a TCP port to a unix socket.
+pub struct Proxy {
+    port: u16,
+    fault: Arc<watch::Sender<Fault>>,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Proxy {
+    pub async fn start(socket: PathBuf) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let fault = Arc::new(watch::Sender::new(Fault::None));
+        let faults = fault.clone();
+        let task = tokio::spawn(async move {
+            loop {
+                let (client, _) = listener.accept().await.unwrap();
+                tokio::spawn(carry(client, socket.clone(), faults.subscribe()));
+            }
+        });
+        Self { port, fault, task }
+    }
+
+    pub fn url(&self) -> String {
+        format!("redis://127.0.0.1:{}", self.port)
+    }
+
+    pub fn set(&self, fault: Fault) {
+        self.fault.send_replace(fault);
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+async fn carry(client: TcpStream, socket: PathBuf, mut faults: watch::Receiver<Fault>) {
+    if *faults.borrow() == Fault::Refuse {
+        return;
+    }
+    let Ok(server) = UnixStream::connect(socket).await else { return };
+    client.set_nodelay(true).unwrap();
+    let (mut from_client, mut to_client) = client.into_split();
+    let (mut from_server, mut to_server) = server.into_split();
+    let requests =
+        tokio::spawn(async move { drop(tokio::io::copy(&mut from_client, &mut to_server).await) });
+    let mut bytes = vec![0; 64 * 1024];
+    loop {
+        let read = tokio::select! {
+            read = from_server.read(&mut bytes) => read.unwrap_or(0),
+            refused = faults.wait_for(|fault| *fault == Fault::Refuse) => {
+                drop(refused);
+                break;
+            }
+        };
+        if read == 0 {
+            break;
+        }
+        let fault = *faults.borrow();
+        match fault {
+            Fault::None => {}
+            Fault::HoldReplies => drop(faults.wait_for(|fault| *fault != Fault::HoldReplies).await),
+            Fault::SwallowReplies => continue,
+            Fault::CutMidFrame => {
+                drop(to_client.write_all(&bytes[..read.min(3)]).await);
+                break;
+            }
+            Fault::Refuse | Fault::ResetAfterForwarding => break,
+        }
+        if to_client.write_all(&bytes[..read]).await.is_err() {
+            break;
+        }
+    }
+    requests.abort();
+}

@@ -1,0 +1,112 @@
+//! A redis-server of one's own.
+
+use std::{
+    path::PathBuf,
+    process::{Child, Command, Stdio},
+};
+
+use redis::aio::MultiplexedConnection;
+use tempfile::TempDir;
+
+use super::eventually;
+
+/// A server in a temporary directory, on a unix socket; gone when it is dropped.
+pub struct RedisServer {
+    directory: TempDir,
+    options: Vec<String>,
+    child: Child,
+}
+
+impl RedisServer {
+    pub async fn start() -> Self {
+        Self::start_with(&[]).await
+    }
+
+    /// With more options, such as `--appendonly yes`.
+    pub async fn start_with(options: &[&str]) -> Self {
+        let directory = tempfile::Builder::new().prefix("rdm-redis-").tempdir().unwrap();
+        let options: Vec<String> = options.iter().map(|option| (*option).to_owned()).collect();
+        let child = spawn(&directory, &options);
+        let server = Self { directory, options, child };
+        server.wait().await;
+        server
+    }
+
+    pub fn socket(&self) -> PathBuf {
+        self.directory.path().join("s")
+    }
+
+    pub fn url(&self) -> String {
+        format!("unix://{}", self.socket().display())
+    }
+
+    pub async fn connect(&self) -> MultiplexedConnection {
+        self.try_connect().await.unwrap()
+    }
+
+    async fn try_connect(&self) -> redis::RedisResult<MultiplexedConnection> {
+        redis::Client::open(self.url())?.get_multiplexed_async_connection().await
+    }
+
+    /// Runs one command.
+    pub async fn run<T: redis::FromRedisValue>(&self, command: &[&str]) -> T {
+        let mut sent = redis::cmd(command[0]);
+        sent.arg(&command[1..]);
+        sent.query_async(&mut self.connect().await).await.unwrap()
+    }
+
+    /// How often a command was called, from INFO commandstats.
+    pub async fn calls(&self, command: &str) -> u64 {
+        let info: String = self.run(&["INFO", "commandstats"]).await;
+        let prefix = format!("cmdstat_{command}:calls=");
+        let line = info.lines().find_map(|line| line.strip_prefix(&prefix));
+        line.and_then(|line| line.split(',').next()?.parse().ok()).unwrap_or_default()
+    }
+
+    /// Kills it without a warning.
+    pub fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    /// Starts it again, with what it has on disk.
+    pub async fn restart(&mut self) {
+        self.kill();
+        self.child = spawn(&self.directory, &self.options);
+        self.wait().await;
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    async fn wait(&self) {
+        eventually("redis-server answers", async || match self.try_connect().await {
+            Ok(mut connection) => redis::cmd("PING").exec_async(&mut connection).await.is_ok(),
+            Err(_) => false,
+        })
+        .await;
+    }
+}
+
+fn spawn(directory: &TempDir, options: &[String]) -> Child {
+    Command::new("redis-server")
+        .args(["--port", "0", "--save", "", "--unixsocket"])
+        .arg(directory.path().join("s"))
+        .arg("--dir")
+        .arg(directory.path())
+        .arg("--logfile")
+        .arg(directory.path().join("log"))
+        .args(options)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap()
+}
+
+impl Drop for RedisServer {
+    fn drop(&mut self) {
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
+}
