@@ -1,4 +1,6 @@
 //! Tests with real servers: redis-server, SQLite, and the program itself. Each starts its own.
 
+mod batch;
 mod model;
+mod race;
 mod support;
