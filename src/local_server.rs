@@ -324,6 +324,7 @@ fn write_config(directory: &Path, socket: &Path) -> Result<(), LocalServerError>
          unixsocketperm 700\n\
          dir \"{directory}\"\n\
          logfile \"{directory}/redis.log\"\n\
+         pidfile \"{directory}/redis.pid\"\n\
          daemonize no\n\
          save \"\"\n\
          appendonly yes\n\

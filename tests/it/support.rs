@@ -13,9 +13,17 @@ use tokio::time::Instant;
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Waits for a state.
-pub async fn eventually<F: Future<Output = bool>>(what: &str, mut is_so: impl FnMut() -> F) {
+pub async fn eventually(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
+    until_some(what, async || is_so().await.then_some(())).await;
+}
+
+/// Waits until there is something.
+pub async fn until_some<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
     let until = Instant::now() + PATIENCE;
-    while !is_so().await {
+    loop {
+        if let Some(found) = look().await {
+            return found;
+        }
         assert!(Instant::now() < until, "waited in vain until {what}");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }

@@ -28,6 +28,7 @@ pub enum Fault {
 /// A proxy from a TCP port to a unix socket.
 pub struct Proxy {
     port: u16,
+    target: Arc<watch::Sender<PathBuf>>,
     fault: Arc<watch::Sender<Fault>>,
     task: tokio::task::JoinHandle<()>,
 }
@@ -38,17 +39,24 @@ impl Proxy {
         let port = listener.local_addr().unwrap().port();
         let fault = Arc::new(watch::Sender::new(Fault::None));
         let faults = fault.clone();
+        let target = Arc::new(watch::Sender::new(socket));
+        let targets = target.clone();
         let task = tokio::spawn(async move {
             loop {
                 let (client, _) = listener.accept().await.unwrap();
-                tokio::spawn(carry(client, socket.clone(), faults.subscribe()));
+                tokio::spawn(carry(client, targets.subscribe(), faults.subscribe()));
             }
         });
-        Self { port, fault, task }
+        Self { port, target, fault, task }
     }
 
     pub fn url(&self) -> String {
         format!("redis://127.0.0.1:{}", self.port)
+    }
+
+    /// Sends new connections to another server, and closes those that are open.
+    pub fn retarget(&self, socket: PathBuf) {
+        self.target.send_replace(socket);
     }
 
     pub fn set(&self, fault: Fault) {
@@ -62,7 +70,12 @@ impl Drop for Proxy {
     }
 }
 
-async fn carry(client: TcpStream, socket: PathBuf, mut faults: watch::Receiver<Fault>) {
+async fn carry(
+    client: TcpStream,
+    mut target: watch::Receiver<PathBuf>,
+    mut faults: watch::Receiver<Fault>,
+) {
+    let socket = target.borrow_and_update().clone();
     if *faults.borrow() == Fault::Refuse {
         return;
     }
@@ -76,6 +89,10 @@ async fn carry(client: TcpStream, socket: PathBuf, mut faults: watch::Receiver<F
     loop {
         let read = tokio::select! {
             read = from_server.read(&mut bytes) => read.unwrap_or(0),
+            moved = target.changed() => {
+                drop(moved);
+                break;
+            }
             refused = faults.wait_for(|fault| *fault == Fault::Refuse) => {
                 drop(refused);
                 break;

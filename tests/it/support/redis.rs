@@ -91,7 +91,7 @@ impl RedisServer {
 
 fn spawn(directory: &TempDir, options: &[String]) -> Child {
     Command::new("redis-server")
-        .args(["--port", "0", "--save", "", "--unixsocket"])
+        .args(["--port", "0", "--save", "", "--enable-debug-command", "yes", "--unixsocket"])
         .arg(directory.path().join("s"))
         .arg("--dir")
         .arg(directory.path())

@@ -1,0 +1,420 @@
+//! What goes wrong between a request and its answer: no use is lost or spent twice, and no answer is false.
+
+use std::{collections::BTreeMap, path::Path, sync::Arc, time::Duration};
+
+use serde_json::{Value, json};
+use tokio::sync::Mutex;
+
+use crate::support::{
+    eventually,
+    node::{Node, Reply, Settings},
+    proxy::{Fault, Proxy},
+    redis::RedisServer,
+    until_some,
+};
+
+/// A node whose Redis lies behind a proxy.
+struct Proxied {
+    node: Node,
+    proxy: Proxy,
+    redis: RedisServer,
+}
+
+impl Proxied {
+    async fn start(env: &[(&'static str, &str)]) -> Self {
+        let redis = RedisServer::start().await;
+        let proxy = Proxy::start(redis.socket()).await;
+        let env = env.iter().map(|(name, value)| (*name, (*value).to_owned())).collect();
+        let settings = Settings { redis_url: Some(proxy.url()), env, ..Settings::default() };
+        let node = tokio::task::spawn_blocking(move || Node::start(&settings)).await.unwrap();
+        Self { node, proxy, redis }
+    }
+
+    async fn uses(&self, code: &str) -> u64 {
+        let keys: Vec<String> =
+            self.redis.run(&["KEYS", &format!("*:default:invite:{code}")]).await;
+        self.redis.run(&["HGET", &keys[0], "uses"]).await
+    }
+}
+
+/// Short enough that tests need not wait, long enough for a busy machine.
+const QUICK: [(&str, &str); 2] =
+    [("REDEEMER_REDIS__REPLY_TIMEOUT_MS", "200"), ("REDEEMER_GATE__DEADLINE_MS", "1000")];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn when_the_reply_is_lost_the_node_asks_again_and_one_use_is_spent() {
+    let patient = [
+        ("REDEEMER_REDIS__REPLY_TIMEOUT_MS", "1000"),
+        ("REDEEMER_GATE__DEADLINE_MS", "60000"),
+        ("REDEEMER_HTTP__REQUEST_TIMEOUT_MS", "60000"),
+    ];
+    let it = Arc::new(Proxied::start(&patient).await);
+    it.node.invite("LOST", "team", 100).await;
+    it.node.redeem("LOST", "warm").await;
+    for (turn, fault) in [Fault::ResetAfterForwarding, Fault::CutMidFrame, Fault::SwallowReplies]
+        .into_iter()
+        .enumerate()
+    {
+        let (user, key) = (format!("user-{turn}"), format!("key-{turn}"));
+        let spent = turn as u64 + 1;
+        it.proxy.set(fault);
+        let asked = tokio::spawn({
+            let (it, user, key) = (it.clone(), user.clone(), key.clone());
+            async move { it.node.try_redeem("LOST", &user, &key).await.unwrap() }
+        });
+        eventually("the script has run", async || it.uses("LOST").await == spent + 1).await;
+        it.proxy.set(Fault::None);
+        let told = asked.await.unwrap();
+        assert_eq!(
+            (told.status, &told.body["replayed"]),
+            (200, &json!(true)),
+            "{fault:?}: {}",
+            told.text
+        );
+        assert_eq!(told.header("idempotency-key"), key);
+        let again = it.node.try_redeem("LOST", &user, &key).await.unwrap();
+        assert_eq!(again.body["id"], told.body["id"]);
+        assert_eq!(it.uses("LOST").await, spent + 1);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_unknown_outcome_is_called_unknown_and_the_same_key_gets_the_truth() {
+    let it = Proxied::start(&QUICK).await;
+    it.node.invite("UNKNOWN", "team", 100).await;
+    it.node.redeem("UNKNOWN", "warm").await;
+    it.proxy.set(Fault::SwallowReplies);
+    let told = it.node.try_redeem("UNKNOWN", "alice", "key-1").await.unwrap();
+    assert_eq!((told.status, told.code()), (503, "outcome_unknown"), "{}", told.text);
+    assert_eq!(told.header("idempotency-key"), "key-1");
+    assert!(!told.header("retry-after").is_empty());
+    assert_eq!(told.body["reached"], "none");
+    it.proxy.set(Fault::None);
+    let truth = until_some("the gate is reachable again", async || {
+        let again = it.node.try_redeem("UNKNOWN", "alice", "key-1").await.unwrap();
+        (again.status != 503).then_some(again)
+    })
+    .await;
+    assert_eq!(
+        (truth.status, &truth.body["replayed"], &truth.body["use"]),
+        (200, &json!(true), &json!(2))
+    );
+    assert_eq!(it.uses("UNKNOWN").await, 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_that_never_left_is_told_so_and_spends_nothing() {
+    let it = Proxied::start(&QUICK).await;
+    it.node.invite("UNSENT", "team", 100).await;
+    it.node.redeem("UNSENT", "warm").await;
+    it.proxy.set(Fault::Refuse);
+    // What was under way when the connections broke may be unknown; what comes after is not.
+    let told = until_some("the node knows that it can not reach Redis", async || {
+        let reply = it.node.redeem("UNSENT", "alice").await;
+        assert_eq!(reply.status, 503, "{}", reply.text);
+        (reply.code() == "gate_unavailable").then_some(reply)
+    })
+    .await;
+    assert!(!told.header("idempotency-key").is_empty());
+    eventually("the node is not ready", async || it.node.get("/readyz").await.status == 503).await;
+    it.proxy.set(Fault::None);
+    eventually("the node is ready again", async || it.node.get("/readyz").await.status == 200)
+        .await;
+    eventually("alice gets in", async || {
+        matches!(it.node.redeem("UNSENT", "alice").await.status, 200 | 201)
+    })
+    .await;
+    assert_eq!(it.uses("UNSENT").await, 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn after_leaving_a_late_retry_gets_the_old_answer_and_spends_nothing() {
+    let node = tokio::task::spawn_blocking(Node::embedded).await.unwrap();
+    let id = node.invite("LATE", "team", 5).await;
+    let first = node.try_redeem("LATE", "alice", "key-1").await.unwrap();
+    assert_eq!(first.status, 201);
+    assert_eq!(node.delete("/v1/namespaces/default/members/alice/team").await.status, 204);
+    let late = node.try_redeem("LATE", "alice", "key-1").await.unwrap();
+    assert_eq!((late.status, &late.body["id"]), (200, &first.body["id"]));
+    assert_eq!(node.get("/v1/namespaces/default/members/alice").await.code(), "member_not_found");
+    let invite = node.get(&format!("/v1/namespaces/default/invites/{id}")).await;
+    assert_eq!(invite.body["uses"], 1, "leaving keeps the use spent");
+    // With a new key the user redeems anew.
+    let second = node.try_redeem("LATE", "alice", "key-2").await.unwrap();
+    assert_eq!((second.status, &second.body["use"]), (201, &json!(2)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_code_that_is_used_again_is_a_new_invite_that_nothing_late_touches() {
+    let node = tokio::task::spawn_blocking(Node::embedded).await.unwrap();
+    let old = node.invite("AGAIN", "old", 1).await;
+    let path = |id: &str| format!("/v1/namespaces/default/invites/{id}");
+    let taken = node
+        .post(
+            "/v1/namespaces/default/invites",
+            &json!({"code": "AGAIN", "group": "x", "max_uses": 1}),
+        )
+        .await;
+    assert_eq!(
+        (taken.status, taken.code(), &taken.body["invite"]),
+        (409, "code_taken", &json!(old))
+    );
+    let first = node.try_redeem("AGAIN", "alice", "key-1").await.unwrap();
+    assert_eq!(first.status, 201);
+    let new = node.invite("AGAIN", "new", 2).await;
+    assert_ne!(old, new);
+
+    let late = node.try_redeem("AGAIN", "alice", "key-1").await.unwrap();
+    assert_eq!((late.status, &late.body["invite"]), (200, &json!(old)));
+    assert_eq!(node.redeem("AGAIN", "bob").await.body["invite"], json!(new));
+    // The old one is found by its id and can be changed, but can not take its code back.
+    assert_eq!(node.get(&path(&old)).await.body["state"], "exhausted");
+    let raised = node.send(reqwest::Method::PATCH, &path(&old), &json!({"max_uses": 5})).await;
+    assert_eq!((raised.status, raised.code()), (409, "code_taken"));
+    let changed =
+        node.send(reqwest::Method::PATCH, &path(&old), &json!({"metadata": {"a": 1}})).await;
+    assert_eq!((changed.status, &changed.body["uses"]), (200, &json!(1)));
+    let shown = node.get(&path(&new)).await;
+    assert_eq!((&shown.body["uses"], &shown.body["metadata"]), (&json!(1), &Value::Null));
+    let by_code = node.get("/v1/namespaces/default/invites/by-code/again").await;
+    assert_eq!(by_code.body["id"], json!(new));
+}
+
+/// Lets users redeem, one after the other on several tasks, until it is told to stop; keeps what each was told.
+struct Load {
+    told: Arc<Mutex<BTreeMap<String, Reply>>>,
+    stop: tokio_util::sync::CancellationToken,
+    tasks: Vec<tokio::task::JoinHandle<()>>,
+}
+
+impl Load {
+    fn start(node: &Arc<Node>, code: &'static str) -> Self {
+        let (told, stop) =
+            (Arc::<Mutex<BTreeMap<_, _>>>::default(), tokio_util::sync::CancellationToken::new());
+        let task = |number: usize| {
+            let (node, told, stop) = (node.clone(), told.clone(), stop.clone());
+            tokio::spawn(async move {
+                let mut turn = 0;
+                while !stop.is_cancelled() {
+                    let user = format!("load-{number}-{turn}");
+                    turn += 1;
+                    if let Some(reply) = node.try_redeem(code, &user, &user).await {
+                        told.lock().await.insert(user, reply);
+                    }
+                }
+            })
+        };
+        let tasks = (0..8).map(task).collect();
+        Self { told, stop, tasks }
+    }
+
+    async fn count(&self) -> usize {
+        self.told.lock().await.len()
+    }
+
+    async fn stop(self) -> BTreeMap<String, Reply> {
+        self.stop.cancel();
+        for task in self.tasks {
+            task.await.unwrap();
+        }
+        Arc::into_inner(self.told).unwrap().into_inner()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_script_flush_under_load_heals() {
+    let redis = RedisServer::start().await;
+    let settings = Settings { redis_url: Some(redis.url()), ..Settings::default() };
+    let node = Arc::new(tokio::task::spawn_blocking(move || Node::start(&settings)).await.unwrap());
+    let id = node.invite("FLUSHED", "team", 1_000_000).await;
+    let load = Load::start(&node, "FLUSHED");
+    for turn in 1..=20 {
+        eventually("more have redeemed", async || load.count().await > turn * 10).await;
+        redis.run::<()>(&["SCRIPT", "FLUSH"]).await;
+    }
+    let told = load.stop().await;
+    assert!(told.values().all(|reply| reply.status == 201), "{told:?}");
+    let invite = node.get(&format!("/v1/namespaces/default/invites/{id}")).await;
+    assert_eq!(invite.body["uses"], told.len());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_emptied_redis_serves_nobody_until_it_is_rebuilt_from_the_ledger() {
+    let redis = RedisServer::start().await;
+    let settings = Settings { redis_url: Some(redis.url()), ..Settings::default() };
+    let node = Arc::new(tokio::task::spawn_blocking(move || Node::start(&settings)).await.unwrap());
+    let id = node.invite("EMPTIED", "team", 1_000_000).await;
+    let load = Load::start(&node, "EMPTIED");
+    eventually("some have redeemed", async || load.count().await > 100).await;
+    let before = load.stop().await;
+    assert!(before.values().all(|reply| reply.status == 201));
+    let list = format!("/v1/namespaces/default/redemptions?invite={id}&limit=1000");
+    eventually("the ledger has them", async || {
+        node.get(&list).await.body["data"].as_array().unwrap().len() == before.len().min(1000)
+    })
+    .await;
+
+    redis.run::<()>(&["FLUSHALL"]).await;
+    let load = Load::start(&node, "EMPTIED");
+    eventually("some have redeemed again", async || {
+        load.told.lock().await.values().filter(|reply| reply.status == 201).count() > 100
+    })
+    .await;
+    let after = load.stop().await;
+    // The load asks for the same users again: whoever had a use keeps it, and gets no other.
+    for (user, reply) in &after {
+        match (reply.status, before.get(user)) {
+            (503, _) => assert_eq!(reply.code(), "fenced", "{}", reply.text),
+            (200, Some(first)) => assert_eq!(reply.body["id"], first.body["id"]),
+            (201, None) => {}
+            other => panic!("{user}: {other:?}: {}", reply.text),
+        }
+    }
+    let granted = before.len() + after.values().filter(|reply| reply.status == 201).count();
+    let invite = node.get(&format!("/v1/namespaces/default/invites/{id}")).await;
+    assert_eq!(invite.body["uses"], granted);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_promoted_replica_that_missed_ten_grants_is_not_served_before_admission() {
+    let port = free_port();
+    let primary =
+        RedisServer::start_with(&["--port", &port.to_string(), "--bind", "127.0.0.1"]).await;
+    let replica = RedisServer::start_with(&["--replicaof", &format!("127.0.0.1 {port}")]).await;
+    let proxy = Proxy::start(primary.socket()).await;
+    let settings = Settings { redis_url: Some(proxy.url()), ..Settings::default() };
+    let node = tokio::task::spawn_blocking(move || Node::start(&settings)).await.unwrap();
+    let id = node.invite("FAILOVER", "team", 1000).await;
+    for number in 0..5 {
+        assert_eq!(node.redeem("FAILOVER", &format!("early-{number}")).await.status, 201);
+    }
+    let uses = async |redis: &RedisServer| {
+        let keys: Vec<String> = redis.run(&["KEYS", "*:default:invite:FAILOVER"]).await;
+        match keys.first() {
+            Some(key) => redis.run::<u64>(&["HGET", key, "uses"]).await,
+            None => 0,
+        }
+    };
+    eventually("the replica has five grants", async || uses(&replica).await == 5).await;
+
+    // The replica misses ten grants, and is promoted.
+    replica.run::<()>(&["REPLICAOF", "NO", "ONE"]).await;
+    let mut lost = Vec::new();
+    for number in 0..10 {
+        let reply = node.redeem("FAILOVER", &format!("lost-{number}")).await;
+        assert_eq!(reply.status, 201);
+        lost.push(reply);
+    }
+    let list = format!("/v1/namespaces/default/redemptions?invite={id}");
+    eventually("the ledger has all", async || {
+        node.get(&list).await.body["data"].as_array().unwrap().len() == 15
+    })
+    .await;
+    proxy.retarget(replica.socket());
+
+    for (number, first) in lost.iter().enumerate() {
+        let user = format!("lost-{number}");
+        let again = until_some("the user gets an answer", async || {
+            let reply = node.redeem("FAILOVER", &user).await;
+            let known = reply.status != 503;
+            assert!(
+                known || ["fenced", "outcome_unknown", "gate_unavailable"].contains(&reply.code()),
+                "{}",
+                reply.text
+            );
+            known.then_some(reply)
+        })
+        .await;
+        assert_eq!((again.status, &again.body["id"]), (200, &first.body["id"]), "{}", again.text);
+    }
+    assert_eq!(uses(&replica).await, 15);
+    assert_eq!(node.redeem("FAILOVER", "late").await.body["use"], 16);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn after_a_kill_of_the_node_every_answer_that_a_client_saw_is_in_the_ledger() {
+    let directory = tempfile::Builder::new().prefix("rdm-kill-").tempdir().unwrap();
+    let settings = Settings::default();
+    let mut answered = BTreeMap::new();
+    for round in 0..3 {
+        let path = directory.path().to_owned();
+        let started = settings.clone();
+        let node =
+            tokio::task::spawn_blocking(move || Node::start_at(&path, &started)).await.unwrap();
+        if round == 0 {
+            node.invite("KILLED", "team", 1_000_000).await;
+        }
+        let pid = node.pid();
+        let node = Arc::new(node);
+        let load = Load::start(&node, "KILLED");
+        eventually("some have redeemed", async || load.count().await > (round + 1) * 150).await;
+        crate::support::node::signal(pid, "KILL");
+        for (user, reply) in load.stop().await {
+            let first = round == 0 || !answered.contains_key(&user);
+            assert_eq!(reply.status, if first { reply.status } else { 200 }, "{}", reply.text);
+            assert!(matches!(reply.status, 200 | 201), "{}", reply.text);
+            let known = answered.entry(user).or_insert_with(|| reply.body["id"].clone());
+            assert_eq!(*known, reply.body["id"], "a repeat gets the first redemption");
+        }
+        std::mem::forget(node);
+    }
+    let path = directory.path().to_owned();
+    let node = tokio::task::spawn_blocking(move || Node::start_at(&path, &Settings::default()))
+        .await
+        .unwrap();
+    assert_eq!(node.stop().await, 0, "it drains and stops");
+    check_ledger(&directory.path().join("ledger.sqlite"), &answered).await;
+}
+
+/// Every answer is there, nothing twice, and the positions have no gap within an epoch.
+async fn check_ledger(path: &Path, answered: &BTreeMap<String, Value>) {
+    use sqlx::Row as _;
+    let pool = sqlx::SqlitePool::connect(&format!("sqlite:{}", path.display())).await.unwrap();
+    let rows =
+        sqlx::query("SELECT id, user, ordinal, epoch, seq FROM redemptions ORDER BY ordinal")
+            .fetch_all(&pool)
+            .await
+            .unwrap();
+    let in_ledger: BTreeMap<String, String> =
+        rows.iter().map(|row| (row.get("user"), row.get("id"))).collect();
+    assert_eq!(in_ledger.len(), rows.len(), "no user has two");
+    for (user, id) in answered {
+        assert_eq!(in_ledger.get(user).map(String::as_str), id.as_str(), "{user}");
+    }
+    let ordinals: Vec<i64> = rows.iter().map(|row| row.get("ordinal")).collect();
+    assert_eq!(ordinals, (1..=i64::try_from(rows.len()).unwrap()).collect::<Vec<_>>());
+    let uses: i64 = sqlx::query_scalar("SELECT uses FROM invites WHERE code = 'KILLED'")
+        .fetch_one(&pool)
+        .await
+        .unwrap();
+    assert_eq!(uses, i64::try_from(rows.len()).unwrap());
+    let mut last: BTreeMap<i64, i64> = BTreeMap::new();
+    for row in &rows {
+        let (epoch, seq): (i64, i64) = (row.get("epoch"), row.get("seq"));
+        if let Some(before) = last.insert(epoch, seq) {
+            assert_eq!(seq, before + 1, "a gap in epoch {epoch}");
+        }
+    }
+}
+
+fn free_port() -> u16 {
+    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dead_embedded_redis_is_started_again_and_nothing_is_lost() {
+    let node = tokio::task::spawn_blocking(Node::embedded).await.unwrap();
+    node.invite("DEAD", "team", 100).await;
+    let first = node.redeem("DEAD", "alice").await;
+    assert_eq!(first.status, 201);
+    let pid = std::fs::read_to_string(node.directory().join("redis/redis.pid")).unwrap();
+    crate::support::node::signal(pid.trim().parse().unwrap(), "KILL");
+    let again = until_some("alice gets her answer", async || {
+        let reply = node.redeem("DEAD", "alice").await;
+        (reply.status != 503).then_some(reply)
+    })
+    .await;
+    assert_eq!((again.status, &again.body["id"]), (200, &first.body["id"]), "{}", again.text);
+    eventually("the node is ready", async || node.get("/readyz").await.status == 200).await;
+    tokio::time::timeout(Duration::from_secs(60), node.stop()).await.unwrap();
+}

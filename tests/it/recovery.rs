@@ -1,0 +1,299 @@
+//! Admission and recovery on a real Redis: what opens by itself, what stays closed, and what a rebuild brings back.
+
+use std::collections::BTreeMap;
+
+use redeemer::{
+    domain::{
+        Code, CodeCase, Cursor, Group, InviteId, MembershipRule, Namespace, Outcome, Partition,
+        RedemptionId, RequestId, UserId,
+    },
+    gate::{
+        GateError,
+        create_invite::CreateInvite,
+        outbox::{Read, Reader},
+        redeem::{Mode, Redeem},
+        survey,
+    },
+    recovery::Admission,
+    sync::plan,
+};
+use uuid::Uuid;
+
+use crate::support::bench::Bench;
+
+/// An open partition with one invite, and users who come one after the other.
+struct Deployment {
+    bench: Bench,
+    namespace: Namespace,
+}
+
+impl Deployment {
+    async fn start() -> Self {
+        let bench = Bench::start().await;
+        let namespace = bench.namespace("acme", MembershipRule::OneGroup).await;
+        let create = CreateInvite {
+            id: InviteId(Uuid::from_u128(5)),
+            namespace: namespace.clone(),
+            code: Code::parse("WELCOME", CodeCase::Sensitive).unwrap(),
+            group: Group::parse("team").unwrap(),
+            max_uses: Some(100),
+            starts_at: None,
+            expires_at: None,
+            user: None,
+            email_domains: Vec::new(),
+            metadata: None,
+            actor: "test".to_owned(),
+        };
+        create.run(&bench.gate).await.unwrap();
+        Self { bench, namespace }
+    }
+
+    async fn redeem(&self, number: u32) -> Result<Outcome, GateError> {
+        let request = Redeem {
+            namespace: self.namespace.clone(),
+            code: Code::parse("WELCOME", CodeCase::Sensitive).unwrap(),
+            user: Some(UserId::parse(&format!("user-{number}")).unwrap()),
+            ip: None,
+            email_domain: None,
+            caller: "test".to_owned(),
+            mode: Mode::Redeem {
+                request: RequestId::parse(&format!("request-{number}")).unwrap(),
+                redemption: RedemptionId(Uuid::from_u128(1000 + u128::from(number))),
+                metadata: None,
+            },
+        };
+        self.bench.gate.redeem(request).await.map(|answer| answer.outcome)
+    }
+
+    async fn grant(&self, numbers: std::ops::Range<u32>) {
+        for number in numbers {
+            assert!(matches!(self.redeem(number).await.unwrap(), Outcome::Granted(_)));
+        }
+    }
+
+    async fn assert_replayed(&self, numbers: std::ops::Range<u32>) {
+        for number in numbers {
+            let outcome = self.redeem(number).await.unwrap();
+            assert!(matches!(outcome, Outcome::Replayed(_)), "{number}: {outcome:?}");
+        }
+    }
+
+    async fn ledger_cursor(&self) -> Cursor {
+        self.bench.ledger.partition(Partition(0)).await.unwrap().cursor
+    }
+
+    async fn gate_cursor(&self) -> Cursor {
+        survey::run(&self.bench.gate, Partition(0)).await.unwrap().meta.unwrap().cursor
+    }
+
+    async fn redemptions_in_ledger(&self) -> usize {
+        let all = redeemer::ledger::RedemptionFilter::default();
+        let rows = self.bench.ledger.redemptions(&self.namespace, &all, None, 1000);
+        rows.await.unwrap().rows.len()
+    }
+
+    /// Closes the gate's eyes and lets recovery look: the reason why it stays closed.
+    async fn reason_to_stay_closed(&self) -> String {
+        match self.bench.try_admit().await {
+            Admission::StaysClosed(reason) => reason,
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+/// Brings the outbox into the ledger, as the sync would, without trimming.
+pub async fn carry(bench: &Bench) {
+    let mut reader =
+        Reader::connect(&bench.gate, Partition(0), std::time::Duration::ZERO).await.unwrap();
+    let cursor = bench.ledger.partition(Partition(0)).await.unwrap().cursor;
+    let read = reader.read(cursor, 1_000_000, std::time::Duration::ZERO).await.unwrap();
+    let entries: Vec<_> = read
+        .into_iter()
+        .map(|read| match read {
+            Read::Entry(entry) => entry,
+            Read::Undecodable { reason, text, .. } => panic!("{reason}: {text}"),
+        })
+        .collect();
+    let Some(end) = entries.last().map(|entry| entry.cursor) else { return };
+    bench.ledger.append(&bench.lease, cursor, end, &plan::plan(&entries)).await.unwrap();
+}
+
+/// Every key of the partition and what it holds, but for what a rebuild need not bring back: the state of rate limits,
+/// meta and outbox, what makes repeats of administrators' changes recognisable, and moments of joining that a
+/// redemption has replaced.
+pub async fn contents(bench: &Bench) -> BTreeMap<String, BTreeMap<String, String>> {
+    let mut all = BTreeMap::new();
+    let keys: Vec<String> = bench.redis.run(&["KEYS", "*"]).await;
+    for key in keys {
+        if key.contains(":rate:") || key.ends_with(":meta") || key.ends_with(":outbox") {
+            continue;
+        }
+        let mut fields: BTreeMap<String, String> = if key.contains(":invite-id:") {
+            BTreeMap::from([("".to_owned(), bench.redis.run(&["GET", &key]).await)])
+        } else {
+            bench.redis.run(&["HGETALL", &key]).await
+        };
+        fields.remove("last_change");
+        let groups: Vec<String> = fields
+            .iter()
+            .filter(|(name, _)| name.starts_with("group:"))
+            .map(|(_, at)| at.clone())
+            .collect();
+        fields.retain(|name, value| !value.starts_with("joined ") || groups.contains(name));
+        if !fields.is_empty() {
+            all.insert(key, fields);
+        }
+    }
+    all
+}
+
+#[tokio::test]
+async fn a_restart_with_all_data_is_adopted() {
+    let it = Deployment::start().await;
+    it.grant(0..5).await;
+    carry(&it.bench).await;
+    it.grant(5..8).await;
+    // Another history of the same data, as after a restart: the fence does not know it.
+    it.bench.redis.run::<()>(&["DEBUG", "CHANGE-REPL-ID"]).await;
+    assert!(matches!(it.redeem(8).await, Err(GateError::Fenced)));
+    it.bench.admit().await;
+    assert_eq!(it.gate_cursor().await, Cursor { epoch: 2, seq: 0 });
+    assert_eq!(it.redemptions_in_ledger().await, 8, "what the outbox still had has come over");
+    it.assert_replayed(0..8).await;
+    it.grant(8..9).await;
+}
+
+#[tokio::test]
+async fn an_emptied_redis_is_rebuilt_from_the_ledger() {
+    let it = Deployment::start().await;
+    it.grant(0..7).await;
+    carry(&it.bench).await;
+    let before = contents(&it.bench).await;
+    it.bench.redis.run::<()>(&["FLUSHALL"]).await;
+    assert!(matches!(it.redeem(0).await, Err(GateError::Fenced)));
+    it.bench.admit().await;
+    assert_eq!(contents(&it.bench).await, before);
+    it.assert_replayed(0..7).await;
+    it.grant(7..8).await;
+}
+
+#[tokio::test]
+async fn a_gate_that_lost_its_last_changes_is_rebuilt_and_grants_nobody_twice() {
+    let it = Deployment::start().await;
+    it.grant(0..3).await;
+    carry(&it.bench).await;
+    // What the gate had then, it has again, on another history: ten grants are missing.
+    let dump: Vec<(String, Vec<u8>)> = dump(&it.bench).await;
+    it.grant(3..13).await;
+    carry(&it.bench).await;
+    restore(&it.bench, dump).await;
+    it.bench.redis.run::<()>(&["DEBUG", "CHANGE-REPL-ID"]).await;
+    it.bench.admit().await;
+    it.assert_replayed(0..13).await;
+    assert_eq!(it.redemptions_in_ledger().await, 13);
+    it.grant(13..14).await;
+}
+
+#[tokio::test]
+async fn a_gate_that_went_on_without_its_past_is_not_served() {
+    let it = Deployment::start().await;
+    it.grant(0..3).await;
+    carry(&it.bench).await;
+    let dump = dump(&it.bench).await;
+    it.grant(3..5).await;
+    carry(&it.bench).await;
+    restore(&it.bench, dump).await;
+    // The same lineage and the same numbers, as if other nodes had written on: the ledger has seen these places.
+    it.bench.redis.run::<()>(&["DEBUG", "CHANGE-REPL-ID"]).await;
+    assert!(
+        matches!(it.redeem(9).await, Err(GateError::Fenced)),
+        "nothing is written on another history"
+    );
+}
+
+#[tokio::test]
+async fn a_full_gate_with_an_empty_ledger_stays_closed_and_keeps_what_it_has() {
+    let it = Deployment::start().await;
+    it.grant(0..5).await;
+    carry(&it.bench).await;
+    let before = contents(&it.bench).await;
+    // A new ledger that says it is of this deployment.
+    let directory = tempfile::tempdir().unwrap();
+    let ledger = crate::support::bench::open_ledger(&directory).await;
+    let deployment = ledger.deployment(1, Uuid::from_u128(1)).await.unwrap();
+    let lease = ledger
+        .take_leases("other", std::time::Duration::from_secs(600), true)
+        .await
+        .unwrap()
+        .remove(0);
+    let bench = &it.bench;
+    let admitted =
+        redeemer::recovery::admit(&bench.gate, &ledger, &deployment, &lease, 1000).await.unwrap();
+    let Admission::StaysClosed(reason) = admitted else { panic!("{admitted:?}") };
+    assert!(reason.contains("redeemer rebuild --from-ledger --discard-gate"), "{reason}");
+    assert_eq!(contents(bench).await, before);
+    assert_eq!(ledger.partition(Partition(0)).await.unwrap().reason, Some(reason));
+}
+
+#[tokio::test]
+async fn another_deployments_gate_stays_closed_until_an_operator_discards_it() {
+    let it = Deployment::start().await;
+    it.grant(0..5).await;
+    let before = contents(&it.bench).await;
+    let directory = tempfile::tempdir().unwrap();
+    let ledger = crate::support::bench::open_ledger(&directory).await;
+    let deployment = ledger.deployment(1, Uuid::from_u128(2)).await.unwrap();
+    let lease = ledger
+        .take_leases("other", std::time::Duration::from_secs(600), true)
+        .await
+        .unwrap()
+        .remove(0);
+    let bench = &it.bench;
+    let admit = async || {
+        redeemer::recovery::admit(&bench.gate, &ledger, &deployment, &lease, 1000).await.unwrap()
+    };
+    let Admission::StaysClosed(reason) = admit().await else { panic!("it must stay closed") };
+    assert!(reason.contains("another deployment"), "{reason}");
+    assert_eq!(contents(bench).await, before);
+    // Both nodes' owners see it; the first one is still served.
+    it.grant(5..6).await;
+
+    assert_eq!(ledger.request_rebuild(Some(Partition(0))).await.unwrap(), 1);
+    assert!(matches!(admit().await, Admission::Open(..)));
+    assert!(contents(bench).await.is_empty(), "the ledger that it was built from is empty");
+    assert!(
+        matches!(it.redeem(6).await, Err(GateError::Fenced)),
+        "the first deployment is shut out"
+    );
+}
+
+#[tokio::test]
+async fn an_older_ledger_whose_missing_changes_are_gone_stays_closed() {
+    let it = Deployment::start().await;
+    it.grant(0..5).await;
+    // The outbox was trimmed by a sync whose ledger was then replaced by an older copy.
+    let cursor = it.gate_cursor().await;
+    redeemer::gate::outbox::trim(&it.bench.gate, Partition(0), cursor).await.unwrap();
+    it.bench.redis.run::<()>(&["DEBUG", "CHANGE-REPL-ID"]).await;
+    let reason = it.reason_to_stay_closed().await;
+    assert!(reason.contains("the ledger is older than the gate"), "{reason}");
+    assert_eq!(it.ledger_cursor().await, Cursor { epoch: 1, seq: 0 });
+}
+
+async fn dump(bench: &Bench) -> Vec<(String, Vec<u8>)> {
+    let keys: Vec<String> = bench.redis.run(&["KEYS", "*"]).await;
+    let mut all = Vec::new();
+    for key in keys {
+        let value = bench.redis.run(&["DUMP", &key]).await;
+        all.push((key, value));
+    }
+    all
+}
+
+async fn restore(bench: &Bench, dump: Vec<(String, Vec<u8>)>) {
+    bench.redis.run::<()>(&["FLUSHALL"]).await;
+    let mut connection = bench.redis.connect().await;
+    for (key, value) in dump {
+        redis::cmd("RESTORE").arg(key).arg(0).arg(value).exec_async(&mut connection).await.unwrap();
+    }
+}
