@@ -16,8 +16,8 @@ use proptest::{
 };
 use redeemer::{
     domain::{
-        Code, CodeCase, EmailDomain, Group, InviteId, MembershipRule, Millis, Namespace, Outcome,
-        Partition, Quota, RedemptionId, Refusal, RequestId, UserId,
+        Code, CodeCase, Cursor, EmailDomain, Entry, Group, InviteId, MembershipRule, Millis,
+        Namespace, Outcome, Partition, Quota, RedemptionId, Refusal, RequestId, UserId,
         command::{
             Action, ChangeInvite, Changed, CreateInvite, Created, DeleteInvite, Deleted,
             InvitePatch, Join, Joined, Leave, Left, Mode, NamespacePut, PutNamespace, Redeem,
@@ -31,10 +31,14 @@ use redeemer::{
         show_member::ShowMember,
         survey,
     },
+    sync::plan,
 };
 use uuid::Uuid;
 
-use crate::support::bench::{Bench, START, rules};
+use crate::{
+    recovery,
+    support::bench::{Bench, START, open_ledger, rules},
+};
 
 /// Small, so that histories fill it.
 const OUTBOX_MAX: u64 = 12;
@@ -175,6 +179,8 @@ struct World<'a> {
     ids: u128,
     redemptions: u128,
     words: &'a mut BTreeSet<&'static str>,
+    /// Whether the outbox keeps everything.
+    keeps_outbox: bool,
 }
 
 impl World<'_> {
@@ -285,6 +291,7 @@ async fn step(world: &mut World<'_>, op: &Op) {
                 world.bench.advance(*ms);
             }
         }
+        Op::Trim if world.keeps_outbox => {}
         Op::Trim => {
             let survey = survey::run(gate, Partition(0)).await.unwrap();
             outbox::trim(gate, Partition(0), survey.meta.unwrap().cursor).await.unwrap();
@@ -529,6 +536,7 @@ fn the_scripts_do_what_the_model_says_on_random_histories() {
                     ids: u128::from(case) << 64,
                     redemptions: 10_000,
                     words: &mut words,
+                    keeps_outbox: false,
                 };
                 put(&mut world, Action::Put(limited(rule)), 5, None).await;
                 run(&mut world, &ops).await;
@@ -538,4 +546,98 @@ fn the_scripts_do_what_the_model_says_on_random_histories() {
         .unwrap();
     let missing: Vec<_> = WORDS.iter().filter(|word| !words.borrow().contains(*word)).collect();
     assert!(missing.is_empty(), "no history brought about {missing:?}");
+}
+
+/// Ends with every key of the partition as it was before, built anew from what the ledger got of the outbox; and the
+/// ledger is the same, however the outbox is cut into batches.
+#[test]
+fn the_ledger_knows_all_that_the_gate_knows_on_random_histories() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let cases = AtomicU64::new(0);
+    let history = (rule(), vec(op(), 40..120), vec(1..9usize, 1..20));
+    let mut runner =
+        TestRunner::new(Config { cases: 24, failure_persistence: None, ..Config::default() });
+    runner
+        .run(&history, |(rule, ops, cuts)| {
+            let case = cases.fetch_add(1, Ordering::SeqCst);
+            runtime.block_on(async {
+                let bench = Bench::start().await;
+                let cursor =
+                    survey::run(&bench.gate, Partition(0)).await.unwrap().meta.unwrap().cursor;
+                let mut words = BTreeSet::new();
+                let mut world = World {
+                    bench: &bench,
+                    namespace: Namespace::parse("acme").unwrap(),
+                    model: Model::new(Partition(0), cursor, u64::MAX),
+                    ids: u128::from(case) << 64,
+                    redemptions: 10_000,
+                    words: &mut words,
+                    keeps_outbox: true,
+                };
+                put(&mut world, Action::Put(limited(rule)), 5, None).await;
+                run(&mut world, &ops).await;
+                check_ledger(&bench, &cuts).await;
+            });
+            Ok(())
+        })
+        .unwrap();
+}
+
+async fn check_ledger(bench: &Bench, cuts: &[usize]) {
+    let entries = recovery::entries(bench).await;
+    // In one batch, one by one, and cut as the case says.
+    let whole = tables(&entries, &[entries.len().max(1)]).await;
+    assert_eq!(tables(&entries, &[1]).await, whole);
+    assert_eq!(tables(&entries, cuts).await, whole);
+
+    recovery::carry(bench).await;
+    let before = recovery::contents(bench).await;
+    bench.redis.run::<()>(&["FLUSHALL"]).await;
+    bench.admit().await;
+    assert_eq!(recovery::contents(bench).await, before);
+}
+
+/// What the tables hold after these entries, in batches of these lengths, over and over.
+async fn tables(entries: &[Entry], lengths: &[usize]) -> Vec<(&'static str, Vec<String>)> {
+    let directory = tempfile::tempdir().unwrap();
+    let ledger = open_ledger(&directory).await;
+    ledger.deployment(1, Uuid::from_u128(1)).await.unwrap();
+    let lease = ledger
+        .take_leases("test", std::time::Duration::from_secs(600), true)
+        .await
+        .unwrap()
+        .remove(0);
+    let epoch = ledger.close_partition(&lease, "test").await.unwrap().unwrap();
+    ledger.open_partition(&lease, epoch, "lineage").await.unwrap().unwrap();
+    let mut cursor = Cursor { epoch, seq: 0 };
+    let mut rest = entries;
+    for length in lengths.iter().cycle() {
+        let (batch, more) = rest.split_at((*length).min(rest.len()));
+        let Some(end) = batch.last().map(|entry| entry.cursor) else { break };
+        ledger.append(&lease, cursor, end, &plan::plan(batch)).await.unwrap();
+        (cursor, rest) = (end, more);
+    }
+    ledger.close().await;
+    let path = directory.path().join("ledger.sqlite");
+    let pool = sqlx::SqlitePool::connect(&format!("sqlite:{}", path.display())).await.unwrap();
+    let mut all = Vec::new();
+    for table in ["namespaces", "invites", "redemptions", "members", "audit_log"] {
+        let columns: Vec<String> = sqlx::query_scalar("SELECT name FROM pragma_table_info(?)")
+            .bind(table)
+            .fetch_all(&pool)
+            .await
+            .unwrap();
+        // Numbers that count rows as they come depend on the batches.
+        let columns: Vec<String> = columns
+            .iter()
+            .filter(|name| *name != "number")
+            .map(|name| format!("quote({name})"))
+            .collect();
+        let query = format!("SELECT {} FROM {table} ORDER BY 1", columns.join(" || '|' || "));
+        let rows: Vec<String> =
+            sqlx::query_scalar(sqlx::AssertSqlSafe(query)).fetch_all(&pool).await.unwrap();
+        all.push((table, rows));
+    }
+    pool.close().await;
+    all
 }

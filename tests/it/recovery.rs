@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use redeemer::{
     domain::{
-        Code, CodeCase, Cursor, Group, InviteId, MembershipRule, Namespace, Outcome, Partition,
-        RedemptionId, RequestId, UserId,
+        Code, CodeCase, Cursor, Entry, Group, InviteId, MembershipRule, Namespace, Outcome,
+        Partition, RedemptionId, RequestId, UserId,
     },
     gate::{
         GateError,
@@ -101,19 +101,24 @@ impl Deployment {
     }
 }
 
-/// Brings the outbox into the ledger, as the sync would, without trimming.
-pub async fn carry(bench: &Bench) {
-    let mut reader =
-        Reader::connect(&bench.gate, Partition(0), std::time::Duration::ZERO).await.unwrap();
+/// Everything in the outbox that the ledger does not have.
+pub async fn entries(bench: &Bench) -> Vec<Entry> {
+    let none = std::time::Duration::ZERO;
+    let mut reader = Reader::connect(&bench.gate, Partition(0), none).await.unwrap();
     let cursor = bench.ledger.partition(Partition(0)).await.unwrap().cursor;
-    let read = reader.read(cursor, 1_000_000, std::time::Duration::ZERO).await.unwrap();
-    let entries: Vec<_> = read
-        .into_iter()
+    let read = reader.read(cursor, 1_000_000, none).await.unwrap();
+    read.into_iter()
         .map(|read| match read {
             Read::Entry(entry) => entry,
             Read::Undecodable { reason, text, .. } => panic!("{reason}: {text}"),
         })
-        .collect();
+        .collect()
+}
+
+/// Brings the outbox into the ledger, as the sync would, without trimming.
+pub async fn carry(bench: &Bench) {
+    let entries = entries(bench).await;
+    let cursor = bench.ledger.partition(Partition(0)).await.unwrap().cursor;
     let Some(end) = entries.last().map(|entry| entry.cursor) else { return };
     bench.ledger.append(&bench.lease, cursor, end, &plan::plan(&entries)).await.unwrap();
 }
