@@ -4,6 +4,7 @@
 
 use std::{fmt, time::Duration};
 
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use reqwest::{Method, StatusCode, header};
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
@@ -204,15 +205,12 @@ fn beginning(text: &str) -> String {
     text.chars().take(200).collect()
 }
 
-/// A part of a path, percent-encoded where it must be. Source: RFC 3986 §2.3, unreserved characters.
+/// A part of a path, percent-encoded but for the unreserved characters. Source: RFC 3986 §2.3.
 #[must_use]
 pub fn encoded(part: &str) -> String {
-    let plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"-._~".contains(byte);
-    part.bytes()
-        .map(
-            |byte| if plain(&byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") },
-        )
-        .collect()
+    const RESERVED: &AsciiSet =
+        &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
+    utf8_percent_encode(part, RESERVED).to_string()
 }
 
 #[cfg(test)]

@@ -135,6 +135,11 @@ pub(crate) static ENDPOINTS: &[Endpoint] = &[
     endpoint!(DELETE "/v1/keys/{id}", Some(Role::Admin), keys::revoke),
 ];
 
+/// Method, path and needed role of every operation; no role means that no key is needed.
+pub fn endpoints() -> impl Iterator<Item = (&'static str, &'static str, Option<Role>)> {
+    ENDPOINTS.iter().map(|endpoint| (endpoint.method_text, endpoint.path, endpoint.role))
+}
+
 /// Serves until `stop`, then finishes the requests in flight.
 ///
 /// # Errors

@@ -180,15 +180,34 @@ impl Body {
         &mut self,
         parse: impl FnOnce(&str) -> Result<T, Malformed>,
     ) -> Option<T> {
-        match self.take("code") {
-            None => self.wrong("code", Code::InvalidRequest, "this field is needed"),
-            Some(Value::String(text)) => match parse(&text) {
-                Ok(code) => return Some(code),
-                Err(error) => self.wrong("code", Code::CodeMalformed, &error.0),
-            },
-            Some(_) => self.wrong("code", Code::InvalidRequest, "this is a string"),
+        let code = self.optional_code(parse);
+        if matches!(code, Presence::Absent | Presence::Null) {
+            self.wrong("code", Code::InvalidRequest, "this field is needed");
         }
-        None
+        code.value()
+    }
+
+    /// A code that may be absent.
+    pub(super) fn optional_code<T>(
+        &mut self,
+        parse: impl FnOnce(&str) -> Result<T, Malformed>,
+    ) -> Presence<T> {
+        let text = match self.take("code") {
+            None => return Presence::Absent,
+            Some(Value::Null) => return Presence::Null,
+            Some(Value::String(text)) => text,
+            Some(_) => {
+                self.wrong("code", Code::InvalidRequest, "this is a string");
+                return Presence::Wrong;
+            }
+        };
+        match parse(&text) {
+            Ok(code) => Presence::Value(code),
+            Err(error) => {
+                self.wrong("code", Code::CodeMalformed, &error.0);
+                Presence::Wrong
+            }
+        }
     }
 
     /// A field that may be absent, as whatever `read` accepts.

@@ -22,6 +22,8 @@ use actix_web::{
     web,
 };
 
+use percent_encoding::percent_decode_str;
+
 use super::{
     Endpoint, REDEMPTIONS, State,
     problem::{Code, Problem},
@@ -138,6 +140,10 @@ fn let_in(
         .with_allow(methods.join(", ")));
     };
     head.endpoint = Some(endpoint);
+    // The router would put a replacement character there, and two names would become one.
+    if percent_decode_str(&head.path).decode_utf8().is_err() {
+        return Err(Problem::new(Code::InvalidRequest, "The path is not percent-encoded UTF-8."));
+    }
     if endpoint.method == Method::POST {
         let sent = request.headers().get(&IDEMPOTENCY_KEY);
         let sent =
@@ -206,10 +212,6 @@ fn problem_of(error: &Error) -> Problem {
         StatusCode::PAYLOAD_TOO_LARGE => Problem::new(Code::BodyTooLarge, "The body is too long."),
         StatusCode::REQUEST_TIMEOUT => {
             Problem::new(Code::RequestTimeout, "The request did not arrive in time.")
-        }
-        // A path whose percent-encoding is not text.
-        StatusCode::NOT_FOUND => {
-            Problem::new(Code::InvalidRequest, "The path is not percent-encoded UTF-8.")
         }
         status if status.is_client_error() => Problem::new(Code::InvalidRequest, error.to_string()),
         _ => Problem::unexpected(&error.to_string()),

@@ -89,7 +89,7 @@ pub(super) async fn create(
     mut body: Body,
 ) -> Result<HttpResponse, Problem> {
     let settings = settings_of(&state, &scope.namespace).await?;
-    let wanted = body.optional("code", |text| InviteCode::parse(text, settings.code_case));
+    let wanted = body.optional_code(|text| InviteCode::parse(text, settings.code_case));
     let group = body.required("group", Group::parse);
     let max_uses = body.count("max_uses", MAX_USES_MAX);
     if max_uses == Presence::Absent {

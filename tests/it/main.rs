@@ -2,6 +2,7 @@
 
 mod batch;
 mod faults;
+mod input;
 mod model;
 mod race;
 mod recovery;
