@@ -416,5 +416,5 @@ async fn a_dead_embedded_redis_is_started_again_and_nothing_is_lost() {
     .await;
     assert_eq!((again.status, &again.body["id"]), (200, &first.body["id"]), "{}", again.text);
     eventually("the node is ready", async || node.get("/readyz").await.status == 200).await;
-    tokio::time::timeout(Duration::from_secs(60), node.stop()).await.unwrap();
+    tokio::time::timeout(Duration::from_mins(1), node.stop()).await.unwrap();
 }

@@ -1,9 +1,17 @@
 //! Tests with real servers: redis-server, SQLite, and the program itself. Each starts its own.
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::print_stderr,
+    reason = "a test ends where something is not as it must be"
+)]
+
 mod batch;
+mod cli;
 mod faults;
 mod input;
 mod model;
 mod race;
 mod recovery;
 mod support;
+mod tidy;

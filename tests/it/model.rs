@@ -524,7 +524,7 @@ fn the_scripts_do_what_the_model_says_on_random_histories() {
         .run(&history, |(rule, ops)| {
             let case = cases.fetch_add(1, Ordering::SeqCst);
             runtime.block_on(async {
-                let mut words = words.borrow_mut();
+                let mut seen = words.take();
                 bench.clock.store(START, Ordering::SeqCst);
                 let cursor =
                     survey::run(&bench.gate, Partition(0)).await.unwrap().meta.unwrap().cursor;
@@ -535,11 +535,12 @@ fn the_scripts_do_what_the_model_says_on_random_histories() {
                     model: Model::new(Partition(0), cursor, OUTBOX_MAX),
                     ids: u128::from(case) << 64,
                     redemptions: 10_000,
-                    words: &mut words,
+                    words: &mut seen,
                     keeps_outbox: false,
                 };
                 put(&mut world, Action::Put(limited(rule)), 5, None).await;
                 run(&mut world, &ops).await;
+                words.replace(seen);
             });
             Ok(())
         })
@@ -603,7 +604,7 @@ async fn tables(entries: &[Entry], lengths: &[usize]) -> Vec<(&'static str, Vec<
     let ledger = open_ledger(&directory).await;
     ledger.deployment(1, Uuid::from_u128(1)).await.unwrap();
     let lease = ledger
-        .take_leases("test", std::time::Duration::from_secs(600), true)
+        .take_leases("test", std::time::Duration::from_mins(10), true)
         .await
         .unwrap()
         .remove(0);

@@ -134,7 +134,7 @@ pub async fn contents(bench: &Bench) -> BTreeMap<String, BTreeMap<String, String
             continue;
         }
         let mut fields: BTreeMap<String, String> = if key.contains(":invite-id:") {
-            BTreeMap::from([("".to_owned(), bench.redis.run(&["GET", &key]).await)])
+            BTreeMap::from([(String::new(), bench.redis.run(&["GET", &key]).await)])
         } else {
             bench.redis.run(&["HGETALL", &key]).await
         };
@@ -227,7 +227,7 @@ async fn a_full_gate_with_an_empty_ledger_stays_closed_and_keeps_what_it_has() {
     let ledger = crate::support::bench::open_ledger(&directory).await;
     let deployment = ledger.deployment(1, Uuid::from_u128(1)).await.unwrap();
     let lease = ledger
-        .take_leases("other", std::time::Duration::from_secs(600), true)
+        .take_leases("other", std::time::Duration::from_mins(10), true)
         .await
         .unwrap()
         .remove(0);
@@ -249,7 +249,7 @@ async fn another_deployments_gate_stays_closed_until_an_operator_discards_it() {
     let ledger = crate::support::bench::open_ledger(&directory).await;
     let deployment = ledger.deployment(1, Uuid::from_u128(2)).await.unwrap();
     let lease = ledger
-        .take_leases("other", std::time::Duration::from_secs(600), true)
+        .take_leases("other", std::time::Duration::from_mins(10), true)
         .await
         .unwrap()
         .remove(0);

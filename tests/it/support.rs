@@ -10,7 +10,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 /// How long a state may take to come about on a busy machine, before a test says that it never will.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 
 /// Waits for a state.
 pub async fn eventually(what: &str, mut is_so: impl AsyncFnMut() -> bool) {

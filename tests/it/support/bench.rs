@@ -78,7 +78,7 @@ impl Bench {
         let ledger = open_ledger(&directory).await;
         let deployment = ledger.deployment(1, uuid::Uuid::from_u128(1)).await.unwrap();
         let lease =
-            ledger.take_leases("test", Duration::from_secs(600), true).await.unwrap().remove(0);
+            ledger.take_leases("test", Duration::from_mins(10), true).await.unwrap().remove(0);
         let bench = Self { redis, gate, ledger, deployment, lease, clock, _directory: directory };
         bench.admit().await;
         bench

@@ -25,6 +25,7 @@ pub struct Settings {
 /// A running node; killed when it is dropped.
 pub struct Node {
     pub url: String,
+    banner: String,
     child: Child,
     http: reqwest::Client,
     directory: Directory,
@@ -92,9 +93,16 @@ impl Node {
             .spawn()
             .unwrap();
         // The banner comes when the node is ready.
-        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        let url = lines
-            .find_map(|line| Some(line.ok()?.trim().strip_prefix("address")?.trim().to_owned()));
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map_while(Result::ok);
+        let mut banner = String::new();
+        for line in &mut lines {
+            banner = banner + &line + "\n";
+            if line.contains("HGETALL") {
+                break;
+            }
+        }
+        let url = banner.lines().find_map(|line| line.trim().strip_prefix("address"));
+        let url = url.map(|url| url.trim().to_owned());
         let Some(url) = url else {
             let log =
                 std::fs::read_to_string(directory.path().join("node.log")).unwrap_or_default();
@@ -102,11 +110,16 @@ impl Node {
         };
         // Whatever else it prints must not fill the pipe.
         std::thread::spawn(move || lines.for_each(drop));
-        Self { url, child, http: http_client(), directory }
+        Self { url, banner, child, http: http_client(), directory }
     }
 
     pub fn directory(&self) -> &Path {
         self.directory.path()
+    }
+
+    /// What it printed when it was ready.
+    pub fn banner(&self) -> &str {
+        &self.banner
     }
 
     pub fn log(&self) -> String {
@@ -115,12 +128,6 @@ impl Node {
 
     pub fn pid(&self) -> u32 {
         self.child.id()
-    }
-
-    /// Kills it without a warning.
-    pub fn kill(&mut self) {
-        self.child.kill().unwrap();
-        self.child.wait().unwrap();
     }
 
     /// Asks it to stop, and waits until it has; returns its exit code.

@@ -13,7 +13,6 @@ use super::eventually;
 /// A server in a temporary directory, on a unix socket; gone when it is dropped.
 pub struct RedisServer {
     directory: TempDir,
-    options: Vec<String>,
     child: Child,
 }
 
@@ -22,12 +21,11 @@ impl RedisServer {
         Self::start_with(&[]).await
     }
 
-    /// With more options, such as `--appendonly yes`.
+    /// With more options, such as `--port 7001`.
     pub async fn start_with(options: &[&str]) -> Self {
         let directory = tempfile::Builder::new().prefix("rdm-redis-").tempdir().unwrap();
-        let options: Vec<String> = options.iter().map(|option| (*option).to_owned()).collect();
-        let child = spawn(&directory, &options);
-        let server = Self { directory, options, child };
+        let child = spawn(&directory, options);
+        let server = Self { directory, child };
         server.wait().await;
         server
     }
@@ -63,23 +61,6 @@ impl RedisServer {
         line.and_then(|line| line.split(',').next()?.parse().ok()).unwrap_or_default()
     }
 
-    /// Kills it without a warning.
-    pub fn kill(&mut self) {
-        self.child.kill().unwrap();
-        self.child.wait().unwrap();
-    }
-
-    /// Starts it again, with what it has on disk.
-    pub async fn restart(&mut self) {
-        self.kill();
-        self.child = spawn(&self.directory, &self.options);
-        self.wait().await;
-    }
-
-    pub fn pid(&self) -> u32 {
-        self.child.id()
-    }
-
     async fn wait(&self) {
         eventually("redis-server answers", async || match self.try_connect().await {
             Ok(mut connection) => redis::cmd("PING").exec_async(&mut connection).await.is_ok(),
@@ -89,7 +70,7 @@ impl RedisServer {
     }
 }
 
-fn spawn(directory: &TempDir, options: &[String]) -> Child {
+fn spawn(directory: &TempDir, options: &[&str]) -> Child {
     Command::new("redis-server")
         .args(["--port", "0", "--save", "", "--enable-debug-command", "yes", "--unixsocket"])
         .arg(directory.path().join("s"))

@@ -1,0 +1,249 @@
+//! What a reader relies on: the walls between the parts, scripts that say what they do, and documents that are whole.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::{Path, PathBuf},
+};
+
+use redeemer::gate::script;
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn read(path: &str) -> String {
+    fs::read_to_string(root().join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
+}
+
+/// Every file below a directory.
+fn files(directory: &str) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    let mut open = vec![root().join(directory)];
+    while let Some(path) = open.pop() {
+        for entry in fs::read_dir(path).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() { open.push(path) } else { found.push(path) }
+        }
+    }
+    found
+}
+
+/// The source of a part: its file and those in the directory of its name.
+fn part(name: &str) -> Vec<(PathBuf, String)> {
+    let own = root().join(format!("src/{name}.rs"));
+    let mut paths = if root().join(format!("src/{name}")).is_dir() {
+        files(&format!("src/{name}"))
+    } else {
+        Vec::new()
+    };
+    paths.push(own);
+    paths.into_iter().map(|path| (path.clone(), fs::read_to_string(path).unwrap())).collect()
+}
+
+/// No line of a part's code, comments aside, has any of these.
+fn assert_none(name: &str, forbidden: &[&str]) {
+    for (path, text) in part(name) {
+        for line in text.lines().filter(|line| !line.trim_start().starts_with("//")) {
+            for word in forbidden {
+                assert!(!line.contains(word), "{} must not know {word}: {line}", path.display());
+            }
+        }
+    }
+}
+
+#[test]
+fn the_domain_is_pure() {
+    let io =
+        ["redis::", "sqlx", "actix", "tokio", "reqwest", "std::fs", "std::net::Tcp", "crate::"];
+    assert_none("domain", &io);
+}
+
+#[test]
+fn gate_and_ledger_never_see_each_other() {
+    assert_none("gate", &["crate::ledger", "sqlx", "actix", "crate::http", "crate::sync"]);
+    assert_none("ledger", &["crate::gate", "redis", "actix", "crate::http", "crate::sync"]);
+}
+
+#[test]
+fn keys_status_codes_and_tasks_have_one_place_each() {
+    let all: Vec<_> = files("src")
+        .into_iter()
+        .map(|path| (path.clone(), fs::read_to_string(path).unwrap()))
+        .collect();
+    for (path, text) in &all {
+        let code = text.split("#[cfg(test)]").next().unwrap();
+        let lines = code.lines().filter(|line| !line.trim_start().starts_with("//"));
+        let name = path.strip_prefix(root()).unwrap().display().to_string();
+        for line in lines {
+            let formats_key = line.contains(":meta\"")
+                || line.contains(":outbox\"")
+                || line.contains("{{{tag}}}");
+            assert!(!formats_key || name == "src/gate/key.rs", "{name} formats a key: {line}");
+            let names_status =
+                line.contains("_not_found\", 4") || line.contains("StatusCode::from_u16");
+            assert!(
+                !names_status || name == "src/http/problem.rs",
+                "{name} names a status: {line}"
+            );
+            let spawns = line.contains("tokio::spawn(") || line.contains("thread::spawn(");
+            // The second signal ends the process; nothing is left to own that task.
+            let owner = name == "src/app.rs" || name == "src/cli/serve.rs";
+            assert!(!spawns || owner, "{name} starts a task: {line}");
+        }
+    }
+}
+
+const HEAD_END: &str = "-- End of the head.\n";
+
+#[test]
+fn every_fenced_script_has_the_same_head() {
+    let head = |source: &str| {
+        let start = source.find("-- The head, the same in every fenced script")?;
+        Some(source[start..source.find(HEAD_END)?].to_owned())
+    };
+    let heads: BTreeSet<_> = script::ALL.iter().filter_map(|script| head(script.source)).collect();
+    assert_eq!(heads.len(), 1, "the heads differ");
+    // These bring a partition to be open at all, so they have no fence to check.
+    let without: Vec<_> = script::ALL
+        .iter()
+        .filter(|script| head(script.source).is_none())
+        .map(|script| script.name)
+        .collect();
+    assert_eq!(without, ["survey", "close", "adopt", "rebuild"]);
+}
+
+#[test]
+fn every_script_is_a_file_and_every_file_a_script() {
+    let names: BTreeSet<_> = script::ALL.iter().map(|script| script.name.to_owned()).collect();
+    let files: BTreeSet<_> = files("lua")
+        .iter()
+        .map(|path| path.file_stem().unwrap().to_str().unwrap().to_owned())
+        .collect();
+    assert_eq!(names, files);
+}
+
+/// The numbers in `KEYS[3]` or `KEYS[3..]`, at or below the largest that is written out.
+fn numbers(text: &str, what: &str) -> BTreeSet<u32> {
+    let mut found = BTreeSet::new();
+    for (at, _) in text.match_indices(&format!("{what}[")) {
+        let digits: String =
+            text[at + what.len() + 1..].chars().take_while(char::is_ascii_digit).collect();
+        found.extend(digits.parse::<u32>());
+    }
+    found
+}
+
+#[test]
+fn a_scripts_header_names_the_keys_values_and_replies_that_its_body_uses() {
+    for script in script::ALL {
+        let source = script.source;
+        assert!(
+            source.starts_with("#!lua"),
+            "{}: a script without #!lua may stop half-way",
+            script.name
+        );
+        let comments: String = source
+            .lines()
+            .filter(|line| line.starts_with("--") || line.starts_with("#!"))
+            .fold(String::new(), |all, line| all + line + "\n");
+        let header = source
+            .lines()
+            .take_while(|line| line.starts_with("--") || line.starts_with("#!"))
+            .fold(String::new(), |all, line| all + line + "\n");
+        let body: String = source
+            .lines()
+            .filter(|line| !line.trim_start().starts_with("--"))
+            .fold(String::new(), |all, line| all + line + "\n");
+        for what in ["KEYS", "ARGV"] {
+            let (told, used) = (numbers(&comments, what), numbers(&body, what));
+            let open_ended = comments.contains("..]");
+            for number in &used {
+                let is_told = told.contains(number)
+                    || open_ended && told.iter().max().is_some_and(|last| number >= last);
+                assert!(is_told, "{}: {what}[{number}] is used and not in the header", script.name);
+            }
+        }
+        // Each reply begins with a word, and the header has it.
+        for (at, _) in body.match_indices("return {'") {
+            let word: String = body[at + 9..].chars().take_while(|c| *c != '\'').collect();
+            assert!(
+                header.contains(&format!("'{word}'")) || header.contains(&word),
+                "{}: reply {word:?} is not in the header",
+                script.name
+            );
+        }
+        // And the other way round.
+        for (at, _) in header.match_indices("{'") {
+            let word: String = header[at + 2..].chars().take_while(|c| *c != '\'').collect();
+            assert!(
+                body.contains(&format!("'{word}'")),
+                "{}: the header has {word:?}, which no reply has",
+                script.name
+            );
+        }
+    }
+}
+
+#[test]
+fn every_problem_code_is_documented_and_tested() {
+    let api = read("docs/api.md");
+    let tests: String = files("tests")
+        .into_iter()
+        .filter(|path| !path.ends_with("tidy.rs"))
+        .map(|path| fs::read_to_string(path).unwrap())
+        .collect();
+    // What no test can bring about: a service that is wrong about itself, and answers that take for ever.
+    let untested = ["internal", "request_timeout", "overloaded", "ledger_unavailable"];
+    for code in redeemer::http::problem::Code::ALL {
+        let row = format!("| `{}` | {} |", code.as_str(), code.status().as_u16());
+        assert!(api.contains(&row), "docs/api.md lacks: {row}");
+        let tested = tests.contains(&format!("\"{}\"", code.as_str()));
+        assert!(tested || untested.contains(&code.as_str()), "no test sees {}", code.as_str());
+    }
+}
+
+#[test]
+fn every_route_is_documented() {
+    let api = read("docs/api.md");
+    for (method, path, role) in redeemer::http::endpoints() {
+        let role = role.map_or("–", redeemer::domain::Role::as_str);
+        let row = format!("| `{method} {path}` | {role} |");
+        assert!(api.contains(&row), "docs/api.md lacks: {row}");
+    }
+}
+
+#[test]
+fn every_metric_is_documented() {
+    let api = read("docs/api.md");
+    for path in files("src") {
+        let text = fs::read_to_string(path).unwrap();
+        for (at, _) in text.match_indices("\"redeemer_") {
+            let name: String = text[at + 1..].chars().take_while(|c| *c != '"').collect();
+            assert!(api.contains(&format!("`{name}`")), "docs/api.md lacks the metric {name}");
+        }
+    }
+}
+
+#[test]
+fn links_between_documents_lead_somewhere() {
+    let mut documents: Vec<PathBuf> = files("docs");
+    documents.extend(
+        ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md"]
+            .map(|name| root().join(name)),
+    );
+    for path in documents
+        .into_iter()
+        .filter(|path| path.extension().is_some_and(|extension| extension == "md"))
+    {
+        let text = fs::read_to_string(&path).unwrap();
+        for (at, _) in text.match_indices("](") {
+            let link: String = text[at + 2..].chars().take_while(|c| *c != ')').collect();
+            let file = link.split('#').next().unwrap();
+            if !file.is_empty() && !link.contains("://") {
+                let target = path.parent().unwrap().join(file);
+                assert!(target.exists(), "{} links to {link}, which is not there", path.display());
+            }
+        }
+    }
+}
