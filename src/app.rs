@@ -64,6 +64,8 @@ pub struct App {
 /// # Errors
 /// [`StartError`] with every problem that could be found; nothing runs then.
 pub async fn build(config: Config) -> Result<App, StartError> {
+    // First of all, or what is counted before goes nowhere.
+    let metrics = recorder()?;
     let mut problems = Vec::new();
     let listener =
         bind(config.http.bind, "http.bind").map_err(|problem| problems.push(problem)).ok();
@@ -82,7 +84,7 @@ pub async fn build(config: Config) -> Result<App, StartError> {
     };
     match connect(&config, local_server.as_ref()).await {
         Ok((gate, lanes, ledger, deployment, keys)) => Ok(App {
-            metrics: recorder()?,
+            metrics,
             readiness: watch::Sender::new(Readiness::default()),
             lanes: Box::pin(lanes),
             config,

@@ -363,7 +363,7 @@ async fn bad_paths_queries_and_headers_are_refused() {
     ] {
         let reply = send(node.request(method(verb), path)).await.unwrap();
         assert_problem(&reply, 405..406, path);
-        assert_eq!(reply.header("allow"), allow, "{path}");
+        assert_eq!((reply.code(), reply.header("allow")), ("method_not_allowed", allow), "{path}");
     }
     let redemptions = "/v1/namespaces/default/redemptions";
     let body = json!({"code": "WELCOME", "user": "alice"});
@@ -404,4 +404,32 @@ async fn an_id_that_a_caller_gives_a_request_comes_back_unless_it_is_nonsense() 
     assert_eq!(made_up.header("x-content-type-options"), "nosniff");
     assert_eq!(made_up.header("cache-control"), "no-store");
     assert_eq!(made_up.body["next_cursor"], Value::Null);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_body_that_does_not_arrive_is_given_up() {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let env = vec![("REDEEMER_HTTP__REQUEST_TIMEOUT_MS", "200".to_owned())];
+    let settings = Settings { env, ..Settings::default() };
+    let node = tokio::task::spawn_blocking(move || Node::start(&settings)).await.unwrap();
+    let address = node.url.trim_start_matches("http://");
+    let mut connection = tokio::net::TcpStream::connect(address).await.unwrap();
+    let head = format!(
+        "POST /v1/namespaces/default/redemptions HTTP/1.1\r\nHost: {address}\r\nAuthorization: Bearer {}\r\n\
+         Content-Type: application/json\r\nContent-Length: 50\r\n\r\n{{\"code\":",
+        crate::support::node::ADMIN_KEY
+    );
+    connection.write_all(head.as_bytes()).await.unwrap();
+    let mut answer = Vec::new();
+    while !String::from_utf8_lossy(&answer).contains("\"code\":") {
+        let mut bytes = [0; 4096];
+        let read = connection.read(&mut bytes).await.unwrap();
+        assert!(read > 0, "closed after {}", String::from_utf8_lossy(&answer));
+        answer.extend_from_slice(&bytes[..read]);
+    }
+    let answer = String::from_utf8(answer).unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    let problem: Value = serde_json::from_str(body).unwrap();
+    assert!(head.starts_with("HTTP/1.1 408"), "{answer}");
+    assert_eq!(problem["code"], "request_timeout");
 }

@@ -5,9 +5,11 @@
     clippy::print_stderr,
     reason = "a test ends where something is not as it must be"
 )]
+#![expect(unreachable_pub, reason = "nothing outside sees any of it")]
 
 mod batch;
 mod cli;
+mod docs;
 mod faults;
 mod input;
 mod model;

@@ -511,6 +511,17 @@ const WORDS: [&str; 42] = [
     "fixed_rules",
 ];
 
+/// So many cases, unless PROPTEST_CASES says otherwise.
+fn config(cases: u32) -> Config {
+    let asked = std::env::var_os("PROPTEST_CASES").is_some();
+    let default = Config::default();
+    Config {
+        cases: if asked { default.cases } else { cases },
+        failure_persistence: None,
+        ..default
+    }
+}
+
 #[test]
 fn the_scripts_do_what_the_model_says_on_random_histories() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
@@ -518,8 +529,7 @@ fn the_scripts_do_what_the_model_says_on_random_histories() {
     let words = std::cell::RefCell::new(BTreeSet::new());
     let cases = AtomicU64::new(0);
     let history = (rule(), vec(op(), 5..60));
-    let mut runner =
-        TestRunner::new(Config { cases: 2000, failure_persistence: None, ..Config::default() });
+    let mut runner = TestRunner::new(config(2000));
     runner
         .run(&history, |(rule, ops)| {
             let case = cases.fetch_add(1, Ordering::SeqCst);
@@ -556,8 +566,7 @@ fn the_ledger_knows_all_that_the_gate_knows_on_random_histories() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let cases = AtomicU64::new(0);
     let history = (rule(), vec(op(), 40..120), vec(1..9usize, 1..20));
-    let mut runner =
-        TestRunner::new(Config { cases: 24, failure_persistence: None, ..Config::default() });
+    let mut runner = TestRunner::new(config(24));
     runner
         .run(&history, |(rule, ops, cuts)| {
             let case = cases.fetch_add(1, Ordering::SeqCst);

@@ -1,0 +1,17 @@
+# The service without a Redis: docker-compose.yml brings one.
+FROM rust:1.95-bookworm AS build
+WORKDIR /src
+COPY . .
+RUN cargo build --profile dist --locked && cp target/dist/redeemer /redeemer
+
+FROM debian:bookworm-slim
+RUN useradd --system --uid 10001 --home-dir /var/lib/redeemer --create-home redeemer
+COPY --from=build /redeemer /usr/local/bin/redeemer
+USER redeemer
+WORKDIR /var/lib/redeemer
+ENV REDEEMER_DATA__DIR=/var/lib/redeemer REDEEMER_HTTP__BIND=0.0.0.0:8080 REDEEMER_LOG__FORMAT=json
+VOLUME /var/lib/redeemer
+EXPOSE 8080
+HEALTHCHECK --interval=5s --timeout=3s --start-period=5s CMD ["redeemer", "healthcheck"]
+ENTRYPOINT ["redeemer"]
+CMD ["serve"]

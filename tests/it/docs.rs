@@ -1,0 +1,120 @@
+//! What the README tells people to do, done.
+
+use std::{
+    fs,
+    path::Path,
+    process::{Command, Output},
+};
+
+use serde_json::Value;
+
+use crate::support::node::{ADMIN_KEY, Node, Settings};
+
+fn readme() -> String {
+    fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).unwrap()
+}
+
+/// The code blocks of a language, from a heading up to the next.
+fn blocks(heading: &str, language: &str) -> Vec<String> {
+    let text = readme();
+    let section = text.split("\n## ").find(|section| section.starts_with(heading)).unwrap();
+    let mut found = Vec::new();
+    for part in section.split("```").skip(1).step_by(2) {
+        if let Some(code) = part.strip_prefix(&format!("{language}\n")) {
+            found.push(code.to_owned());
+        }
+    }
+    found
+}
+
+fn run(command: &mut Command) -> String {
+    let Output { status, stdout, stderr } = command.output().unwrap();
+    let (stdout, stderr) = (String::from_utf8(stdout).unwrap(), String::from_utf8(stderr).unwrap());
+    assert!(status.success(), "{command:?}\n{stdout}\n{stderr}");
+    stdout
+}
+
+/// A service with the invite SPRING, which has one use, and three answers: in, in again, too late.
+fn try_three(call: impl Fn(&Node, &str, &str) -> Value) {
+    let node = Node::embedded();
+    tokio::runtime::Runtime::new().unwrap().block_on(node.invite("SPRING", "team", 1));
+    assert_eq!(call(&node, "alice", "key-1")["replayed"], false);
+    assert_eq!(call(&node, "alice", "key-1")["replayed"], true);
+    assert_eq!(call(&node, "bob", "key-2")["code"], "invite_exhausted");
+}
+
+#[test]
+fn the_python_example_redeems() {
+    let code = blocks("From Python", "python").remove(0);
+    try_three(|node, user, key| {
+        let program = format!(
+            "{code}\nredemption, problem = redeem('spring', '{user}', '{key}')\nprint(json.dumps(redemption or problem))"
+        );
+        let said = run(Command::new("python3")
+            .args(["-c", &program])
+            .env("REDEEMER_URL", &node.url)
+            .env("REDEEMER_KEY", ADMIN_KEY));
+        serde_json::from_str(&said).unwrap()
+    });
+}
+
+#[test]
+fn the_typescript_example_redeems() {
+    let code = blocks("From TypeScript", "typescript").remove(0);
+    let directory = tempfile::tempdir().unwrap();
+    let (source, built) = (directory.path().join("redeem.ts"), directory.path().join("redeem.mjs"));
+    try_three(|node, user, key| {
+        fs::write(
+            &source,
+            format!(
+                "{code}\nconsole.log(JSON.stringify(await redeem('spring', '{user}', '{key}')));\n"
+            ),
+        )
+        .unwrap();
+        run(Command::new("esbuild")
+            .arg(&source)
+            .args(["--format=esm", "--log-level=error"])
+            .arg(format!("--outfile={}", built.display())));
+        let said = run(Command::new("node")
+            .arg(&built)
+            .env("REDEEMER_URL", &node.url)
+            .env("REDEEMER_KEY", ADMIN_KEY));
+        serde_json::from_str(&said).unwrap()
+    });
+}
+
+#[test]
+fn the_commands_of_the_readme_do_what_it_says() {
+    let directory = tempfile::tempdir().unwrap();
+    let data = directory.path().join("data");
+    fs::create_dir(&data).unwrap();
+    // Without a configured key, as on a first start.
+    let settings =
+        Settings { env: vec![("REDEEMER_AUTH__ADMIN_KEY", String::new())], ..Settings::default() };
+    let node = Node::start_at(&data, &settings);
+    let script = blocks("One redemption, end to end", "sh").join("\n");
+    let script = script
+        .replace("http://127.0.0.1:8080", &node.url)
+        .replace("target/release/redeemer", env!("CARGO_BIN_EXE_redeemer"));
+    let said = run(Command::new("bash")
+        .args(["-ec", &script])
+        .current_dir(directory.path())
+        .env("REDEEMER_DATA__DIR", &data)
+        .env("REDEEMER_URL", &node.url));
+    assert!(
+        said.contains("\"code\":\"SPRING\"") && said.contains("\"use\":1,\"remaining\":99"),
+        "{said}"
+    );
+    assert!(said.contains("max_uses\n100\nuses\n1\n") && said.contains("group:team"), "{said}");
+    // The answer that it shows has the fields of a real one.
+    let shown: Value =
+        serde_json::from_str(&blocks("One redemption, end to end", "json")[0]).unwrap();
+    let answer = said
+        .lines()
+        .flat_map(|line| line.split("}{"))
+        .find(|part| part.contains("\"replayed\""))
+        .unwrap();
+    for field in shown.as_object().unwrap().keys() {
+        assert!(answer.contains(&format!("\"{field}\":")), "{field} is not in {answer}");
+    }
+}
