@@ -1,6 +1,6 @@
 //! The HTTP API: parse, ask gate or ledger, map the answer. It decides nothing.
 //!
-//! [`ENDPOINTS`] is the whole surface: each method and path with the role that it needs. The router is built from it,
+//! `ENDPOINTS` is the whole surface: each method and path with the role that it needs. The router is built from it,
 //! so that a route without a role can not exist. `guard` is the one middleware: request id, key, role, time limit,
 //! log line and metrics. [`problem`] is the only place that knows status codes.
 

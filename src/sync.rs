@@ -1,7 +1,7 @@
 //! The sync: what carries the outbox across to the ledger.
 //!
 //! Each partition has one leader, by a lease in the ledger. A leader opens the partition (see
-//! [`recovery`](crate::recovery)), then reads its outbox from the ledger's cursor, writes rows and cursor in one
+//! [`recovery`]), then reads its outbox from the ledger's cursor, writes rows and cursor in one
 //! transaction, and removes from the outbox what is written. It never removes an entry that the ledger does not have.
 
 pub mod plan;

@@ -63,9 +63,19 @@ pub(super) async fn put(
     let code_case = body.optional("code_case", CodeCase::parse).value();
     let durability = durability(&mut body).unwrap_or(new.durability);
     let [user, ip, code, namespace, guess] = rates(&mut body);
+    body.finish()?;
+    // What is fixed and left out stays as it is.
+    let question = ShowNamespace { namespace: scope.namespace.clone() };
+    let fixed = match (membership, code_case) {
+        (Some(membership), Some(code_case)) => (membership, code_case),
+        _ => match question.run(&state.gate).await? {
+            Some((known, _)) => (known.membership, known.code_case),
+            None => (new.membership, new.code_case),
+        },
+    };
     let rules = Rules {
-        membership: membership.unwrap_or(new.membership),
-        code_case: code_case.unwrap_or(new.code_case),
+        membership: membership.unwrap_or(fixed.0),
+        code_case: code_case.unwrap_or(fixed.1),
         durability,
         rate_user: user.unwrap_or(new.rate_user),
         rate_ip: ip.unwrap_or(new.rate_ip),
@@ -73,7 +83,6 @@ pub(super) async fn put(
         rate_namespace: namespace.unwrap_or(new.rate_namespace),
         rate_guess: guess.unwrap_or(new.rate_guess),
     };
-    body.finish()?;
     run(&state, scope, &http, Action::Put(rules)).await
 }
 

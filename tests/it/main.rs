@@ -7,6 +7,7 @@
 )]
 #![expect(unreachable_pub, reason = "nothing outside sees any of it")]
 
+mod api;
 mod batch;
 mod cli;
 mod docs;
