@@ -57,7 +57,7 @@ local function record(...)
   return position
 end
 -- End of the head.
-local POLICIES = {'user', 'ip', 'code', 'namespace', 'guess'}
+local POLICIES, GUESS = {'user', 'ip', 'code', 'namespace', 'guess'}, 5
 local now_us = now * 1000
 local limit, room = tonumber(ARGV[5]), nil
 local namespaces, invites, members, stored, tats = {}, {}, {}, {}, {}
@@ -183,42 +183,33 @@ local function tat_of(index, quota)
   return tat
 end
 
--- The policies that apply to a request: number, quota, index of the key.
-local function policies_of(namespace, request)
-  local i = 0
-  return function()
-    while i < #POLICIES do
-      i = i + 1
-      local quota, index = namespace.quotas[i], tonumber(ARGV[request.rates + i])
-      if quota and index > 0 then return i, quota, index end
-    end
-  end
-end
-
 -- The first budget that is spent, and until when.
-local function spent_budget(namespace, request)
-  for i, quota, index in policies_of(namespace, request) do
-    local over_us = tat_of(index, quota) + quota.interval_us - now_us - quota.window_us
-    if over_us > 0 then return POLICIES[i], over_us end
-  end
-end
-
-local function charge(namespace, request, missed)
-  for i, quota, index in policies_of(namespace, request) do
-    local charged
-    if POLICIES[i] == 'guess' then charged = missed else charged = request.mode == 'redeem' end
-    if charged then
-      tats[index] = tat_of(index, quota) + quota.interval_us
-      changed_tats[index] = true
+local function spent_budget(quotas, budgets)
+  for b = 1, #budgets, 2 do
+    local quota = quotas[budgets[b]]
+    if quota then
+      local over_us = tat_of(budgets[b + 1], quota) + quota.interval_us - now_us - quota.window_us
+      if over_us > 0 then return POLICIES[budgets[b]], over_us end
     end
   end
 end
 
-local function rates_of(namespace, request)
+-- Charges an attempt to every budget, a miss to the guessing budget too; returns how far each is from full.
+local function charge(quotas, budgets, attempted, missed)
   local rates = {}
-  for i, quota, index in policies_of(namespace, request) do
-    rates[#rates + 1] = i
-    rates[#rates + 1] = tat_of(index, quota) - now_us
+  for b = 1, #budgets, 2 do
+    local quota, index = quotas[budgets[b]], budgets[b + 1]
+    if quota then
+      local charged = attempted
+      if budgets[b] == GUESS then charged = missed end
+      local tat = tat_of(index, quota)
+      if charged then
+        tat = tat + quota.interval_us
+        tats[index], changed_tats[index] = tat, true
+      end
+      rates[#rates + 1] = budgets[b]
+      rates[#rates + 1] = tat - now_us
+    end
   end
   return rates
 end
@@ -312,10 +303,11 @@ local function decide(request)
   end
 
   -- 3. Rate limits: all are checked, none is charged yet.
-  local blocked, wait_us = spent_budget(namespace, request)
+  local quotas, budgets = namespace.quotas, request.budgets
+  local blocked, wait_us = spent_budget(quotas, budgets)
   if blocked then
     local reason = blocked == 'guess' and 'too_many_attempts' or 'rate_limited'
-    return {'refused', reason, blocked, int(math.ceil(wait_us / 1000)), rates_of(namespace, request)}
+    return {'refused', reason, blocked, int(math.ceil(wait_us / 1000)), charge(quotas, budgets, false, false)}
   end
 
   -- 4. to 6. The invite, the membership, the uses.
@@ -324,8 +316,7 @@ local function decide(request)
   if not reason and invite.max_uses and invite.uses >= tonumber(invite.max_uses) then reason = 'exhausted' end
 
   -- 7. Nothing above changes a table that others read; nothing below refuses.
-  charge(namespace, request, reason == 'not_found')
-  local rates = rates_of(namespace, request)
+  local rates = charge(quotas, budgets, redeeming, reason == 'not_found')
   if reason then return {'refused', reason, detail or '', more or '', rates} end
   if not redeeming then return {'allowed', rates} end
   return told('granted', grant(namespace, request, invite), rates)
@@ -341,19 +332,25 @@ end
 local requests, rate_indexes, rate_keys = {}, {}, {}
 while next_arg <= #ARGV do
   local a = next_arg
-  requests[#requests + 1] = {
-    mode = ARGV[a], namespace = tonumber(ARGV[a + 1]), invite = tonumber(ARGV[a + 2]), member = tonumber(ARGV[a + 3]),
-    rates = a + 3, id = ARGV[a + 9], redemption = ARGV[a + 10], code = ARGV[a + 11], user = ARGV[a + 12],
-    email_domain = ARGV[a + 13], metadata = ARGV[a + 14], actor = ARGV[a + 15]
-  }
-  for i = a + 4, a + 8 do
-    local index = tonumber(ARGV[i])
-    if index > 0 and stored[index] == nil then
-      stored[index] = false
-      rate_indexes[#rate_indexes + 1] = index
-      rate_keys[#rate_keys + 1] = KEYS[index]
+  -- Number of the policy and index of its key in turn, for those that have one.
+  local budgets = {}
+  for i = 1, #POLICIES do
+    local index = tonumber(ARGV[a + 3 + i])
+    if index > 0 then
+      budgets[#budgets + 1] = i
+      budgets[#budgets + 1] = index
+      if stored[index] == nil then
+        stored[index] = false
+        rate_indexes[#rate_indexes + 1] = index
+        rate_keys[#rate_keys + 1] = KEYS[index]
+      end
     end
   end
+  requests[#requests + 1] = {
+    mode = ARGV[a], namespace = tonumber(ARGV[a + 1]), invite = tonumber(ARGV[a + 2]), member = tonumber(ARGV[a + 3]),
+    budgets = budgets, id = ARGV[a + 9], redemption = ARGV[a + 10], code = ARGV[a + 11], user = ARGV[a + 12],
+    email_domain = ARGV[a + 13], metadata = ARGV[a + 14], actor = ARGV[a + 15]
+  }
   next_arg = a + 16
 end
 -- A key that holds something else than text reads as absent, and gets mended by the next charge.
