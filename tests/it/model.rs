@@ -108,6 +108,7 @@ enum Bound {
 #[derive(Debug, Clone)]
 struct Patch {
     max_uses: Option<Option<u64>>,
+    starts_in: Option<Option<i64>>,
     expires_in: Option<Option<i64>>,
     disabled: Option<bool>,
 }
@@ -133,7 +134,7 @@ fn ask() -> impl Strategy<Value = Ask> {
 
 fn op() -> impl Strategy<Value = Op> {
     let max_uses = || prop_oneof![1 => Just(None), 4 => (1..4u64).prop_map(Some)];
-    let moment = || proptest::option::weighted(0.2, select(vec![-1, 0, 1, 1000, 70_000]));
+    let moment = || proptest::option::weighted(0.3, select(vec![-1, 0, 1, 1000, 70_000]));
     let bound = prop_oneof![
         8 => Just(Bound::No),
         1 => (0..4u8).prop_map(Bound::User),
@@ -142,9 +143,15 @@ fn op() -> impl Strategy<Value = Op> {
     let patch = (
         proptest::option::of(max_uses()),
         proptest::option::weighted(0.3, moment()),
+        proptest::option::weighted(0.3, moment()),
         proptest::option::of(any::<bool>()),
     )
-        .prop_map(|(max_uses, expires_in, disabled)| Patch { max_uses, expires_in, disabled });
+        .prop_map(|(max_uses, starts_in, expires_in, disabled)| Patch {
+            max_uses,
+            starts_in,
+            expires_in,
+            disabled,
+        });
     let expected = || proptest::option::weighted(0.2, 1..4u64);
     prop_oneof![
         3 => select(vec![0, 1, 999, 20_000, 61_000, 3_700_000, -5_000, -70_000]).prop_map(Op::Advance),
@@ -152,7 +159,7 @@ fn op() -> impl Strategy<Value = Op> {
         5 => (0..8u8, 0..3u8, 0..2u8, max_uses(), (moment(), moment()), bound).prop_map(
             |(id, code, group, max_uses, window, bound)| Op::Create { id, code, group, max_uses, window, bound }
         ),
-        3 => (0..8u8, 0..6u8, expected(), patch)
+        6 => (0..8u8, 0..20u8, expected(), patch)
             .prop_map(|(id, change, expected, patch)| Op::Change { id, change, expected, patch }),
         1 => (0..8u8, expected()).prop_map(|(id, expected)| Op::Delete { id, expected }),
         2 => (0..4u8, 0..2u8).prop_map(|(user, group)| Op::Join { user, group }),
@@ -339,6 +346,7 @@ async fn step(world: &mut World<'_>, op: &Op) {
         Op::Change { id, change, expected, patch } => {
             let patch = InvitePatch {
                 max_uses: patch.max_uses,
+                starts_at: patch.starts_in.map(|after| world.after(after)),
                 expires_at: patch.expires_in.map(|after| world.after(after)),
                 disabled: patch.disabled,
                 ..InvitePatch::default()
@@ -511,15 +519,10 @@ const WORDS: [&str; 42] = [
     "fixed_rules",
 ];
 
-/// So many cases, unless PROPTEST_CASES says otherwise.
+/// So many cases, times TEST_EFFORT.
 fn config(cases: u32) -> Config {
-    let asked = std::env::var_os("PROPTEST_CASES").is_some();
-    let default = Config::default();
-    Config {
-        cases: if asked { default.cases } else { cases },
-        failure_persistence: None,
-        ..default
-    }
+    let effort = std::env::var("TEST_EFFORT").map_or(1, |effort| effort.parse().unwrap());
+    Config { cases: cases * effort, failure_persistence: None, ..Config::default() }
 }
 
 #[test]
