@@ -10,7 +10,7 @@
 -- ARGV[4] builder    the fencing token of the one who builds
 -- ARGV[5] step       begin, remove, load or finish
 -- ARGV[6] chunk      of load: its number, from 1; of finish: how many there were; of begin: the count of partitions
--- ARGV[7..] of begin: 'discard' to replace the gate of another deployment or of a later epoch, else empty;
+-- ARGV[7..] of begin: 'discard' to replace the gate of another deployment, else empty;
 --           of finish: how many keys were loaded, and the ledger's cursor;
 --           of load: for each key the count of values that follow, one for a string, field and value in turn for a hash
 -- replies   {'done'} | {'moved'}   another server, builder or chunk; start again
@@ -21,10 +21,10 @@ local meta = redis.call('HMGET', KEYS[1], 'deployment', 'epoch', 'closing', 'bui
 local epoch, builder, step, chunk = ARGV[3], ARGV[4], ARGV[5], ARGV[6]
 
 if step == 'begin' then
-  if meta[2] and ARGV[7] ~= 'discard' then
-    if meta[1] ~= ARGV[1] or tonumber(meta[2]) > tonumber(epoch) then return {'foreign', meta[1] or '', meta[2]} end
-    if meta[3] and tonumber(meta[3]) > tonumber(epoch) then return {'moved'} end
-  end
+  local ours = meta[1] == ARGV[1]
+  if meta[2] and not ours and ARGV[7] ~= 'discard' then return {'foreign', meta[1] or '', meta[2]} end
+  -- Only what was closed for this very recovery: one who was paused must not remove what a later one has built.
+  if meta[2] and ours and meta[3] ~= epoch then return {'moved'} end
   redis.call('DEL', KEYS[1], KEYS[2])
   redis.call('HSET', KEYS[1], 'schema', '1', 'deployment', ARGV[1], 'partitions', chunk, 'epoch', epoch, 'seq', '0',
     'lineage', '', 'closing', epoch, 'builder', builder, 'chunk', '0', 'loaded', '0')

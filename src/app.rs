@@ -11,7 +11,10 @@ use std::{future::Future, net::TcpListener, sync::Arc, time::Duration};
 
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use secrecy::ExposeSecret;
-use tokio::{sync::watch, task::JoinSet};
+use tokio::{
+    sync::{Semaphore, watch},
+    task::JoinSet,
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -19,7 +22,7 @@ use crate::{
     domain::{CodeCase, Durability, MembershipRule, Token},
     gate::{Gate, GateOptions, put_namespace::Rules, server},
     http::{self, Keys, Readiness, ServeOptions, State},
-    ledger::{Deployment, Ledger, LedgerOptions},
+    ledger::{Deployment, Ledger, LedgerOptions, SNAPSHOTS_MAX},
     local_server::{self, DataDir, LocalServer},
     recovery,
     sync::{self, SyncOptions, chain},
@@ -295,6 +298,7 @@ impl App {
             gate: gate.clone(),
             ledger: ledger.clone(),
             deployment: deployment.clone(),
+            rebuilds: Arc::new(Semaphore::new(SNAPSHOTS_MAX as usize)),
             options: SyncOptions {
                 owner: format!("{}-{}", std::process::id(), crate::ids::unique()),
                 batch_max: config.sync.batch_max,

@@ -27,6 +27,9 @@ use sqlx::{
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
 };
 
+/// Partitions that are read whole at the same time.
+pub const SNAPSHOTS_MAX: u32 = 2;
+
 /// Why the ledger did not do what it was asked.
 #[derive(Debug, thiserror::Error)]
 pub enum LedgerError {
@@ -102,6 +105,8 @@ pub struct Ledger {
     /// One connection: SQLite has one writer at a time, and waiting for it here is fairer than waiting for its lock.
     writer: SqlitePool,
     reader: SqlitePool,
+    /// Snapshots last long, and must not keep everybody else from reading.
+    snapshots: SqlitePool,
 }
 
 impl Ledger {
@@ -129,8 +134,12 @@ impl Ledger {
         let pool = SqlitePoolOptions::new()
             .max_connections(options.connections_max)
             .acquire_timeout(options.busy_timeout * 2);
-        let reader = pool.connect_with(connect.read_only(true)).await.map_err(&opening)?;
-        Ok(Self { writer, reader })
+        let reader = pool.connect_with(connect.clone().read_only(true)).await.map_err(&opening)?;
+        let snapshots = SqlitePoolOptions::new()
+            .max_connections(SNAPSHOTS_MAX)
+            .acquire_timeout(options.busy_timeout * 2)
+            .connect_lazy_with(connect.read_only(true));
+        Ok(Self { writer, reader, snapshots })
     }
 
     /// Whether it answers.
@@ -147,6 +156,7 @@ impl Ledger {
 
     /// Closes all connections, waiting for those in use.
     pub async fn close(&self) {
+        self.snapshots.close().await;
         self.reader.close().await;
         self.writer.close().await;
     }

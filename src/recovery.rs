@@ -10,6 +10,13 @@
 
 pub mod admission;
 
+use std::{
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
+};
+
+use tokio::sync::{Semaphore, SemaphorePermit};
+
 use self::admission::{Judgement, judge};
 use crate::{
     domain::{Cursor, Fence},
@@ -22,7 +29,7 @@ use crate::{
         survey,
     },
     ledger::{Deployment, Lease, LeaseLost, Ledger, LedgerError, Page, PartitionState},
-    sync::{self, SyncError},
+    sync::{self, Context, SyncError},
 };
 
 /// Why a partition is closed that opens by itself.
@@ -66,21 +73,14 @@ pub enum RecoveryError {
 /// # Errors
 /// [`RecoveryError`] when gate or ledger give no answer; the partition is not open then, and trying again is safe.
 pub async fn admit(
-    gate: &Gate,
-    ledger: &Ledger,
-    deployment: &Deployment,
+    context: &Context,
     lease: &Lease,
-    batch_max: usize,
+    alive: &AtomicBool,
 ) -> Result<Admission, RecoveryError> {
+    let Context { gate, ledger, deployment, .. } = context;
     let partition = lease.partition;
     let row = ledger.partition(partition).await?;
     let survey = survey::run(gate, partition).await?;
-    if let Some(fence) = fence_of(deployment, &row)
-        && survey.is_open_on(&fence)
-        && !row.rebuild_requested
-    {
-        return Ok(Admission::Open(fence, row.cursor));
-    }
     let discard = match judge(&deployment.id, &row, &survey) {
         Judgement::StayClosed(reason) => {
             return stay_closed(ledger, lease, row.reason.as_deref(), reason).await;
@@ -88,10 +88,19 @@ pub async fn admit(
         Judgement::Proceed => false,
         Judgement::Discard => true,
     };
+    if let Some(fence) = fence_of(deployment, &row)
+        && survey.is_open_on(&fence)
+        && !discard
+    {
+        return Ok(Admission::Open(fence, row.cursor));
+    }
     tracing::debug!(%partition, was = %row.cursor, lineage = survey.lineage, "recovery begins");
 
     // (1) The ledger first: from here on every other recovery of this partition has a higher epoch.
-    let Ok(epoch) = ledger.close_partition(lease, UNDER_WAY).await? else {
+    // A gate of our own that is to be discarded may be ahead of the ledger.
+    let ours = survey.meta.as_ref().filter(|meta| meta.deployment == deployment.id);
+    let above = ours.filter(|_| discard).map_or(0, |meta| meta.cursor.epoch);
+    let Ok(epoch) = ledger.close_partition(lease, above, UNDER_WAY).await? else {
         return Ok(Admission::Overtaken);
     };
     let next = Fence { deployment: deployment.id.clone(), lineage: survey.lineage.clone(), epoch };
@@ -107,14 +116,14 @@ pub async fn admit(
     // (2) The outbox stands still now; whatever it has that the ledger has not comes over.
     let mut cursor = row.cursor;
     if has_meta && !discard {
-        match drain(gate, ledger, lease, cursor, batch_max).await? {
+        match drain(context, lease, cursor, alive).await? {
             Drained::To(end) => cursor = end,
             Drained::Overtaken => return Ok(Admission::Overtaken),
             Drained::Stopped(reason) => return stay_closed(ledger, lease, None, reason).await,
         }
         // (3) Open it as it is, if that is where the ledger is.
         match adopt::run(gate, partition, &next, cursor).await? {
-            Adopted::Adopted => return open(ledger, lease, next, "adopted").await,
+            Adopted::Adopted => return open(ledger, lease, next, discard, "adopted").await,
             Adopted::Moved => return Ok(Admission::Again),
             Adopted::Differs => {}
         }
@@ -124,8 +133,8 @@ pub async fn admit(
                       dead_letters, then run `redeemer rebuild --from-ledger --discard-gate`";
         return stay_closed(ledger, lease, None, reason.to_owned()).await;
     }
-    match rebuild(gate, ledger, lease, &next, cursor, discard).await {
-        Ok(()) => open(ledger, lease, next, "rebuilt from the ledger").await,
+    match rebuild(context, lease, &next, cursor, discard, alive).await {
+        Ok(()) => open(ledger, lease, next, discard, "rebuilt from the ledger").await,
         Err(RecoveryError::Rebuild(RebuildError::Moved)) => Ok(Admission::Again),
         Err(error) => Err(error),
     }
@@ -142,9 +151,10 @@ async fn open(
     ledger: &Ledger,
     lease: &Lease,
     next: Fence,
+    discarded: bool,
     how: &str,
 ) -> Result<Admission, RecoveryError> {
-    let Ok(()) = ledger.open_partition(lease, next.epoch, &next.lineage).await? else {
+    let Ok(()) = ledger.open_partition(lease, next.epoch, &next.lineage, discarded).await? else {
         return Ok(Admission::Overtaken);
     };
     // The first opening of a new deployment is no news.
@@ -178,42 +188,55 @@ enum Drained {
 
 /// Brings everything that a closed partition's outbox has into the ledger.
 async fn drain(
-    gate: &Gate,
-    ledger: &Ledger,
+    Context { gate, ledger, options, .. }: &Context,
     lease: &Lease,
     from: Cursor,
-    batch_max: usize,
+    alive: &AtomicBool,
 ) -> Result<Drained, RecoveryError> {
     let unavailable = |cause| GateError::Unavailable { doing: "reading an outbox", cause };
     let none = std::time::Duration::ZERO;
     let mut reader = Reader::connect(gate, lease.partition, none).await.map_err(unavailable)?;
     let mut cursor = from;
-    let mut dead_in_a_row = 0;
     loop {
-        let entries = reader.read(cursor, batch_max, none).await.map_err(unavailable)?;
+        let entries = reader.read(cursor, options.batch_max, none).await.map_err(unavailable)?;
         if entries.is_empty() {
             return Ok(Drained::To(cursor));
         }
-        match sync::carry(ledger, lease, cursor, entries, &mut dead_in_a_row).await? {
-            sync::Carried::To(end) => cursor = end,
+        match sync::carry(ledger, lease, cursor, entries).await? {
+            sync::Carried::To(end) => {
+                cursor = end;
+                alive.store(true, Ordering::SeqCst);
+            }
             sync::Carried::Overtaken => return Ok(Drained::Overtaken),
             sync::Carried::Stopped(reason) => return Ok(Drained::Stopped(reason)),
         }
     }
 }
 
+/// Waits for one's turn to rebuild, alive meanwhile: the others come to an end.
+async fn turn<'a>(rebuilds: &'a Semaphore, alive: &AtomicBool) -> Option<SemaphorePermit<'a>> {
+    const LOOK: Duration = Duration::from_millis(100);
+    loop {
+        match tokio::time::timeout(LOOK, rebuilds.acquire()).await {
+            Ok(permit) => return permit.ok(),
+            Err(_) => alive.store(true, Ordering::SeqCst),
+        }
+    }
+}
+
 /// Builds the partition anew from one snapshot of the ledger.
 async fn rebuild(
-    gate: &Gate,
-    ledger: &Ledger,
+    Context { gate, ledger, rebuilds, .. }: &Context,
     lease: &Lease,
     next: &Fence,
     cursor: Cursor,
     discard: bool,
+    alive: &AtomicBool,
 ) -> Result<(), RecoveryError> {
     let token = lease.token.to_string();
     let failed = RecoveryError::Rebuild;
-    let mut builder = Builder::begin(gate, lease.partition, next.clone(), &token, discard)
+    let _turn = turn(rebuilds, alive).await;
+    let mut builder = Builder::begin(gate, lease.partition, next.clone(), &token, discard, alive)
         .await
         .map_err(failed)?;
     let mut snapshot = ledger.snapshot(lease.partition).await?;

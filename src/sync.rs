@@ -15,7 +15,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::{task::JoinSet, time::Instant};
+use tokio::{sync::Semaphore, task::JoinSet, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -76,6 +76,8 @@ pub struct Context {
     pub deployment: Deployment,
     /// How to go about it.
     pub options: SyncOptions,
+    /// Turns to rebuild a partition: as many as the ledger reads snapshots at a time.
+    pub rebuilds: Arc<Semaphore>,
 }
 
 /// A partition that this node leads.
@@ -165,7 +167,7 @@ async fn look_after(
             }
         }
     }
-    if !steal && !context.ledger.has_free_leases().await? {
+    if !steal && !context.ledger.has_free_leases(*lease_ttl).await? {
         return Ok(Vec::new());
     }
     let taken = context.ledger.take_leases(owner, *lease_ttl, steal).await?;
@@ -218,8 +220,8 @@ impl Leader {
 
     /// Opens the partition and follows its outbox until something changes.
     async fn lead(&self) -> Result<Ended, SyncError> {
-        let Context { gate, ledger, deployment, options } = &self.context;
-        let admitted = recovery::admit(gate, ledger, deployment, &self.lease, options.batch_max);
+        let gate = &self.context.gate;
+        let admitted = recovery::admit(&self.context, &self.lease, &self.alive);
         let (fence, cursor) = match admitted.await.map_err(Box::new)? {
             Admission::Open(fence, cursor) => (fence, cursor),
             Admission::Overtaken => return Ok(Ended::ForGood),
@@ -245,7 +247,6 @@ impl Leader {
         let synced =
             metrics::counter!("redeemer_sync_entries_total", "partition" => partition.to_string());
         let mut cursor = from;
-        let mut dead_in_a_row = 0;
         let mut stop_by: Option<Instant> = None;
         let mut looked = Instant::now();
         loop {
@@ -278,9 +279,14 @@ impl Leader {
             {
                 return Ok(Ended::ForGood);
             }
+            // What is neither here nor in the ledger was trimmed by a ledger that went back in time.
+            let went_on = survey.meta.as_ref().is_some_and(|meta| meta.cursor > cursor);
+            if entries.is_empty() && survey.outbox.is_none() && went_on {
+                return Ok(Ended::Reopen);
+            }
             let count = entries.len() as u64;
             if count > 0 {
-                match carry(ledger, &self.lease, cursor, entries, &mut dead_in_a_row).await? {
+                match carry(ledger, &self.lease, cursor, entries).await? {
                     Carried::To(end) => cursor = end,
                     Carried::Overtaken => return Ok(Ended::ForGood),
                     Carried::Stopped(reason) => {
@@ -298,6 +304,10 @@ impl Leader {
                 let row = ledger.partition(partition).await?;
                 if row.rebuild_requested || row.epoch != fence.epoch {
                     return Ok(Ended::Reopen);
+                }
+                // It goes on again, so whatever stood in the way does not any more.
+                if row.reason.is_some() {
+                    ledger.note(&self.lease, None).await?;
                 }
             }
         }
@@ -321,7 +331,6 @@ pub(crate) async fn carry(
     lease: &Lease,
     cursor: Cursor,
     read: Vec<Read>,
-    dead_in_a_row: &mut u32,
 ) -> Result<Carried, SyncError> {
     let known = match plan::contiguous(cursor, read.iter().map(Read::cursor)) {
         Ok(known) => known,
@@ -338,10 +347,7 @@ pub(crate) async fn carry(
         .collect();
     if let Some(entries) = entries {
         match ledger.append(lease, cursor, end, &plan::plan(&entries)).await {
-            Ok(Appended::Appended) => {
-                *dead_in_a_row = 0;
-                return Ok(Carried::To(end));
-            }
+            Ok(Appended::Appended) => return Ok(Carried::To(end)),
             Ok(Appended::Overtaken) => return Ok(Carried::Overtaken),
             Err(LedgerError::Rejected { .. }) => {}
             Err(error) => return Err(error.into()),
@@ -356,7 +362,6 @@ pub(crate) async fn carry(
                     .await
                 {
                     Ok(Appended::Appended) => {
-                        *dead_in_a_row = 0;
                         cursor = entry.cursor;
                         continue;
                     }
@@ -369,8 +374,9 @@ pub(crate) async fn carry(
             }
             Read::Undecodable { text, reason, .. } => (text.clone(), reason.clone()),
         };
-        *dead_in_a_row += 1;
-        if *dead_in_a_row >= DEAD_IN_A_ROW_MAX {
+        // Counted in the ledger, or every new try would give up some more.
+        let below = ledger.dead_letters_below(lease.partition, cursor, DEAD_IN_A_ROW_MAX).await?;
+        if below + 1 >= DEAD_IN_A_ROW_MAX {
             return Ok(Carried::Stopped(format!(
                 "{DEAD_IN_A_ROW_MAX} entries in a row can not be applied, the last at {}: {reason}",
                 one.cursor()

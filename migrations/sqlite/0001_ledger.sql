@@ -95,6 +95,7 @@ CREATE UNIQUE INDEX redemptions_exclusive ON redemptions (namespace, user, exclu
 CREATE UNIQUE INDEX redemptions_request ON redemptions (namespace, user, request);
 CREATE UNIQUE INDEX redemptions_ordinal ON redemptions (invite, ordinal);
 CREATE UNIQUE INDEX redemptions_position ON redemptions (namespace, epoch, seq);
+CREATE INDEX redemptions_partition ON redemptions (partition, namespace, user);
 
 CREATE TABLE members (
     namespace     TEXT    NOT NULL,
@@ -109,6 +110,7 @@ CREATE TABLE members (
     PRIMARY KEY (namespace, user, grp)
 ) STRICT;
 CREATE UNIQUE INDEX members_exclusive ON members (namespace, user, exclusive_key);
+CREATE INDEX members_partition ON members (partition, namespace, user);
 
 -- Who changed what.
 CREATE TABLE audit_log (
@@ -131,6 +133,7 @@ CREATE TABLE dead_letters (
     entry     TEXT    NOT NULL,
     reason    TEXT    NOT NULL,
     at        INTEGER NOT NULL,
+    handled   INTEGER NOT NULL DEFAULT 0,         -- 1 once an operator has gone on without it
     PRIMARY KEY (partition, epoch, seq)
 ) STRICT;
 

@@ -1,5 +1,7 @@
 //! `lua/rebuild.lua`: build a partition anew from the ledger, in numbered chunks.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use super::{
     Gate, GateError, fields, link,
     reply::Reply,
@@ -19,6 +21,8 @@ pub struct Builder<'a> {
     partition: Partition,
     next: Fence,
     token: String,
+    /// Set with each step that is done.
+    alive: &'a AtomicBool,
     chunk: u64,
     loaded: u64,
     waiting: Vec<(String, Vec<String>)>,
@@ -63,12 +67,14 @@ impl<'a> Builder<'a> {
         next: Fence,
         token: &str,
         discard: bool,
+        alive: &'a AtomicBool,
     ) -> Result<Self, RebuildError> {
         let mut builder = Self {
             gate,
             partition,
             next,
             token: token.to_owned(),
+            alive,
             chunk: 0,
             loaded: 0,
             waiting: Vec::new(),
@@ -94,6 +100,7 @@ impl<'a> Builder<'a> {
             for chunk in found.chunks(CHUNK_KEYS_MAX) {
                 self.step("remove", String::new(), chunk.to_vec(), Vec::new()).await?;
             }
+            self.alive.store(true, Ordering::SeqCst);
             if next == 0 {
                 return Ok(());
             }
@@ -211,7 +218,10 @@ impl<'a> Builder<'a> {
         let value = self.gate.once(&Call::new(&REBUILD, all_keys, args)).await?;
         let mut reply = Reply::new(&REBUILD, &value)?;
         match reply.text()? {
-            "done" => Ok(()),
+            "done" => {
+                self.alive.store(true, Ordering::SeqCst);
+                Ok(())
+            }
             "moved" => Err(RebuildError::Moved),
             "foreign" => Err(RebuildError::Foreign {
                 deployment: reply.text()?.to_owned(),

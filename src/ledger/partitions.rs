@@ -163,7 +163,8 @@ impl Ledger {
         partition_row(&Columns(&row))
     }
 
-    /// Takes every lease that is free or has run out; with `steal`, all of them.
+    /// Takes every lease that is free or has run out; with `steal`, all of them. One that would last for more than
+    /// twice `ttl` was written by a clock that was ahead, and counts as run out.
     ///
     /// # Errors
     /// [`LedgerError`] when they can not be written.
@@ -177,7 +178,8 @@ impl Ledger {
             "UPDATE partitions
              SET lease_owner = ?1, lease_token = lease_token + 1,
                  lease_expires_at = CAST(unixepoch('subsec') * 1000 AS INTEGER) + ?2
-             WHERE lease_expires_at <= CAST(unixepoch('subsec') * 1000 AS INTEGER) OR ?3
+             WHERE lease_expires_at NOT BETWEEN CAST(unixepoch('subsec') * 1000 AS INTEGER) + 1
+                                            AND CAST(unixepoch('subsec') * 1000 AS INTEGER) + 2 * ?2 OR ?3
              RETURNING partition, lease_token",
         )
         .bind(owner)
@@ -200,11 +202,13 @@ impl Ledger {
     ///
     /// # Errors
     /// [`LedgerError`] when they can not be read.
-    pub async fn has_free_leases(&self) -> Result<bool, LedgerError> {
+    pub async fn has_free_leases(&self, ttl: Duration) -> Result<bool, LedgerError> {
         sqlx::query_scalar(
             "SELECT EXISTS (SELECT 1 FROM partitions
-             WHERE lease_expires_at <= CAST(unixepoch('subsec') * 1000 AS INTEGER))",
+             WHERE lease_expires_at NOT BETWEEN CAST(unixepoch('subsec') * 1000 AS INTEGER) + 1
+                                            AND CAST(unixepoch('subsec') * 1000 AS INTEGER) + 2 * ?)",
         )
+        .bind(ms(ttl))
         .fetch_one(&self.reader)
         .await
         .map_err(LedgerError::of("reading leases"))
@@ -257,21 +261,23 @@ impl Ledger {
         Ok(())
     }
 
-    /// Closes a partition for recovery and counts its epoch up; returns the epoch that is to be opened. The cursor
-    /// stays.
+    /// Closes a partition for recovery; returns the epoch that is to be opened: the next one, and higher than `above`.
+    /// The cursor stays.
     ///
     /// # Errors
     /// [`LedgerError`] when it can not be written.
     pub async fn close_partition(
         &self,
         lease: &Lease,
+        above: u64,
         reason: &str,
     ) -> Result<Result<u64, LeaseLost>, LedgerError> {
         let epoch: Option<i64> = sqlx::query_scalar(
-            "UPDATE partitions SET state = 'closed', reason = ?, epoch = epoch + 1
+            "UPDATE partitions SET state = 'closed', reason = ?, epoch = MAX(epoch, ?) + 1
              WHERE partition = ? AND lease_token = ? RETURNING epoch",
         )
         .bind(reason)
+        .bind(int(above))
         .bind(lease.partition.0)
         .bind(int(lease.token))
         .fetch_optional(&self.writer)
@@ -302,7 +308,8 @@ impl Ledger {
         Ok(held(&done))
     }
 
-    /// Opens a partition on a history of Redis. The cursor moves to the beginning of the epoch.
+    /// Opens a partition on a history of Redis. The cursor moves to the beginning of the epoch. `discarded` says that
+    /// what the gate had was thrown away, as an operator had asked: then nothing of it stands in the way any more.
     ///
     /// # Errors
     /// [`LedgerError`] when it can not be written.
@@ -311,19 +318,32 @@ impl Ledger {
         lease: &Lease,
         epoch: u64,
         lineage: &str,
+        discarded: bool,
     ) -> Result<Result<(), LeaseLost>, LedgerError> {
+        let failed = LedgerError::of("opening a partition");
+        let mut tx = self.writer.begin_with("BEGIN IMMEDIATE").await.map_err(&failed)?;
+        // A request to discard that came while a recovery was under way is for the next one.
         let done = sqlx::query(
             "UPDATE partitions SET state = 'open', reason = NULL, lineage = ?1, cursor_epoch = ?2, cursor_seq = 0,
-                 rebuild_requested = 0
+                 rebuild_requested = CASE WHEN ?5 THEN 0 ELSE rebuild_requested END
              WHERE partition = ?3 AND lease_token = ?4 AND epoch = ?2 AND state = 'closed'",
         )
         .bind(lineage)
         .bind(int(epoch))
         .bind(lease.partition.0)
         .bind(int(lease.token))
-        .execute(&self.writer)
+        .bind(discarded)
+        .execute(&mut *tx)
         .await
-        .map_err(LedgerError::of("opening a partition"))?;
+        .map_err(&failed)?;
+        if discarded && done.rows_affected() == 1 {
+            sqlx::query("UPDATE dead_letters SET handled = 1 WHERE partition = ?")
+                .bind(lease.partition.0)
+                .execute(&mut *tx)
+                .await
+                .map_err(&failed)?;
+        }
+        tx.commit().await.map_err(&failed)?;
         Ok(held(&done))
     }
 
@@ -363,13 +383,39 @@ impl Ledger {
     /// # Errors
     /// [`LedgerError`] when it can not be read.
     pub async fn dead_letters(&self, partition: Partition) -> Result<u64, LedgerError> {
-        let count: i64 =
-            sqlx::query_scalar("SELECT COUNT(*) FROM dead_letters WHERE partition = ?")
-                .bind(partition.0)
-                .fetch_one(&self.reader)
-                .await
-                .map_err(LedgerError::of("counting dead letters"))?;
+        let count: i64 = sqlx::query_scalar(
+            "SELECT COUNT(*) FROM dead_letters WHERE partition = ? AND handled = 0",
+        )
+        .bind(partition.0)
+        .fetch_one(&self.reader)
+        .await
+        .map_err(LedgerError::of("counting dead letters"))?;
         Ok(u64::try_from(count).unwrap_or_default())
+    }
+
+    /// How many dead letters stand right below a cursor without anything between them, at most `max`.
+    ///
+    /// # Errors
+    /// [`LedgerError`] when they can not be read.
+    pub async fn dead_letters_below(
+        &self,
+        partition: Partition,
+        cursor: Cursor,
+        max: u32,
+    ) -> Result<u32, LedgerError> {
+        let seqs: Vec<i64> = sqlx::query_scalar(
+            "SELECT seq FROM dead_letters WHERE partition = ? AND epoch = ? AND seq <= ? ORDER BY seq DESC LIMIT ?",
+        )
+        .bind(partition.0)
+        .bind(int(cursor.epoch))
+        .bind(int(cursor.seq))
+        .bind(max)
+        .fetch_all(&self.reader)
+        .await
+        .map_err(LedgerError::of("reading dead letters"))?;
+        let expected = (0..).map(|below| int(cursor.seq) - below);
+        let run = seqs.iter().zip(expected).take_while(|(seq, expected)| *seq == expected);
+        Ok(u32::try_from(run.count()).unwrap_or(max))
     }
 }
 

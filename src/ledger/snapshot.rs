@@ -38,12 +38,13 @@ pub enum Page {
 }
 
 impl Ledger {
-    /// Begins to read a partition as it is now, whatever is written meanwhile.
+    /// Begins to read a partition as it is now, whatever is written meanwhile. Few are read at a time; the others wait
+    /// here.
     ///
     /// # Errors
     /// [`LedgerError`] when it can not be read.
     pub async fn snapshot(&self, partition: Partition) -> Result<Snapshot, LedgerError> {
-        let tx = self.reader.begin().await.map_err(LedgerError::of("reading a snapshot"))?;
+        let tx = self.snapshots.begin().await.map_err(LedgerError::of("reading a snapshot"))?;
         Ok(Snapshot { tx, partition, next: Next::Namespaces, rules: BTreeMap::new() })
     }
 }
@@ -119,8 +120,13 @@ impl Snapshot {
         // Who left every group is still remembered by what was answered.
         let bounds = sqlx::query(
             "SELECT namespace, user FROM (
-                 SELECT namespace, user FROM members WHERE partition = ?1 AND (namespace, user) > (?2, ?3)
-                 UNION SELECT namespace, user FROM redemptions WHERE partition = ?1 AND (namespace, user) > (?2, ?3)
+                 SELECT * FROM (
+                     SELECT DISTINCT namespace, user FROM members INDEXED BY members_partition
+                     WHERE partition = ?1 AND (namespace, user) > (?2, ?3) ORDER BY namespace, user LIMIT ?4)
+                 UNION
+                 SELECT * FROM (
+                     SELECT DISTINCT namespace, user FROM redemptions INDEXED BY redemptions_partition
+                     WHERE partition = ?1 AND (namespace, user) > (?2, ?3) ORDER BY namespace, user LIMIT ?4)
              ) ORDER BY namespace, user LIMIT ?4",
         )
         .bind(self.partition.0)
@@ -159,7 +165,7 @@ impl Snapshot {
         let last = last.clone();
         self.next = Next::Users(Some(last.clone()));
         let rows = sqlx::query(
-            "SELECT * FROM members
+            "SELECT * FROM members INDEXED BY members_partition
              WHERE partition = ? AND (namespace, user) > (?, ?) AND (namespace, user) <= (?, ?)",
         )
         .bind(self.partition.0)
@@ -180,7 +186,7 @@ impl Snapshot {
             }
         }
         let rows = sqlx::query(
-            "SELECT * FROM redemptions
+            "SELECT * FROM redemptions INDEXED BY redemptions_partition
              WHERE partition = ? AND (namespace, user) > (?, ?) AND (namespace, user) <= (?, ?)
              ORDER BY epoch, seq",
         )

@@ -620,8 +620,8 @@ async fn tables(entries: &[Entry], lengths: &[usize]) -> Vec<(&'static str, Vec<
         .await
         .unwrap()
         .remove(0);
-    let epoch = ledger.close_partition(&lease, "test").await.unwrap().unwrap();
-    ledger.open_partition(&lease, epoch, "lineage").await.unwrap().unwrap();
+    let epoch = ledger.close_partition(&lease, 0, "test").await.unwrap().unwrap();
+    ledger.open_partition(&lease, epoch, "lineage", false).await.unwrap().unwrap();
     let mut cursor = Cursor { epoch, seq: 0 };
     let mut rest = entries;
     for length in lengths.iter().cycle() {

@@ -19,7 +19,7 @@ use redeemer::{
 };
 use uuid::Uuid;
 
-use crate::support::bench::Bench;
+use crate::support::bench::{Bench, admit};
 
 /// An open partition with one invite, and users who come one after the other.
 struct Deployment {
@@ -232,8 +232,7 @@ async fn a_full_gate_with_an_empty_ledger_stays_closed_and_keeps_what_it_has() {
         .unwrap()
         .remove(0);
     let bench = &it.bench;
-    let admitted =
-        redeemer::recovery::admit(&bench.gate, &ledger, &deployment, &lease, 1000).await.unwrap();
+    let admitted = admit(&bench.gate, &ledger, &deployment, &lease).await;
     let Admission::StaysClosed(reason) = admitted else { panic!("{admitted:?}") };
     assert!(reason.contains("redeemer rebuild --from-ledger --discard-gate"), "{reason}");
     assert_eq!(contents(bench).await, before);
@@ -254,9 +253,7 @@ async fn another_deployments_gate_stays_closed_until_an_operator_discards_it() {
         .unwrap()
         .remove(0);
     let bench = &it.bench;
-    let admit = async || {
-        redeemer::recovery::admit(&bench.gate, &ledger, &deployment, &lease, 1000).await.unwrap()
-    };
+    let admit = async || admit(&bench.gate, &ledger, &deployment, &lease).await;
     let Admission::StaysClosed(reason) = admit().await else { panic!("it must stay closed") };
     assert!(reason.contains("another deployment"), "{reason}");
     assert_eq!(contents(bench).await, before);

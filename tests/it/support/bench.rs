@@ -3,7 +3,7 @@
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicI64, Ordering},
+        atomic::{AtomicBool, AtomicI64, Ordering},
     },
     time::Duration,
 };
@@ -16,8 +16,10 @@ use redeemer::{
     },
     ledger::{Deployment, Lease, Ledger, LedgerOptions},
     recovery::{self, Admission},
+    sync::{Context, SyncOptions},
 };
 use tempfile::TempDir;
+use tokio::sync::Semaphore;
 
 use super::redis::RedisServer;
 
@@ -92,9 +94,7 @@ impl Bench {
     }
 
     pub async fn try_admit(&self) -> Admission {
-        recovery::admit(&self.gate, &self.ledger, &self.deployment, &self.lease, 1000)
-            .await
-            .unwrap()
+        admit(&self.gate, &self.ledger, &self.deployment, &self.lease).await
     }
 
     pub fn now(&self) -> Millis {
@@ -118,6 +118,31 @@ impl Bench {
         put.run(&self.gate).await.unwrap();
         namespace
     }
+}
+
+/// What the leader of a partition does first.
+pub async fn admit(
+    gate: &Gate,
+    ledger: &Ledger,
+    deployment: &Deployment,
+    lease: &Lease,
+) -> Admission {
+    let context = Context {
+        gate: gate.clone(),
+        ledger: ledger.clone(),
+        deployment: deployment.clone(),
+        options: SyncOptions {
+            owner: "test".to_owned(),
+            batch_max: 1000,
+            lease_ttl: Duration::from_mins(10),
+            steal_leases: false,
+            block: Duration::from_millis(100),
+            backoff_max: Duration::from_millis(100),
+            drain_timeout: Duration::from_secs(10),
+        },
+        rebuilds: Arc::new(Semaphore::new(1)),
+    };
+    recovery::admit(&context, lease, &AtomicBool::new(true)).await.unwrap()
 }
 
 pub fn rules(membership: MembershipRule) -> Rules {
