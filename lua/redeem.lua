@@ -278,11 +278,9 @@ end
 
 local function decide(request)
   local namespace = namespace_of(request.namespace)
-  if not namespace.live then return {'refused', 'namespace_not_found', '', '', {}} end
-  if namespace.revision ~= namespace.known then return {'settings_changed'} end
   local redeeming = request.mode == 'redeem'
 
-  -- 1. Replay, before every other check; it charges nothing.
+  -- 1. Replay, before every other check, also in a namespace that was archived since; it charges nothing.
   if redeeming then
     local name = 'request:' .. request.id
     local position = member_fields(request.member, namespace.rule, {name})[name]
@@ -292,6 +290,8 @@ local function decide(request)
       return told('replayed', before, {})
     end
   end
+  if not namespace.live then return {'refused', 'namespace_not_found', '', '', {}} end
+  if namespace.revision ~= namespace.known then return {'settings_changed'} end
   local invite = invite_of(request.invite)
   local own = invite and own_position(namespace, request, invite)
   if own then return redeeming and told('replayed', own, {}) or {'allowed', {}} end

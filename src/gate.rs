@@ -48,9 +48,12 @@ use std::{
 
 use deadpool_redis::{Manager, Pool, Runtime, Timeouts};
 use redis::{AsyncConnectionConfig, RedisError, Value, aio::MultiplexedConnection};
-use tokio::{sync::Notify, time::Instant};
+use tokio::{
+    sync::{Notify, Semaphore},
+    time::Instant,
+};
 
-use self::{failure::Failure, key::Keyspace, script::Call, script::Script};
+use self::{failure::Failure, key::Keyspace, link::Link, script::Call, script::Script};
 use crate::domain::{Answer, Fence, Namespace, Outcome, Partition, Refusal, Settings};
 
 /// Why the gate gave no answer. A refusal is not among them: that is an [`Answer`].
@@ -129,9 +132,22 @@ struct Inner {
     keys: Keyspace,
     client: redis::Client,
     pool: Pool,
+    links: Vec<Arc<Link>>,
     lanes: Vec<lane::Lane>,
     fences: Fences,
     settings: RwLock<HashMap<Namespace, Arc<Settings>>>,
+    /// Turns to look through an outbox from end to end.
+    scans: Semaphore,
+}
+
+/// Outboxes that are looked through at the same time.
+const SCANS_MAX: usize = 2;
+
+impl Inner {
+    /// The connection that a partition's scripts share.
+    fn link(&self, partition: Partition) -> &Arc<Link> {
+        &self.links[usize::from(partition.0) % self.links.len()]
+    }
 }
 
 /// What the ledger says that each partition is open on.
@@ -176,18 +192,20 @@ impl Gate {
             .map_err(|error| RedisError::from(std::io::Error::other(error)))?;
         let keys = Keyspace::new(&options.key_prefix, options.partitions);
         let links: Vec<_> =
-            (0..options.connections).map(|_| Arc::new(link::Link::new(pool.clone()))).collect();
+            (0..options.connections).map(|_| Arc::new(Link::new(pool.clone()))).collect();
         let (lanes, queues): (Vec<_>, Vec<_>) =
             keys.partitions().map(|_| lane::channel(options.queue_max)).unzip();
         let table = RwLock::new(vec![None; usize::from(options.partitions)]);
         let fences = Fences { table, doubt: Notify::new() };
         let settings = RwLock::default();
-        let inner = Arc::new(Inner { options, keys, client, pool, lanes, fences, settings });
+        let scans = Semaphore::new(SCANS_MAX);
+        let inner =
+            Arc::new(Inner { options, keys, client, pool, links, lanes, fences, settings, scans });
         let runners: Vec<_> = queues
             .into_iter()
             .zip(inner.keys.partitions())
             .map(|(queue, partition)| {
-                let link = links[usize::from(partition.0) % links.len()].clone();
+                let link = inner.link(partition).clone();
                 lane::run(lane::Runner::new(Arc::downgrade(&inner), partition, link), queue)
             })
             .collect();
@@ -210,6 +228,10 @@ impl Gate {
             && entry.as_deref() != fence.as_ref()
         {
             *entry = fence.map(Arc::new);
+            drop(table);
+            // Revisions may begin anew with what the ledger had: nothing that was read before counts.
+            let mut settings = self.inner.settings.write().unwrap_or_else(PoisonError::into_inner);
+            settings.retain(|namespace, _| self.inner.keys.partition_of(namespace) != partition);
         }
     }
 
@@ -224,8 +246,8 @@ impl Gate {
         self.inner.fences.doubt.notified().await;
     }
 
-    /// The rules of a namespace, or nothing when it does not exist or was archived. Kept in memory; a redemption
-    /// decided by older rules is never answered, the script checks their revision.
+    /// The rules of a namespace, also of an archived one, or nothing when it does not exist. Kept in memory; a
+    /// redemption decided by older rules is never answered, the script checks their revision.
     ///
     /// # Errors
     /// [`GateError`] when they are not in memory and Redis can not be asked.
@@ -244,10 +266,8 @@ impl Gate {
             return Ok(known);
         }
         let question = show_namespace::ShowNamespace { namespace: namespace.clone() };
-        let shown = question.run(self).await?;
-        let live =
-            shown.map(|(settings, _)| settings).filter(|settings| settings.archived_at.is_none());
-        let Some(settings) = live.map(Arc::new) else { return Ok(None) };
+        let Some((settings, _)) = question.run(self).await? else { return Ok(None) };
+        let settings = Arc::new(settings);
         let mut cache = self.inner.settings.write().unwrap_or_else(PoisonError::into_inner);
         cache.insert(namespace.clone(), settings.clone());
         Ok(Some(settings))
@@ -267,33 +287,32 @@ impl Gate {
         let partition = self.inner.keys.partition_of(&request.namespace);
         let namespace = request.namespace.clone();
         let mut request = request;
+        // Whether an attempt under older rules may have been granted.
+        let mut unknown = false;
+        let doubt = |error, unknown| {
+            if unknown { GateError::OutcomeUnknown { cause: None } } else { error }
+        };
         loop {
-            let Some(settings) = self.settings(&namespace).await? else {
-                return Ok(Answer {
-                    outcome: Outcome::Refused(Refusal::NamespaceNotFound),
-                    rates: Vec::new(),
-                });
+            let settings =
+                self.settings(&namespace).await.map_err(|error| doubt(error, unknown))?;
+            let Some(settings) = settings else {
+                let outcome = Outcome::Refused(Refusal::NamespaceNotFound);
+                return Ok(Answer { outcome, rates: Vec::new() });
             };
-            match self.inner.lanes[usize::from(partition.0)]
-                .ask(request, settings, deadline)
-                .await?
-            {
-                lane::Reply::Answer(answer) => {
-                    if answer.outcome == Outcome::Refused(Refusal::NamespaceNotFound) {
-                        self.forget_settings(&namespace);
-                    }
-                    return Ok(answer);
-                }
-                lane::Reply::SettingsChanged(back) => {
+            let lane = &self.inner.lanes[usize::from(partition.0)];
+            match lane.ask(request, settings, deadline, unknown).await? {
+                lane::Reply::Answer(answer) => return Ok(answer),
+                lane::Reply::SettingsChanged(back, was_unknown) => {
                     self.forget_settings(&namespace);
-                    request = back;
+                    (request, unknown) = (back, was_unknown);
                 }
             }
         }
     }
 
-    /// Calls a fenced script by way of the pool, again and again until it has an answer or the deadline has passed. The
-    /// script must give the same answer to a repeat. Returns the reply, and whether an earlier attempt may have run.
+    /// Calls a fenced script again and again until it has an answer or the deadline has passed. The script must give the
+    /// same answer to a repeat. It goes over the connection of the partition's lane, so that one that failed is buried
+    /// before the next attempt: nothing that was sent before runs after it.
     async fn call(
         &self,
         partition: Partition,
@@ -302,30 +321,47 @@ impl Gate {
         args: Vec<String>,
     ) -> Result<Called, GateError> {
         let Inner { keys: keyspace, options, .. } = &*self.inner;
+        let link = self.inner.link(partition);
         let mut all_keys = vec![keyspace.meta(partition), keyspace.outbox(partition)];
         all_keys.extend(keys);
-        let deadline = Instant::now() + options.deadline;
-        let mut attempts = Attempts::new(deadline);
+        let mut attempts = Attempts::new(Instant::now() + options.deadline);
         loop {
             let Some(fence) = self.inner.fences.get(partition) else {
                 self.inner.fences.doubt.notify_one();
                 return Err(attempts.fenced());
             };
             let call = Call::fenced(script, &fence, self.now_ms(), all_keys.clone(), args.clone());
-            let error = match self.pooled(&call).await {
+            let mut lent = match link.get().await {
+                Ok(lent) => lent,
+                Err(cause) => {
+                    attempts.failed(script, (Sent::Not, cause)).await?;
+                    continue;
+                }
+            };
+            match call.send(&mut lent.connection).await {
                 Ok(value) if !reply::is_fenced(&value) => {
-                    return Ok(Called { script, value, repeated: attempts.unknown });
+                    let repeated = if !attempts.unknown {
+                        Repeated::No
+                    } else if lent.settled {
+                        Repeated::Settled
+                    } else {
+                        Repeated::MayStillRun
+                    };
+                    return Ok(Called { script, value, repeated });
                 }
                 Ok(_) => {
                     self.inner.fences.doubt.notify_one();
                     if self.inner.fences.get(partition) == Some(fence) {
                         return Err(attempts.fenced());
                     }
-                    continue;
                 }
-                Err(error) => error,
-            };
-            attempts.failed(script, error).await?;
+                Err(cause) => {
+                    if matches!(failure::classify(&cause), Failure::Unknown | Failure::NotNow) {
+                        link.give_up(lent.generation).await;
+                    }
+                    attempts.failed(script, (Sent::Maybe, cause)).await?;
+                }
+            }
         }
     }
 
@@ -374,17 +410,47 @@ enum Sent {
     Maybe,
 }
 
+/// Whether an earlier attempt of a call may have run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Repeated {
+    /// There was none.
+    No,
+    /// It has run by now, or never will.
+    Settled,
+    /// It may run even now.
+    MayStillRun,
+}
+
 /// A reply, and what is known about how it came about.
 struct Called {
     script: &'static Script,
     value: Value,
-    /// An earlier attempt may have run: the reply may be to a repeat.
-    repeated: bool,
+    repeated: Repeated,
 }
 
 impl Called {
     fn reply(&self) -> Result<reply::Reply<'_>, GateError> {
         reply::Reply::new(self.script, &self.value)
+    }
+
+    /// A refusal, which is the last word only if no earlier attempt can have been carried out: others may have changed
+    /// things since then, so that its repeat is refused.
+    fn refused<T>(&self, refusal: T) -> Result<T, GateError> {
+        match self.repeated {
+            Repeated::No => Ok(refusal),
+            Repeated::Settled | Repeated::MayStillRun => {
+                Err(GateError::OutcomeUnknown { cause: None })
+            }
+        }
+    }
+
+    /// A refusal that a repeat gets for the very reason that an earlier attempt was carried out: `done` then.
+    fn refused_unless_done<T>(&self, refusal: T, done: T) -> Result<T, GateError> {
+        match self.repeated {
+            Repeated::No => Ok(refusal),
+            Repeated::Settled => Ok(done),
+            Repeated::MayStillRun => Err(GateError::OutcomeUnknown { cause: None }),
+        }
     }
 }
 

@@ -67,14 +67,13 @@ pub enum LocalServerError {
         #[source]
         cause: io::Error,
     },
-    /// The server does not answer as it should.
-    #[error("the redis-server that was started does not answer; its log is {log}", log = log.display())]
-    Silent {
-        /// Where it says why.
-        log: PathBuf,
-        /// What it said last.
-        #[source]
-        cause: redis::RedisError,
+    /// A server that an earlier process left behind does not end.
+    #[error("a redis-server (process {pid}) from an earlier start still uses {path} and does not stop; end it, then start again", path = path.display())]
+    LeftBehind {
+        /// Which process.
+        pid: String,
+        /// The directory of its data.
+        path: PathBuf,
     },
     /// The server ended while it started.
     #[error("the redis-server that was started has ended ({status}); its log is {log}", log = log.display())]
@@ -147,7 +146,7 @@ impl LocalServer {
         let directory = data_dir.path.join("redis");
         make_private_dir(&directory)?;
         let socket = socket_path(&directory)?;
-        stop_left_behind(&socket).await;
+        stop_left_behind(&directory, &socket).await?;
         write_config(&directory, &socket)?;
         let child = spawn(&program, &directory)?;
         let mut server = Self { program, version, directory, socket, child, _data_dir: data_dir };
@@ -205,6 +204,8 @@ impl LocalServer {
             loop {
                 tokio::time::sleep(pause).await;
                 pause = (pause * 2).min(Duration::from_secs(5));
+                // It has ended, or never became a server: there is at most one on its files.
+                drop(self.child.kill().await);
                 self.child = spawn(&self.program, &self.directory)?;
                 match self.wait_until_ready().await {
                     Ok(()) => break,
@@ -229,27 +230,21 @@ impl LocalServer {
         drop(fs::remove_file(&self.socket));
     }
 
-    /// Waits until the server answers and has loaded its data, however long that takes.
+    /// Waits until the server answers and has loaded its data, however long that takes: as long as it runs, no other may
+    /// be started on its files.
     async fn wait_until_ready(&mut self) -> Result<(), LocalServerError> {
-        let log = self.directory.join("redis.log");
         let started = Instant::now();
         let mut told = started;
         loop {
             if let Ok(Some(ended)) = self.child.try_wait() {
+                let log = self.directory.join("redis.log");
                 return Err(LocalServerError::Ended { status: status(Ok(ended)), log });
             }
-            match ping(&self.socket).await {
-                Ok(()) => return Ok(()),
-                Err(error)
-                    if is_starting(&error) || started.elapsed() < Duration::from_secs(10) => {}
-                Err(cause) => return Err(LocalServerError::Silent { log, cause }),
-            }
+            let Err(error) = ping(&self.socket).await else { return Ok(()) };
             if told.elapsed() > Duration::from_secs(2) {
                 told = Instant::now();
-                tracing::info!(
-                    seconds = started.elapsed().as_secs(),
-                    "the embedded redis-server is loading its data"
-                );
+                let seconds = started.elapsed().as_secs();
+                tracing::info!(seconds, %error, "waiting for the embedded redis-server");
             }
             tokio::time::sleep(LOOK).await;
         }
@@ -264,10 +259,6 @@ pub fn url_of(socket: &Path) -> String {
 
 fn status(ended: io::Result<std::process::ExitStatus>) -> String {
     ended.map_or_else(|error| error.to_string(), |status| status.to_string())
-}
-
-fn is_starting(error: &redis::RedisError) -> bool {
-    error.kind() == redis::ErrorKind::Server(redis::ServerErrorKind::BusyLoading)
 }
 
 async fn connect(socket: &Path) -> redis::RedisResult<redis::aio::MultiplexedConnection> {
@@ -285,12 +276,21 @@ async fn shut_down(socket: &Path) {
     }
 }
 
-/// Stops a server that a killed process left behind: whatever listens on the socket of a directory that is locked by
-/// this process.
-async fn stop_left_behind(socket: &Path) {
+/// Stops a server that a killed process left behind: whatever uses the files of a directory that is locked by this
+/// process. Two servers on one append-only file would ruin it.
+async fn stop_left_behind(directory: &Path, socket: &Path) -> Result<(), LocalServerError> {
     let deadline = Instant::now() + STOP_TIMEOUT;
     let mut asked = false;
-    while tokio::net::UnixStream::connect(socket).await.is_ok() && Instant::now() < deadline {
+    loop {
+        let pid = pid_left_behind(directory, socket);
+        let listens = tokio::net::UnixStream::connect(socket).await.is_ok();
+        if pid.is_none() && !listens {
+            break;
+        }
+        if Instant::now() > deadline {
+            let pid = pid.map_or_else(|| "unknown".to_owned(), |pid| pid.to_string());
+            return Err(LocalServerError::LeftBehind { pid, path: directory.to_owned() });
+        }
         if !asked {
             tracing::warn!("stopping the redis-server that an earlier process left behind");
         }
@@ -299,6 +299,16 @@ async fn stop_left_behind(socket: &Path) {
         tokio::time::sleep(LOOK).await;
     }
     drop(fs::remove_file(socket));
+    Ok(())
+}
+
+/// The process that the pid file names, if it runs and is a server on these files: its title has the socket's path.
+fn pid_left_behind(directory: &Path, socket: &Path) -> Option<i32> {
+    let pid: i32 = fs::read_to_string(directory.join("redis.pid")).ok()?.trim().parse().ok()?;
+    let title = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+    let title = String::from_utf8_lossy(&title);
+    let names_files = title.contains(socket.to_str()?) || title.contains(directory.to_str()?);
+    names_files.then_some(pid)
 }
 
 fn spawn(program: &Path, directory: &Path) -> Result<Child, LocalServerError> {
@@ -311,6 +321,8 @@ fn spawn(program: &Path, directory: &Path) -> Result<Child, LocalServerError> {
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .process_group(0)
+        // A start that fails leaves no server behind; every change is on disk before it is answered.
+        .kill_on_drop(true)
         .spawn()
         .map_err(failed)
 }

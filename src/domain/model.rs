@@ -116,11 +116,12 @@ impl Model {
         let refused = |refusal, rates| Answer { outcome: Outcome::Refused(refusal), rates };
         let told = |outcome| Answer { outcome, rates: Vec::new() };
         let room = self.outbox_len < self.outbox_max;
-        let Some(space) = live(&mut self.spaces, &request.namespace) else {
+        let Some(space) = self.spaces.get_mut(&request.namespace) else {
             return refused(Refusal::NamespaceNotFound, Vec::new());
         };
 
-        // 1. Replay, before every other check; it charges nothing.
+        // 1. Replay, before every other check, also in a namespace that was archived since; it charges
+        // nothing.
         let user = request.user.as_ref().and_then(|user| space.users.get(user));
         if let Mode::Redeem { request: id, .. } = &request.mode
             && let Some(before) = user.and_then(|user| user.requests.get(&*id.stored()))
@@ -130,6 +131,9 @@ impl Model {
             } else {
                 refused(Refusal::RequestIdReused, Vec::new())
             };
+        }
+        if space.settings.archived_at.is_some() {
+            return refused(Refusal::NamespaceNotFound, Vec::new());
         }
         let invite = space.current.get(&request.code).map(|kept| &kept.invite);
         if let Some(own) = own_redemption(space.settings.membership, user, invite) {

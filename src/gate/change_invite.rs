@@ -27,11 +27,15 @@ impl ChangeInvite {
                 let (invite, now) = shown(&mut reply, &self.namespace)?;
                 Changed::Changed { invite, now }
             }
-            "not_found" => Changed::NotFound,
-            "precondition_failed" => Changed::PreconditionFailed { revision: reply.number()? },
-            "limit_below_used" => Changed::LimitBelowUsed { uses: reply.number()? },
-            "code_taken" => Changed::CodeTaken { by: reply.parsed(str::parse)? },
-            "window_reversed" => Changed::WindowReversed,
+            "not_found" => called.refused(Changed::NotFound)?,
+            "precondition_failed" => {
+                called.refused(Changed::PreconditionFailed { revision: reply.number()? })?
+            }
+            "limit_below_used" => {
+                called.refused(Changed::LimitBelowUsed { uses: reply.number()? })?
+            }
+            "code_taken" => called.refused(Changed::CodeTaken { by: reply.parsed(str::parse)? })?,
+            "window_reversed" => called.refused(Changed::WindowReversed)?,
             other => return Err(reply.unknown(other)),
         })
     }

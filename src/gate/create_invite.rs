@@ -64,8 +64,11 @@ impl CreateInvite {
             "id_taken" => {
                 Said::Created(Created::IdTaken { code: reply.parsed(fields::stored_code)? })
             }
-            "code_taken" => Said::Created(Created::CodeTaken { by: reply.parsed(str::parse)? }),
-            "namespace_not_found" => Said::Created(Created::NamespaceNotFound),
+            "code_taken" => {
+                let by = reply.parsed(str::parse)?;
+                Said::Created(called.refused(Created::CodeTaken { by })?)
+            }
+            "namespace_not_found" => Said::Created(called.refused(Created::NamespaceNotFound)?),
             "ended" => Said::Ended(reply.parsed(str::parse)?),
             other => return Err(reply.unknown(other)),
         })

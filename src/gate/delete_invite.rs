@@ -32,10 +32,11 @@ impl DeleteInvite {
         Ok(match reply.text()? {
             "deleted" => Deleted::Deleted,
             // It was there a moment ago: an earlier attempt of this call has deleted it.
-            "not_found" if called.repeated => Deleted::Deleted,
-            "not_found" => Deleted::NotFound,
-            "in_use" => Deleted::InUse { uses: reply.number()? },
-            "precondition_failed" => Deleted::PreconditionFailed { revision: reply.number()? },
+            "not_found" => called.refused_unless_done(Deleted::NotFound, Deleted::Deleted)?,
+            "in_use" => called.refused(Deleted::InUse { uses: reply.number()? })?,
+            "precondition_failed" => {
+                called.refused(Deleted::PreconditionFailed { revision: reply.number()? })?
+            }
             other => return Err(reply.unknown(other)),
         })
     }

@@ -35,11 +35,12 @@ impl Join {
                 let joined_at = reply.parsed_number(Millis::from_ms)?;
                 Joined::Already(member(joined_at, reply.optional(str::parse)?))
             }
-            "already_member" => Joined::AlreadyMember {
-                group: reply.parsed(Group::parse)?,
-                redemption: reply.optional(str::parse)?,
-            },
-            "namespace_not_found" => Joined::NamespaceNotFound,
+            "already_member" => {
+                let group = reply.parsed(Group::parse)?;
+                let redemption = reply.optional(str::parse)?;
+                called.refused(Joined::AlreadyMember { group, redemption })?
+            }
+            "namespace_not_found" => called.refused(Joined::NamespaceNotFound)?,
             other => return Err(reply.unknown(other)),
         })
     }

@@ -35,8 +35,9 @@ pub(super) fn channel(queue_max: usize) -> (Lane, mpsc::Receiver<Job>) {
 pub(super) enum Reply {
     /// The answer.
     Answer(Answer),
-    /// The rules that were known are not those of the gate any more; the request comes back undecided.
-    SettingsChanged(Redeem),
+    /// The rules that were known are not those of the gate any more; the request comes back undecided, with whether an
+    /// earlier attempt may have been granted.
+    SettingsChanged(Redeem, bool),
 }
 
 /// A request that waits.
@@ -50,16 +51,19 @@ pub(super) struct Job {
 }
 
 impl Lane {
-    /// Waits in line, and for the answer.
+    /// Waits in line, and for the answer. `unknown` says that an earlier attempt may have been granted.
     pub(super) async fn ask(
         &self,
         request: Redeem,
         settings: Arc<Settings>,
         deadline: Instant,
+        unknown: bool,
     ) -> Result<Reply, GateError> {
         let (reply, answer) = oneshot::channel();
-        let job = Job { request, settings, deadline, unknown: false, reply };
-        self.queue.try_send(job).map_err(|_| GateError::Overloaded)?;
+        let job = Job { request, settings, deadline, unknown, reply };
+        self.queue.try_send(job).map_err(|_| {
+            if unknown { GateError::OutcomeUnknown { cause: None } } else { GateError::Overloaded }
+        })?;
         // A runner that ends without a word does so with the whole gate; what it had sent may have run.
         answer.await.unwrap_or(Err(GateError::OutcomeUnknown { cause: None }))
     }
@@ -209,14 +213,10 @@ impl Runner {
         match decisions {
             Ok(decisions) => deliver(jobs, decisions, lent.settled),
             Err(error) => {
-                let message = error.to_string();
-                let failed = || GateError::Unexpected {
-                    script: script::REDEEM.name,
-                    message: message.clone(),
-                };
                 // The script has run, so what was decided is not known to anybody until they ask again.
+                tracing::error!(%error, "the reply to a batch can not be read");
                 for job in jobs {
-                    job.answer(Err(failed()));
+                    job.answer(Err(GateError::OutcomeUnknown { cause: None }));
                 }
             }
         }
@@ -258,14 +258,12 @@ fn deliver(jobs: Vec<Job>, decisions: Vec<Decision>, settled: bool) {
                     job.answer(Err(GateError::OutcomeUnknown { cause: None }));
                 }
             }
-            Decision::SettingsChanged if job.unknown && !settled => {
-                job.answer(Err(GateError::OutcomeUnknown { cause: None }));
-            }
             Decision::SettingsChanged => {
-                let Job { request, reply, .. } = job;
-                drop(reply.send(Ok(Reply::SettingsChanged(request))));
+                let Job { request, reply, unknown, .. } = job;
+                drop(reply.send(Ok(Reply::SettingsChanged(request, unknown && !settled))));
             }
-            Decision::Failed(error) => job.answer(Err(error)),
+            // Nothing was decided now, but an earlier attempt may have been.
+            Decision::Failed(error) => job.fail(|| error, None),
         }
     }
 }

@@ -26,10 +26,12 @@ impl Leave {
             "left" => Left::Left(
                 (0..reply.len()).map(|_| reply.parsed(Group::parse)).collect::<Result<_, _>>()?,
             ),
-            // An earlier attempt of this call may have ended the membership; either way it has ended.
-            "not_member" if called.repeated => Left::Left(self.group.iter().cloned().collect()),
-            "not_member" => Left::NotMember,
-            "namespace_not_found" => Left::NamespaceNotFound,
+            // Where an earlier attempt of this call may have ended the membership, it has ended either way.
+            "not_member" => {
+                let groups = self.group.iter().cloned().collect();
+                called.refused_unless_done(Left::NotMember, Left::Left(groups))?
+            }
+            "namespace_not_found" => called.refused(Left::NamespaceNotFound)?,
             other => return Err(reply.unknown(other)),
         })
     }

@@ -124,6 +124,8 @@ pub async fn find_redemption(
     let unavailable = |cause| GateError::Unavailable { doing: "reading an outbox", cause };
     let partition = gate.keys().partition_of(namespace);
     let key = gate.keys().outbox(partition);
+    // An outbox may be long when the ledger is behind, and others need the pool.
+    let _turn = gate.inner.scans.acquire().await;
     let mut connection =
         gate.inner.pool.get().await.map_err(|error| unavailable(link::pool_error(error)))?;
     // Backwards: whoever asks has most often just redeemed.

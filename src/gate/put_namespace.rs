@@ -26,12 +26,14 @@ impl PutNamespace {
                 let (settings, now) = shown(&mut reply)?;
                 NamespacePut::Changed { settings, now }
             }
-            "not_found" => NamespacePut::NotFound,
-            "precondition_failed" => NamespacePut::PreconditionFailed { revision: reply.number()? },
+            "not_found" => called.refused(NamespacePut::NotFound)?,
+            "precondition_failed" => {
+                called.refused(NamespacePut::PreconditionFailed { revision: reply.number()? })?
+            }
             "fixed_rules" => {
                 let settings =
                     reply.fields()?.settings().map_err(|error| reply.unknown(&error.0))?;
-                NamespacePut::FixedRules { settings }
+                called.refused(NamespacePut::FixedRules { settings })?
             }
             other => return Err(reply.unknown(other)),
         })

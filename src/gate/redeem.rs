@@ -56,12 +56,13 @@ pub(super) fn call<'a>(
     let mut indexes = Indexes::default();
     indexes.of(keyspace.meta(partition));
     indexes.of(keyspace.outbox(partition));
-    let mut namespaces: Vec<(&Namespace, String)> = Vec::new();
+    let mut namespaces: Vec<(&Namespace, u64)> = Vec::new();
     let mut args = Vec::new();
     for (request, settings) in requests {
-        let place = namespaces.iter().position(|(namespace, _)| *namespace == &request.namespace);
-        let place = place.unwrap_or_else(|| {
-            namespaces.push((&request.namespace, settings.revision.to_string()));
+        // Two that know different rules of one namespace are told apart, so that each is checked by its own.
+        let known = (&request.namespace, settings.revision);
+        let place = namespaces.iter().position(|other| *other == known).unwrap_or_else(|| {
+            namespaces.push(known);
             namespaces.len() - 1
         });
         push_request(&mut args, &mut indexes, keyspace, place + 1, request, settings);
@@ -71,7 +72,7 @@ pub(super) fn call<'a>(
         head.extend([
             namespace.to_string(),
             indexes.of(keyspace.settings(namespace)).to_string(),
-            revision,
+            revision.to_string(),
         ]);
     }
     head.extend(args);

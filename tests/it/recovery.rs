@@ -1,25 +1,31 @@
 //! Admission and recovery on a real Redis: what opens by itself, what stays closed, and what a rebuild brings back.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::atomic::AtomicBool, time::Duration};
 
 use redeemer::{
     domain::{
-        Code, CodeCase, Cursor, Entry, Group, InviteId, MembershipRule, Namespace, Outcome,
-        Partition, RedemptionId, RequestId, UserId,
+        Change, Code, CodeCase, Cursor, Entry, Fence, Group, InviteId, MembershipRule, Namespace,
+        Outcome, Partition, Redemption, RedemptionId, RequestId, UserId,
     },
     gate::{
         GateError,
+        close::{self, Closed},
         create_invite::CreateInvite,
         outbox::{Read, Reader},
+        rebuild::{Builder, RebuildError},
         redeem::{Mode, Redeem},
         survey,
     },
+    ledger::PartitionState,
     recovery::Admission,
-    sync::plan,
+    sync::{self, plan},
 };
 use uuid::Uuid;
 
-use crate::support::bench::{Bench, admit};
+use crate::support::{
+    bench::{Bench, admit},
+    eventually, until_some,
+};
 
 /// An open partition with one invite, and users who come one after the other.
 struct Deployment {
@@ -298,4 +304,128 @@ async fn restore(bench: &Bench, dump: Vec<(String, Vec<u8>)>) {
     for (key, value) in dump {
         redis::cmd("RESTORE").arg(key).arg(0).arg(value).exec_async(&mut connection).await.unwrap();
     }
+}
+
+#[tokio::test]
+async fn a_builder_that_was_paused_can_not_destroy_what_a_later_one_opened() {
+    let it = Deployment::start().await;
+    it.grant(0..3).await;
+    carry(&it.bench).await;
+    let bench = &it.bench;
+    let lineage = survey::run(&bench.gate, Partition(0)).await.unwrap().lineage;
+    // An operator wants the gate discarded. The first leader closes the partition in the ledger, and is paused.
+    bench.ledger.request_rebuild(None).await.unwrap();
+    let old = bench.ledger.close_partition(&bench.lease, 0, "paused").await.unwrap().unwrap();
+    // Another one does the work, and serves.
+    bench.admit().await;
+    it.grant(3..5).await;
+    let before = contents(bench).await;
+    // The first one wakes up.
+    let next = Fence { deployment: bench.deployment.id.clone(), lineage, epoch: old };
+    let closed = close::run(&bench.gate, Partition(0), &next, true).await.unwrap();
+    assert!(matches!(closed, Closed::Foreign { .. }), "{closed:?}");
+    let alive = AtomicBool::new(true);
+    let begun = Builder::begin(&bench.gate, Partition(0), next, "5", true, &alive).await;
+    assert!(matches!(begun, Err(RebuildError::Moved)));
+    assert_eq!(contents(bench).await, before);
+    it.assert_replayed(0..5).await;
+    it.grant(5..6).await;
+}
+
+#[tokio::test]
+async fn an_older_ledger_is_noticed_though_redis_goes_on() {
+    let it = Deployment::start().await;
+    it.grant(0..5).await;
+    carry(&it.bench).await;
+    let cursor = it.gate_cursor().await;
+    redeemer::gate::outbox::trim(&it.bench.gate, Partition(0), cursor).await.unwrap();
+    // As if a copy from before had been put in its place: epoch and lineage are the same.
+    let pool = sqlx::SqlitePool::connect(&it.bench.ledger_url()).await.unwrap();
+    sqlx::query("UPDATE partitions SET cursor_seq = 3").execute(&pool).await.unwrap();
+    let reason = it.reason_to_stay_closed().await;
+    assert!(reason.contains("the ledger is older than the gate"), "{reason}");
+}
+
+/// Appends an entry that nobody understands, as the next change.
+async fn poison(bench: &Bench) {
+    let keys = bench.gate.keys();
+    let (meta, outbox) = (keys.meta(Partition(0)), keys.outbox(Partition(0)));
+    let seq: u64 = bench.redis.run(&["HINCRBY", &meta, "seq", "1"]).await;
+    bench.redis.run::<()>(&["XADD", &outbox, &format!("1-{seq}"), "type", "nonsense"]).await;
+}
+
+#[tokio::test]
+async fn one_bad_entry_is_put_aside_and_several_in_a_row_stop_the_sync() {
+    let it = Deployment::start().await;
+    it.grant(0..2).await;
+    poison(&it.bench).await;
+    it.grant(2..4).await;
+    let stop = tokio_util::sync::CancellationToken::new();
+    let syncing =
+        tokio::spawn(sync::run(it.bench.context(Duration::from_millis(500)), stop.clone()));
+    eventually("the good ones are in the ledger", async || it.redemptions_in_ledger().await == 4)
+        .await;
+    assert_eq!(it.bench.ledger.dead_letters(Partition(0)).await.unwrap(), 1);
+
+    for _ in 0..6 {
+        poison(&it.bench).await;
+    }
+    it.grant(4..5).await;
+    let reason = until_some("the sync says that it has stopped", async || {
+        it.bench.ledger.partition(Partition(0)).await.unwrap().reason
+    })
+    .await;
+    assert!(reason.contains("3 entries in a row"), "{reason}");
+    // However often it tries again, it gives up no more than two of them.
+    let calls = it.bench.redis.calls("xread").await;
+    eventually("it has tried again", async || it.bench.redis.calls("xread").await > calls + 5)
+        .await;
+    assert_eq!(it.bench.ledger.dead_letters(Partition(0)).await.unwrap(), 3);
+    assert_eq!(it.redemptions_in_ledger().await, 4);
+    it.grant(5..6).await;
+    stop.cancel();
+    syncing.await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rebuild_that_takes_longer_than_a_lease_comes_to_its_end() {
+    const USERS: u32 = 20_000;
+    let it = Deployment::start().await;
+    it.grant(0..1).await;
+    let entries = entries(&it.bench).await;
+    let template = entries.last().unwrap().clone();
+    let Change::Redeemed { redemption, rule, .. } = template.change.clone() else {
+        panic!("a redemption")
+    };
+    // Many users, as the sync would have brought them.
+    let cursor = it.bench.ledger.partition(Partition(0)).await.unwrap().cursor;
+    let many = (0..USERS).map(|number| {
+        let cursor = Cursor { epoch: 1, seq: u64::from(number) + 10 };
+        let redemption = Redemption {
+            id: RedemptionId(Uuid::from_u128(5000 + u128::from(number))),
+            user: UserId::parse(&format!("many-{number}")).unwrap(),
+            ordinal: u64::from(number) + 10,
+            position: redeemer::domain::Position { partition: Partition(0), cursor },
+            ..redemption.clone()
+        };
+        let request = format!("request-{number}");
+        let change = Change::Redeemed { redemption, request, uses: 1, rule, metadata: None };
+        Entry { cursor, change, ..template.clone() }
+    });
+    let all: Vec<Entry> = entries.iter().cloned().chain(many).collect();
+    let end = all.last().unwrap().cursor;
+    it.bench.ledger.append(&it.bench.lease, cursor, end, &plan::plan(&all)).await.unwrap();
+    it.bench.redis.run::<()>(&["FLUSHALL"]).await;
+    // The shortest lease that the configuration allows.
+    it.bench.ledger.release_lease(&it.bench.lease).await.unwrap();
+    let stop = tokio_util::sync::CancellationToken::new();
+    let syncing =
+        tokio::spawn(sync::run(it.bench.context(Duration::from_millis(500)), stop.clone()));
+    eventually("the partition is open", async || {
+        it.bench.ledger.partition(Partition(0)).await.unwrap().state == PartitionState::Open
+            && it.bench.redis.run::<u32>(&["DBSIZE"]).await > USERS
+    })
+    .await;
+    stop.cancel();
+    syncing.await.unwrap();
 }

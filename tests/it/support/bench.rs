@@ -34,7 +34,7 @@ pub struct Bench {
     pub deployment: Deployment,
     pub lease: Lease,
     pub clock: Arc<AtomicI64>,
-    _directory: TempDir,
+    directory: TempDir,
 }
 
 pub fn gate_options(url: String, clock: Option<Arc<AtomicI64>>) -> GateOptions {
@@ -81,7 +81,7 @@ impl Bench {
         let deployment = ledger.deployment(1, uuid::Uuid::from_u128(1)).await.unwrap();
         let lease =
             ledger.take_leases("test", Duration::from_mins(10), true).await.unwrap().remove(0);
-        let bench = Self { redis, gate, ledger, deployment, lease, clock, _directory: directory };
+        let bench = Self { redis, gate, ledger, deployment, lease, clock, directory };
         bench.admit().await;
         bench
     }
@@ -95,6 +95,15 @@ impl Bench {
 
     pub async fn try_admit(&self) -> Admission {
         admit(&self.gate, &self.ledger, &self.deployment, &self.lease).await
+    }
+
+    /// What a node needs to look after the partition, with leases of this length.
+    pub fn context(&self, lease_ttl: Duration) -> Context {
+        context(&self.gate, &self.ledger, &self.deployment, lease_ttl)
+    }
+
+    pub fn ledger_url(&self) -> String {
+        format!("sqlite:{}", self.directory.path().join("ledger.sqlite").display())
     }
 
     pub fn now(&self) -> Millis {
@@ -127,22 +136,26 @@ pub async fn admit(
     deployment: &Deployment,
     lease: &Lease,
 ) -> Admission {
-    let context = Context {
+    let context = context(gate, ledger, deployment, Duration::from_mins(10));
+    recovery::admit(&context, lease, &AtomicBool::new(true)).await.unwrap()
+}
+
+fn context(gate: &Gate, ledger: &Ledger, deployment: &Deployment, lease_ttl: Duration) -> Context {
+    Context {
         gate: gate.clone(),
         ledger: ledger.clone(),
         deployment: deployment.clone(),
         options: SyncOptions {
             owner: "test".to_owned(),
             batch_max: 1000,
-            lease_ttl: Duration::from_mins(10),
+            lease_ttl,
             steal_leases: false,
             block: Duration::from_millis(100),
             backoff_max: Duration::from_millis(100),
             drain_timeout: Duration::from_secs(10),
         },
         rebuilds: Arc::new(Semaphore::new(1)),
-    };
-    recovery::admit(&context, lease, &AtomicBool::new(true)).await.unwrap()
+    }
 }
 
 pub fn rules(membership: MembershipRule) -> Rules {
