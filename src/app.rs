@@ -25,7 +25,10 @@ use crate::{
     ledger::{Deployment, Ledger, LedgerOptions, SNAPSHOTS_MAX},
     local_server::{self, DataDir, LocalServer},
     recovery,
-    sync::{self, SyncOptions, chain},
+    sync::{
+        self, SyncOptions, chain,
+        progress::{self, Progress},
+    },
 };
 
 /// Why the service did not start: everything that is wrong, each with what to do.
@@ -278,7 +281,9 @@ impl App {
                 "listening beyond this machine without TLS: put a balancer with TLS in front, or API keys can be read on the way"
             );
         }
+        let progress = Progress::new(deployment.partitions);
         let state = State {
+            progress: progress.clone(),
             gate: gate.clone(),
             ledger: ledger.clone(),
             keys: keys.clone(),
@@ -298,6 +303,7 @@ impl App {
             gate: gate.clone(),
             ledger: ledger.clone(),
             deployment: deployment.clone(),
+            progress: progress.clone(),
             rebuilds: Arc::new(Semaphore::new(SNAPSHOTS_MAX as usize)),
             options: SyncOptions {
                 owner: format!("{}-{}", std::process::id(), crate::ids::unique()),
@@ -345,6 +351,10 @@ impl App {
             until(stop_rest.clone(), refresh_keys(keys, ledger.clone(), config.auth.refresh)),
         );
         rest.spawn("the metrics", until(stop_rest.clone(), upkeep(self.metrics)));
+        rest.spawn(
+            "the ledger's progress",
+            until(stop_rest.clone(), progress::look(progress, ledger.clone())),
+        );
         rest.spawn("the lanes", until(stop_rest.clone(), self.lanes));
         let stop_server = CancellationToken::new();
         let server =

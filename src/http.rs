@@ -39,6 +39,7 @@ use crate::{
     domain::Role,
     gate::{Gate, put_namespace::Rules},
     ledger::Ledger,
+    sync::progress::Progress,
 };
 
 /// What the handlers need.
@@ -48,6 +49,8 @@ pub struct State {
     pub gate: Gate,
     /// SQL.
     pub ledger: Ledger,
+    /// How far the ledger is.
+    pub progress: Progress,
     /// Who may ask.
     pub keys: Arc<Keys>,
     /// Whether this node should be sent requests.

@@ -5,6 +5,7 @@
 //! transaction, and removes from the outbox what is written. It never removes an entry that the ledger does not have.
 
 pub mod plan;
+pub mod progress;
 
 use std::{
     collections::HashMap,
@@ -18,8 +19,9 @@ use std::{
 use tokio::{sync::Semaphore, task::JoinSet, time::Instant};
 use tokio_util::sync::CancellationToken;
 
+use self::progress::Progress;
 use crate::{
-    domain::{Cursor, Entry, Fence, Partition},
+    domain::{Cursor, Entry, Fence, Partition, Position},
     gate::{
         Gate, GateError,
         outbox::{self, Read, Reader},
@@ -78,6 +80,8 @@ pub struct Context {
     pub options: SyncOptions,
     /// Turns to rebuild a partition: as many as the ledger reads snapshots at a time.
     pub rebuilds: Arc<Semaphore>,
+    /// Whom to tell what the ledger has.
+    pub progress: Progress,
 }
 
 /// A partition that this node leads.
@@ -287,7 +291,10 @@ impl Leader {
             let count = entries.len() as u64;
             if count > 0 {
                 match carry(ledger, &self.lease, cursor, entries).await? {
-                    Carried::To(end) => cursor = end,
+                    Carried::To(end) => {
+                        cursor = end;
+                        self.context.progress.reached(Position { partition, cursor });
+                    }
                     Carried::Overtaken => return Ok(Ended::ForGood),
                     Carried::Stopped(reason) => {
                         tracing::error!(%partition, reason, "the sync stops; the gate goes on until its outbox is full");

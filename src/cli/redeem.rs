@@ -24,12 +24,15 @@ pub(super) struct Redeem {
     /// What makes a repeat recognisable
     #[arg(long, value_name = "KEY")]
     idempotency_key: Option<String>,
+    /// What the answer is to promise: gate or ledger
+    #[arg(long, value_name = "LEVEL")]
+    durability: Option<String>,
     /// A JSON object of your own
     #[arg(long, value_name = "JSON", value_parser = parse_json)]
     metadata: Option<Value>,
 }
 
-const COLUMNS: [Column; 8] = [
+const COLUMNS: [Column; 9] = [
     ("ID", "id"),
     ("USER", "user"),
     ("GROUP", "group"),
@@ -38,6 +41,7 @@ const COLUMNS: [Column; 8] = [
     ("REMAINING", "remaining"),
     ("AT", "redeemed_at"),
     ("REPLAYED", "replayed"),
+    ("DURABILITY", "durability"),
 ];
 
 impl Redeem {
@@ -51,6 +55,7 @@ impl Redeem {
             ("ip", self.ip.map(Value::from)),
             ("email", self.email.map(Value::from)),
             ("metadata", self.metadata),
+            ("durability", self.durability.map(Value::from)),
         ];
         body.extend(
             optional.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))),

@@ -3,7 +3,7 @@
 use super::{CodeCase, MembershipRule, Millis, Policy, Quota, name::Malformed};
 
 /// What an answer promises: see the reliability notes for what each level may lose.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Hash)]
 pub enum Durability {
     /// The script has run.
     #[default]

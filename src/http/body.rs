@@ -283,7 +283,9 @@ impl Body {
         let code = self.common.unwrap_or(Code::InvalidRequest);
         let detail = match code {
             Code::CodeMalformed => "A code is 1 to 64 letters, digits, - and _.",
-            Code::DurabilityUnavailable => "This version promises the durability level gate only.",
+            Code::DurabilityUnavailable => {
+                "This version promises the durability levels gate and ledger."
+            }
             _ => "Mend the fields listed in `errors` and send the request again.",
         };
         Problem::new(code, detail).with("errors", std::mem::take(&mut self.errors))

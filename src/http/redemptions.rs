@@ -5,6 +5,7 @@
 use actix_web::{HttpResponse, http::header, web};
 use serde::Serialize;
 use serde_json::value::RawValue;
+use tokio::time::Instant;
 
 use super::{
     State,
@@ -88,14 +89,37 @@ pub(super) async fn settings_of(
 /// A durability level that this version can promise.
 pub(super) fn durability(body: &mut Body) -> Option<Durability> {
     let asked = body.optional("durability", Durability::parse).value()?;
-    if asked != Durability::Gate {
-        body.wrong(
-            "durability",
-            Code::DurabilityUnavailable,
-            "this version promises the level gate only",
-        );
+    if asked == Durability::Replicated {
+        let detail = "this version promises the levels gate and ledger";
+        body.wrong("durability", Code::DurabilityUnavailable, detail);
     }
     Some(asked)
+}
+
+/// Waits until the ledger has a redemption that the gate has granted, until `deadline`.
+async fn wait_for_ledger(
+    state: &State,
+    redemption: &Redemption,
+    deadline: Instant,
+) -> Result<(), Problem> {
+    let unknown = |detail: &str| {
+        Problem::new(Code::OutcomeUnknown, detail).with("reached", Durability::Gate.as_str())
+    };
+    let known = || state.ledger.redemption(&redemption.namespace, redemption.id);
+    if tokio::time::timeout_at(deadline, state.progress.wait(redemption.position)).await.is_err() {
+        return Err(unknown(
+            "The gate has granted it, and the ledger does not have it yet. Repeat the request with the same \
+             Idempotency-Key; nothing is spent twice.",
+        ));
+    }
+    // The ledger has passed the place; only the row itself says that it is in it.
+    match known().await? {
+        Some(_) => Ok(()),
+        None => Err(unknown(
+            "The gate had granted it, and the ledger could not take it. Repeat the request with the same \
+             Idempotency-Key to learn what holds.",
+        )),
+    }
 }
 
 pub(super) async fn redeem(
@@ -104,15 +128,18 @@ pub(super) async fn redeem(
     request: IdempotencyKey,
     mut body: Body,
 ) -> Result<HttpResponse, Problem> {
+    let deadline = Instant::now() + state.request_timeout;
     let settings = settings_of(&state, &scope.namespace).await?;
     let code = body.code(|text| InviteCode::parse(text, settings.code_case));
     let user = body.required("user", UserId::parse);
     let ip = body.ip();
     let email_domain = body.optional("email", EmailDomain::of_address).value();
     let metadata = body.metadata().value();
-    durability(&mut body);
+    let asked = durability(&mut body);
     body.finish()?;
     let (Some(code), Some(user)) = (code, user) else { return Err(body.problem()) };
+    // A request may ask for more than its namespace promises, never for less.
+    let level = asked.unwrap_or_default().max(settings.durability);
     let request = request.0.unwrap_or_else(crate::ids::request);
     let mode = Mode::Redeem { request, redemption: crate::ids::redemption(), metadata };
     let caller = scope.caller.actor();
@@ -136,6 +163,9 @@ pub(super) async fn redeem(
             return Err(Problem::unexpected("a redemption was answered like a validation"));
         }
     };
+    if level == Durability::Ledger {
+        wait_for_ledger(&state, redemption, deadline).await?;
+    }
     for header in rate_headers(&answer.rates) {
         response.insert_header(header);
     }
@@ -144,7 +174,7 @@ pub(super) async fn redeem(
             format!("/v1/namespaces/{}/redemptions/{}", redemption.namespace, redemption.id);
         response.insert_header((header::LOCATION, location));
     }
-    Ok(response.json(View::new(redemption, replayed, Durability::Gate)))
+    Ok(response.json(View::new(redemption, replayed, level)))
 }
 
 pub(super) async fn show(

@@ -11,6 +11,7 @@ mod api;
 mod batch;
 mod cli;
 mod docs;
+mod durability;
 mod faults;
 mod input;
 mod model;

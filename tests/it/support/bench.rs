@@ -16,7 +16,7 @@ use redeemer::{
     },
     ledger::{Deployment, Lease, Ledger, LedgerOptions},
     recovery::{self, Admission},
-    sync::{Context, SyncOptions},
+    sync::{Context, SyncOptions, progress::Progress},
 };
 use tempfile::TempDir;
 use tokio::sync::Semaphore;
@@ -155,6 +155,7 @@ fn context(gate: &Gate, ledger: &Ledger, deployment: &Deployment, lease_ttl: Dur
             drain_timeout: Duration::from_secs(10),
         },
         rebuilds: Arc::new(Semaphore::new(1)),
+        progress: Progress::new(1),
     }
 }
 

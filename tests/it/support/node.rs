@@ -130,6 +130,12 @@ impl Node {
         self.child.id()
     }
 
+    /// Kills it without a warning.
+    pub fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
     /// Asks it to stop, and waits until it has; returns its exit code.
     pub async fn stop(mut self) -> i32 {
         signal(self.child.id(), "TERM");

@@ -1,0 +1,190 @@
+//! What an answer of level `ledger` promises: SQL has it, whatever becomes of Redis.
+
+use serde_json::json;
+use sqlx::{Connection as _, SqliteConnection};
+
+use crate::support::{
+    eventually,
+    node::{Node, Reply, Settings, json_body, send, signal},
+    redis::RedisServer,
+    until_some,
+};
+
+const REDEMPTIONS: &str = "/v1/namespaces/default/redemptions";
+
+async fn start(settings: Settings) -> Node {
+    tokio::task::spawn_blocking(move || Node::start(&settings)).await.unwrap()
+}
+
+async fn redeem(node: &Node, user: &str, level: &str) -> Reply {
+    let request = node.request(reqwest::Method::POST, REDEMPTIONS).header("idempotency-key", user);
+    let body = json!({"code": "DURABLE", "user": user, "durability": level});
+    send(json_body(request, &body)).await.unwrap()
+}
+
+async fn open(path: &std::path::Path) -> SqliteConnection {
+    SqliteConnection::connect(&format!("sqlite:{}", path.display())).await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn it_survives_the_loss_of_redis_data_and_all() {
+    let directory = tempfile::Builder::new().prefix("rdm-lost-").tempdir().unwrap();
+    let path = directory.path().to_owned();
+    let at = path.clone();
+    let mut node = tokio::task::spawn_blocking(move || Node::start_at(&at, &Settings::default()))
+        .await
+        .unwrap();
+    node.invite("DURABLE", "team", 100).await;
+    let mut ledger = open(&path.join("ledger.sqlite")).await;
+    let mut told = Vec::new();
+    for number in 0..10 {
+        let reply = redeem(&node, &format!("user-{number}"), "ledger").await;
+        assert_eq!(
+            (reply.status, &reply.body["durability"]),
+            (201, &json!("ledger")),
+            "{}",
+            reply.text
+        );
+        // At the moment of the answer it is there.
+        let rows: i64 = sqlx::query_scalar("SELECT COUNT(*) FROM redemptions WHERE id = ?")
+            .bind(reply.body["id"].as_str().unwrap())
+            .fetch_one(&mut ledger)
+            .await
+            .unwrap();
+        assert_eq!(rows, 1);
+        told.push(reply);
+    }
+    // Node and Redis die, and what Redis had is gone.
+    let pid = std::fs::read_to_string(path.join("redis/redis.pid")).unwrap();
+    node.kill();
+    signal(pid.trim().parse().unwrap(), "KILL");
+    std::fs::remove_dir_all(path.join("redis")).unwrap();
+    drop(node);
+    let node = tokio::task::spawn_blocking(move || Node::start_at(&path, &Settings::default()))
+        .await
+        .unwrap();
+    for (number, first) in told.iter().enumerate() {
+        let again = redeem(&node, &format!("user-{number}"), "ledger").await;
+        assert_eq!(
+            (again.status, &again.body["id"], &again.body["replayed"]),
+            (200, &first.body["id"], &json!(true))
+        );
+    }
+    assert_eq!(redeem(&node, "late", "gate").await.body["use"], 11);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_leads_wakes_those_who_wait_on_every_node() {
+    let redis = RedisServer::start().await;
+    let directory = tempfile::tempdir().unwrap();
+    let settings = Settings {
+        redis_url: Some(redis.url()),
+        ledger: Some(directory.path().join("ledger.sqlite")),
+        ..Settings::default()
+    };
+    // The first one leads every partition.
+    let nodes = [start(settings.clone()).await, start(settings).await];
+    nodes[0].invite("DURABLE", "team", 1000).await;
+    for number in 0..20 {
+        let reply = redeem(&nodes[number % 2], &format!("user-{number}"), "ledger").await;
+        assert_eq!(
+            (reply.status, &reply.body["durability"]),
+            (201, &json!("ledger")),
+            "{}",
+            reply.text
+        );
+    }
+    // Many at once share the commits.
+    let many = (20..200).map(|number| {
+        let node = &nodes[number % 2];
+        async move { redeem(node, &format!("user-{number}"), "ledger").await.status }
+    });
+    let statuses = futures_util::future::join_all(many).await;
+    assert!(statuses.iter().all(|status| *status == 201), "{statuses:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_namespace_sets_the_least_that_its_answers_promise() {
+    let node = start(Settings::default()).await;
+    node.invite("DURABLE", "team", 100).await;
+    assert_eq!(redeem(&node, "alice", "gate").await.body["durability"], "gate");
+    let changed = node
+        .send(reqwest::Method::PATCH, "/v1/namespaces/default", &json!({"durability": "ledger"}))
+        .await;
+    assert_eq!(
+        (changed.status, &changed.body["durability"]),
+        (200, &json!("ledger")),
+        "{}",
+        changed.text
+    );
+    assert_eq!(
+        redeem(&node, "bob", "gate").await.body["durability"],
+        "ledger",
+        "a request can not ask for less"
+    );
+    assert_eq!(
+        redeem(&node, "alice", "gate").await.body["durability"],
+        "ledger",
+        "replays wait too"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn while_the_ledger_can_not_write_the_outcome_is_unknown_and_the_same_key_gets_it_later() {
+    let env = vec![("REDEEMER_HTTP__REQUEST_TIMEOUT_MS", "300".to_owned())];
+    let node = start(Settings { env, ..Settings::default() }).await;
+    node.invite("DURABLE", "team", 100).await;
+    assert_eq!(redeem(&node, "alice", "ledger").await.status, 201);
+    let mut writer = open(&node.directory().join("ledger.sqlite")).await;
+    sqlx::query("BEGIN IMMEDIATE").execute(&mut writer).await.unwrap();
+    let unknown = redeem(&node, "bob", "ledger").await;
+    assert_eq!(
+        (unknown.status, unknown.code(), &unknown.body["reached"]),
+        (503, "outcome_unknown", &json!("gate")),
+        "{}",
+        unknown.text
+    );
+    // The gate goes on.
+    assert_eq!(redeem(&node, "carol", "gate").await.status, 201);
+    sqlx::query("ROLLBACK").execute(&mut writer).await.unwrap();
+    let known = until_some("the ledger has it", async || {
+        let again = redeem(&node, "bob", "ledger").await;
+        (again.status != 503).then_some(again)
+    })
+    .await;
+    assert_eq!(
+        (known.status, &known.body["use"], &known.body["replayed"]),
+        (200, &json!(2), &json!(true))
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_ledger_can_not_take_is_no_success() {
+    let node = start(Settings::default()).await;
+    let invite = node.invite("DURABLE", "team", 100).await;
+    assert_eq!(redeem(&node, "alice", "ledger").await.status, 201);
+    // Something stands where the next use belongs.
+    let mut writer = open(&node.directory().join("ledger.sqlite")).await;
+    sqlx::query(
+        "INSERT INTO redemptions SELECT 'in-the-way', namespace, partition, invite, code, grp, 'nobody', 'nothing', 2,
+             remaining, redeemed_at, NULL, metadata, epoch, 1000000 FROM redemptions WHERE invite = ?",
+    )
+    .bind(invite)
+    .execute(&mut writer)
+    .await
+    .unwrap();
+    let told = redeem(&node, "bob", "ledger").await;
+    assert_eq!(
+        (told.status, told.code(), &told.body["reached"]),
+        (503, "outcome_unknown", &json!("gate")),
+        "{}",
+        told.text
+    );
+    let letters: i64 = sqlx::query_scalar("SELECT COUNT(*) FROM dead_letters")
+        .fetch_one(&mut writer)
+        .await
+        .unwrap();
+    assert_eq!(letters, 1);
+    eventually("the others go on", async || redeem(&node, "carol", "ledger").await.status == 201)
+        .await;
+}
