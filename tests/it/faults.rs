@@ -418,3 +418,94 @@ async fn a_dead_embedded_redis_is_started_again_and_nothing_is_lost() {
     eventually("the node is ready", async || node.get("/readyz").await.status == 200).await;
     tokio::time::timeout(Duration::from_mins(1), node.stop()).await.unwrap();
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn while_the_ledger_is_down_redemptions_go_on_to_the_outboxs_limit_and_none_is_lost() {
+    use sqlx::Connection as _;
+    let env = vec![("REDEEMER_GATE__OUTBOX_MAX", "30".to_owned())];
+    let settings = Settings { env, ..Settings::default() };
+    let node = tokio::task::spawn_blocking(move || Node::start(&settings)).await.unwrap();
+    node.invite("BEHIND", "team", 1000).await;
+    let url = format!("sqlite:{}", node.directory().join("ledger.sqlite").display());
+    let mut writer = sqlx::SqliteConnection::connect(&url).await.unwrap();
+    sqlx::query("BEGIN IMMEDIATE").execute(&mut writer).await.unwrap();
+    let mut granted = BTreeMap::new();
+    let refused = loop {
+        let user = format!("user-{}", granted.len());
+        let reply = node.redeem("BEHIND", &user).await;
+        if reply.status != 201 {
+            break reply;
+        }
+        granted.insert(user, reply.body["id"].clone());
+        assert!(granted.len() <= 30, "the limit does not hold");
+    };
+    assert_eq!((refused.status, refused.code()), (503, "overloaded"), "{}", refused.text);
+    assert!(!refused.header("retry-after").is_empty());
+    // Whoever has a use is told so all the same.
+    assert_eq!(node.redeem("BEHIND", "user-0").await.status, 200);
+    assert_eq!(node.get("/readyz").await.status, 200, "elsewhere it would be no better");
+    sqlx::query("ROLLBACK").execute(&mut writer).await.unwrap();
+    eventually("there is room again", async || {
+        matches!(node.redeem("BEHIND", "late").await.status, 200 | 201)
+    })
+    .await;
+    for (user, id) in granted {
+        let again = node.redeem("BEHIND", &user).await;
+        assert_eq!((again.status, &again.body["id"]), (200, &id));
+    }
+    let all = "/v1/namespaces/default/redemptions?limit=1000";
+    eventually("the ledger has them all", async || {
+        let uses =
+            node.get("/v1/namespaces/default/invites/by-code/BEHIND").await.body["uses"].clone();
+        node.get(all).await.body["data"].as_array().unwrap().len() as u64 == uses.as_u64().unwrap()
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_redis_without_memory_refuses_before_any_effect_and_still_lets_members_leave() {
+    let redis = RedisServer::start().await;
+    let settings = Settings { redis_url: Some(redis.url()), ..Settings::default() };
+    let node = tokio::task::spawn_blocking(move || Node::start(&settings)).await.unwrap();
+    let id = node.invite("FULL", "team", 100).await;
+    assert_eq!(node.redeem("FULL", "alice").await.status, 201);
+    redis.run::<()>(&["CONFIG", "SET", "maxmemory", "1"]).await;
+    let refused = node.redeem("FULL", "bob").await;
+    assert_eq!((refused.status, refused.code()), (503, "gate_unavailable"), "{}", refused.text);
+    assert_eq!(node.get(&format!("/v1/namespaces/default/invites/{id}")).await.body["uses"], 1);
+    // What frees memory goes on: leaving, and emptying the outbox.
+    assert_eq!(node.delete("/v1/namespaces/default/members/alice").await.status, 204);
+    let outboxes: Vec<String> = redis.run(&["KEYS", "*:outbox"]).await;
+    eventually("the outboxes are empty", async || {
+        let mut waiting = 0;
+        for outbox in &outboxes {
+            waiting += redis.run::<u64>(&["XLEN", outbox]).await;
+        }
+        waiting == 0
+    })
+    .await;
+    redis.run::<()>(&["CONFIG", "SET", "maxmemory", "0"]).await;
+    let bob = node.redeem("FULL", "bob").await;
+    assert_eq!((bob.status, &bob.body["use"]), (201, &json!(2)), "{}", bob.text);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_deployments_share_one_redis_by_their_prefixes() {
+    let redis = RedisServer::start().await;
+    let start = |prefix: &str| {
+        let env = vec![("REDEEMER_REDIS__KEY_PREFIX", prefix.to_owned())];
+        let settings = Settings { redis_url: Some(redis.url()), env, ..Settings::default() };
+        tokio::task::spawn_blocking(move || Node::start(&settings))
+    };
+    let (one, two) = (start("one").await.unwrap(), start("two").await.unwrap());
+    for node in [&one, &two] {
+        node.invite("SHARED", "team", 1).await;
+        assert_eq!(node.redeem("SHARED", "alice").await.status, 201);
+        assert_eq!(node.redeem("SHARED", "bob").await.code(), "invite_exhausted");
+    }
+    let keys: Vec<String> = redis.run(&["KEYS", "*"]).await;
+    assert!(
+        keys.iter().all(|key| key.starts_with("one:{") || key.starts_with("two:{")),
+        "{keys:?}"
+    );
+}
