@@ -5,7 +5,7 @@ COPY . .
 RUN cargo build --profile dist --locked && cp target/dist/redeemer /redeemer
 
 FROM debian:bookworm-slim
-RUN useradd --system --uid 10001 --home-dir /var/lib/redeemer --create-home redeemer
+RUN useradd --uid 10001 --home-dir /var/lib/redeemer --create-home redeemer
 COPY --from=build /redeemer /usr/local/bin/redeemer
 USER redeemer
 WORKDIR /var/lib/redeemer

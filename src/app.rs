@@ -23,7 +23,7 @@ use crate::{
     gate::{Gate, GateOptions, put_namespace::Rules, server},
     http::{self, Keys, Readiness, ServeOptions, State},
     ledger::{Deployment, Ledger, LedgerOptions, SNAPSHOTS_MAX},
-    local_server::{self, DataDir, LocalServer},
+    local_server::{self, DataDir, LocalServer, LocalServerError},
     recovery,
     sync::{
         self, SyncOptions, chain,
@@ -357,16 +357,14 @@ impl App {
         );
         rest.spawn("the lanes", until(stop_rest.clone(), self.lanes));
         let stop_server = CancellationToken::new();
-        let server =
-            self.local_server.map(|server| tokio::spawn(server.watch(stop_server.clone())));
-        let mut watched = std::pin::pin!(watch_server(server));
+        let mut watched = tokio::spawn(watch(self.local_server, stop_server.clone()));
 
         let ended = tokio::select! {
             () = shutdown.cancelled() => None,
             ended = front.next() => Some(ended),
             ended = syncing.next() => Some(ended),
             ended = rest.next() => Some(ended),
-            ended = &mut watched => Some(ended.err().unwrap_or(TaskEnded { task: "the embedded Redis", why: None })),
+            ended = &mut watched => Some(watch_ended(ended)),
         };
         if let Some(ended) = &ended {
             tracing::error!(error = %ended, "stopping");
@@ -382,8 +380,8 @@ impl App {
         rest.join().await;
         drop(gate);
         stop_server.cancel();
-        if !matches!(&ended, Some(TaskEnded { task: "the embedded Redis", .. }))
-            && let Ok(Some(server)) = watched.await
+        if !watched.is_finished()
+            && let Ok(Ok(Some(server))) = watched.await
         {
             server.stop().await;
         }
@@ -445,17 +443,27 @@ async fn until(
     Ok(())
 }
 
-type Watched = tokio::task::JoinHandle<Result<LocalServer, crate::local_server::LocalServerError>>;
+type Watched = Result<Option<LocalServer>, LocalServerError>;
 
-/// The embedded Redis once its watch has ended; never, where there is none to watch.
-async fn watch_server(server: Option<Watched>) -> Result<Option<LocalServer>, TaskEnded> {
-    let Some(server) = server else { return std::future::pending().await };
-    let task = "the embedded Redis";
-    match server.await {
-        Ok(Ok(server)) => Ok(Some(server)),
-        Ok(Err(error)) => Err(TaskEnded { task, why: Some(chain(&error)) }),
-        Err(panic) => Err(TaskEnded { task, why: Some(panic.to_string()) }),
+/// Watches the embedded Redis, if there is one, until `stop`; returns it still running.
+async fn watch(server: Option<LocalServer>, stop: CancellationToken) -> Watched {
+    match server {
+        Some(server) => server.watch(stop).await.map(Some),
+        None => {
+            stop.cancelled().await;
+            Ok(None)
+        }
     }
+}
+
+/// What it means that the watch has ended by itself.
+fn watch_ended(ended: Result<Watched, tokio::task::JoinError>) -> TaskEnded {
+    let why = match ended {
+        Ok(Ok(_)) => None,
+        Ok(Err(error)) => Some(chain(&error)),
+        Err(panic) => Some(panic.to_string()),
+    };
+    TaskEnded { task: "the embedded Redis", why }
 }
 
 /// Asks the ledger what each partition is open on: every now and then, and at once when Redis disagreed.

@@ -565,3 +565,13 @@ async fn a_stopping_node_finishes_and_leaves_the_ledger_complete() {
             .unwrap();
     assert_eq!((rows, leases), (50, 0));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_with_a_redis_of_its_owner_stops_and_leaves_that_running() {
+    let redis = RedisServer::start().await;
+    let settings = Settings { redis_url: Some(redis.url()), ..Settings::default() };
+    let node = tokio::task::spawn_blocking(move || Node::start(&settings)).await.unwrap();
+    node.invite("STOP", "team", 10).await;
+    assert_eq!(node.stop().await, 0);
+    assert_eq!(redis.run::<String>(&["PING"]).await, "PONG");
+}
