@@ -380,7 +380,8 @@ impl App {
         rest.join().await;
         drop(gate);
         stop_server.cancel();
-        if !watched.is_finished()
+        // A task that has been awaited to its end can not be awaited again.
+        if ended.as_ref().is_none_or(|ended| ended.task != EMBEDDED_REDIS)
             && let Ok(Ok(Some(server))) = watched.await
         {
             server.stop().await;
@@ -390,6 +391,9 @@ impl App {
         ended.map_or(Ok(()), Err)
     }
 }
+
+/// What the watched server is called among the tasks.
+const EMBEDDED_REDIS: &str = "the embedded Redis";
 
 /// The tasks of one stage.
 #[derive(Default)]
@@ -463,7 +467,7 @@ fn watch_ended(ended: Result<Watched, tokio::task::JoinError>) -> TaskEnded {
         Ok(Err(error)) => Some(chain(&error)),
         Err(panic) => Some(panic.to_string()),
     };
-    TaskEnded { task: "the embedded Redis", why }
+    TaskEnded { task: EMBEDDED_REDIS, why }
 }
 
 /// Asks the ledger what each partition is open on: every now and then, and at once when Redis disagreed.
