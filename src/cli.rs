@@ -1,5 +1,6 @@
 //! The command line: parse, call, print. It decides nothing.
 
+mod audit;
 mod config;
 mod demo;
 mod healthcheck;
@@ -90,6 +91,8 @@ enum Command {
     Status,
     /// Throw away what Redis has and build it anew from the ledger
     Rebuild(rebuild::Rebuild),
+    /// Compare what Redis holds with what the ledger says
+    Audit(audit::Audit),
     /// Check and show the configuration
     #[command(subcommand)]
     Config(config::Command),
@@ -144,6 +147,7 @@ async fn execute(Cli { command, common }: Cli) -> anyhow::Result<ExitCode> {
         Command::Key(command) => command.run(&common).await?,
         Command::Status => return status::run(&common).await,
         Command::Rebuild(rebuild) => rebuild.run(&common).await?,
+        Command::Audit(audit) => return audit.run(&common).await,
         Command::Config(command) => command.run(&common)?,
         Command::Healthcheck => return healthcheck::run(&common).await,
         Command::Demo(demo) => return demo.run(&common).await,

@@ -11,8 +11,10 @@
 //!   does to a partition.
 
 pub mod adopt;
+pub mod audit;
 pub mod change_invite;
 pub mod close;
+pub mod contents;
 pub mod create_invite;
 pub mod delete_invite;
 mod failure;

@@ -7,6 +7,7 @@
 mod append;
 mod columns;
 mod keys;
+mod laws;
 mod partitions;
 mod read;
 pub mod rows;

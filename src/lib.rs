@@ -1,6 +1,7 @@
 //! `redeemer` decides, at sign-up-rush speed and never wrongly, whether a user may spend one use of an invite code.
 
 pub mod app;
+pub mod audit;
 pub mod cli;
 pub mod client;
 pub mod config;

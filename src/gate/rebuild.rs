@@ -3,14 +3,11 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::{
-    Gate, GateError, fields, link,
+    Gate, GateError, contents, link,
     reply::Reply,
     script::{Call, REBUILD},
 };
-use crate::domain::{
-    Cursor, Fence, Invite, MembershipRule, Namespace, Partition, Redemption, Settings,
-    member::UserRecord,
-};
+use crate::domain::{Cursor, Fence, Invite, Namespace, Partition, Settings, member::UserRecord};
 
 /// Keys that one call removes or loads at most.
 const CHUNK_KEYS_MAX: usize = 500;
@@ -92,7 +89,7 @@ impl<'a> Builder<'a> {
         let pattern = keys.pattern(self.partition);
         let mut at = 0_u64;
         loop {
-            let (next, found) = self.scan(at, &pattern).await?;
+            let (next, found) = scan(self.gate, at, &pattern).await?;
             let found: Vec<String> = found
                 .into_iter()
                 .filter(|key| !kept.contains(key) && !keys.is_rate(self.partition, key))
@@ -108,21 +105,6 @@ impl<'a> Builder<'a> {
         }
     }
 
-    async fn scan(&self, at: u64, pattern: &str) -> Result<(u64, Vec<String>), GateError> {
-        let unavailable =
-            |cause| GateError::Unavailable { doing: "listing a partition's keys", cause };
-        let mut connection = self
-            .gate
-            .inner
-            .pool
-            .get()
-            .await
-            .map_err(|error| unavailable(link::pool_error(error)))?;
-        let mut command = redis::cmd("SCAN");
-        command.arg(at).arg("MATCH").arg(pattern).arg("COUNT").arg(1000);
-        command.query_async(&mut connection).await.map_err(unavailable)
-    }
-
     /// Loads a namespace's rules.
     ///
     /// # Errors
@@ -132,7 +114,7 @@ impl<'a> Builder<'a> {
         namespace: &Namespace,
         settings: &Settings,
     ) -> Result<(), RebuildError> {
-        self.hash(self.gate.keys().settings(namespace), flat(fields::of_settings(settings))).await
+        self.put(contents::of_namespace(self.gate.keys(), namespace, settings)).await
     }
 
     /// Loads an invite, as the current one of its code or as a retired one.
@@ -140,14 +122,10 @@ impl<'a> Builder<'a> {
     /// # Errors
     /// [`RebuildError`]; nothing is open then.
     pub async fn invite(&mut self, invite: &Invite, holds_code: bool) -> Result<(), RebuildError> {
-        let keys = self.gate.keys();
-        let key = if holds_code {
-            keys.invite(&invite.namespace, &invite.code)
-        } else {
-            keys.retired(&invite.namespace, invite.id)
-        };
-        self.hash(key, flat(fields::of_invite(invite))).await?;
-        self.hash(keys.invite_id(&invite.namespace, invite.id), vec![invite.code.to_string()]).await
+        for entry in contents::of_invite(self.gate.keys(), invite, holds_code) {
+            self.put(entry).await?;
+        }
+        Ok(())
     }
 
     /// Loads a user's memberships and answers.
@@ -155,8 +133,7 @@ impl<'a> Builder<'a> {
     /// # Errors
     /// [`RebuildError`]; nothing is open then.
     pub async fn user(&mut self, record: &UserRecord) -> Result<(), RebuildError> {
-        self.hash(self.gate.keys().member(&record.namespace, &record.user), member_fields(record))
-            .await
+        self.put(contents::of_user(self.gate.keys(), record)).await
     }
 
     /// Checks that Redis has all that was loaded, and opens the partition.
@@ -169,8 +146,8 @@ impl<'a> Builder<'a> {
         self.step("finish", self.chunk.to_string(), Vec::new(), args).await
     }
 
-    /// Puts one key into the next chunk: one value for a string, field and value in turn for a hash.
-    async fn hash(&mut self, key: String, values: Vec<String>) -> Result<(), RebuildError> {
+    /// Puts one key into the next chunk.
+    async fn put(&mut self, (key, values): contents::Entry) -> Result<(), RebuildError> {
         if values.is_empty() {
             return Ok(());
         }
@@ -236,34 +213,16 @@ impl<'a> Builder<'a> {
     }
 }
 
-fn flat(fields: Vec<(&'static str, String)>) -> Vec<String> {
-    fields.into_iter().flat_map(|(name, value)| [name.to_owned(), value]).collect()
-}
-
-/// The fields of a member's hash, as `redeem.lua` and `join.lua` would have written them.
-fn member_fields(record: &UserRecord) -> Vec<String> {
-    let mut fields = Vec::new();
-    for (group, cursor, joined_at) in &record.memberships {
-        fields.extend([format!("group:{group}"), cursor.to_string()]);
-        if let Some(at) = joined_at {
-            fields.extend([cursor.to_string(), format!("joined {}", at.as_ms())]);
-        }
-    }
-    for (redemption, request, counts) in &record.redemptions {
-        let Redemption {
-            id, invite, code, group, ordinal, remaining, redeemed_at, position, ..
-        } = redemption;
-        let cursor = position.cursor.to_string();
-        let remaining = remaining.map_or_else(|| "-".to_owned(), |remaining| remaining.to_string());
-        fields.extend([format!("request:{request}"), cursor.clone()]);
-        fields.extend([
-            cursor.clone(),
-            format!("{id} {ordinal} {remaining} {}", redeemed_at.as_ms()),
-        ]);
-        fields.extend([format!("{cursor}:invite"), format!("{invite} {code} {group}")]);
-        if *counts && record.rule == MembershipRule::OnePerInvite {
-            fields.extend([format!("invite:{invite}"), cursor]);
-        }
-    }
-    fields
+/// One step through all keys of Redis that match a pattern: where to go on, 0 at the end, and what was found.
+pub(super) async fn scan(
+    gate: &Gate,
+    at: u64,
+    pattern: &str,
+) -> Result<(u64, Vec<String>), GateError> {
+    let unavailable = |cause| GateError::Unavailable { doing: "listing a partition's keys", cause };
+    let mut connection =
+        gate.inner.pool.get().await.map_err(|error| unavailable(link::pool_error(error)))?;
+    let mut command = redis::cmd("SCAN");
+    command.arg(at).arg("MATCH").arg(pattern).arg("COUNT").arg(1000);
+    command.query_async(&mut connection).await.map_err(unavailable)
 }

@@ -44,6 +44,7 @@ scripts! {
     SHOW_MEMBER = "show_member",
     PUT_NAMESPACE = "put_namespace",
     SHOW_NAMESPACE = "show_namespace",
+    AUDIT = "audit",
     SURVEY = "survey",
     CLOSE = "close",
     ADOPT = "adopt",

@@ -8,6 +8,7 @@
 #![expect(unreachable_pub, reason = "nothing outside sees any of it")]
 
 mod api;
+mod audit;
 mod batch;
 mod cli;
 mod docs;

@@ -1,0 +1,214 @@
+//! Does Redis hold what the ledger says, and does the ledger say what can be?
+//!
+//! What a rebuild would load is what the gate must hold. Both sides move while they are compared, so a difference is
+//! looked at again: the gate, then the ledger once it has come as far, then the gate. Where the gate was the same both
+//! times, the ledger was at that very state in between, and what still differs is drift.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
+
+use crate::{
+    domain::{Partition, Position},
+    gate::{
+        Gate, GateError,
+        audit::{self, Held},
+        contents,
+    },
+    ledger::{Ledger, LedgerError, Page},
+    sync::progress::Progress,
+};
+
+/// Keys that are read at once.
+const CHUNK: usize = 500;
+/// Rows of the ledger that are read at once.
+const PAGE_ROWS: u32 = 1000;
+/// How often a key that keeps changing is looked at again.
+const LOOKS_MAX: usize = 5;
+/// How long the ledger may take to come as far as the gate.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Why there is no report.
+#[derive(Debug, thiserror::Error)]
+pub enum AuditError {
+    /// The gate gave no answer.
+    #[error(transparent)]
+    Gate(#[from] GateError),
+    /// The ledger gave no answer.
+    #[error(transparent)]
+    Ledger(#[from] LedgerError),
+    /// The sync is not coming along.
+    #[error("the ledger is behind the gate and does not come nearer; see `redeemer status`")]
+    Behind,
+}
+
+/// What was found in a partition.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Report {
+    /// Keys that were compared.
+    pub compared: u64,
+    /// What differs.
+    pub differences: Vec<Difference>,
+    /// Laws that the ledger's own rows break.
+    pub broken: Vec<String>,
+    /// Keys that changed each time they were looked at.
+    pub busy: Vec<String>,
+}
+
+/// A key that does not hold what the ledger says.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct Difference {
+    /// The key.
+    pub key: String,
+    /// What Redis has of the fields that differ.
+    pub gate: Held,
+    /// What the ledger says of them.
+    pub ledger: Held,
+}
+
+impl Report {
+    /// Whether both sides agree, and obey the laws.
+    #[must_use]
+    pub fn is_clean(&self) -> bool {
+        self.differences.is_empty() && self.broken.is_empty()
+    }
+}
+
+/// Compares a partition on both sides.
+///
+/// # Errors
+/// [`AuditError`] when a side does not answer, or the ledger does not come along.
+pub async fn run(
+    gate: &Gate,
+    ledger: &Ledger,
+    progress: &Progress,
+    partition: Partition,
+) -> Result<Report, AuditError> {
+    let mut report = Report { broken: ledger.broken_laws(partition).await?, ..Report::default() };
+    let expected = expected(gate, ledger, partition, None).await?;
+    let found = audit::keys(gate, partition).await?;
+    let all: BTreeSet<&String> = expected.keys().chain(&found).collect();
+    let all: Vec<String> = all.into_iter().cloned().collect();
+    report.compared = all.len() as u64;
+    let mut suspects = Vec::new();
+    for chunk in all.chunks(CHUNK) {
+        let (_, held) = audit::read(gate, partition, chunk).await?;
+        for (key, held) in chunk.iter().zip(held) {
+            if compared(held) != expected.get(key).cloned().unwrap_or_default() {
+                suspects.push(key.clone());
+            }
+        }
+    }
+    for _ in 0..LOOKS_MAX {
+        if suspects.is_empty() {
+            break;
+        }
+        suspects = look_again(gate, ledger, progress, partition, suspects, &mut report).await?;
+    }
+    report.busy = suspects;
+    report.differences.sort_by(|a, b| a.key.cmp(&b.key));
+    Ok(report)
+}
+
+/// Looks at keys that differed; notes those that do, and returns those that changed meanwhile.
+async fn look_again(
+    gate: &Gate,
+    ledger: &Ledger,
+    progress: &Progress,
+    partition: Partition,
+    suspects: Vec<String>,
+    report: &mut Report,
+) -> Result<Vec<String>, AuditError> {
+    let mut before = BTreeMap::new();
+    let mut at = None;
+    for chunk in suspects.chunks(CHUNK) {
+        let (cursor, held) = audit::read(gate, partition, chunk).await?;
+        at = at.max(Some(cursor));
+        before.extend(chunk.iter().cloned().zip(held));
+    }
+    if let Some(cursor) = at {
+        let position = Position { partition, cursor };
+        let come = tokio::time::timeout(PATIENCE, progress.wait(position)).await;
+        come.map_err(|_| AuditError::Behind)?;
+    }
+    let only: BTreeSet<String> = suspects.iter().cloned().collect();
+    let expected = expected(gate, ledger, partition, Some(&only)).await?;
+    let mut moving = Vec::new();
+    for chunk in suspects.chunks(CHUNK) {
+        let (_, held) = audit::read(gate, partition, chunk).await?;
+        for (key, held) in chunk.iter().zip(held) {
+            if before.get(key) != Some(&held) {
+                moving.push(key.clone());
+                continue;
+            }
+            let says = expected.get(key).cloned().unwrap_or_default();
+            report.differences.extend(difference(key, &compared(held), &says));
+        }
+    }
+    Ok(moving)
+}
+
+fn difference(key: &str, gate: &Held, ledger: &Held) -> Option<Difference> {
+    let differing = |one: &Held, other: &Held| -> Held {
+        let differs = |(name, value): &(&String, &String)| other.get(*name) != Some(value);
+        one.iter().filter(differs).map(|(name, value)| (name.clone(), value.clone())).collect()
+    };
+    (gate != ledger).then(|| Difference {
+        key: key.to_owned(),
+        gate: differing(gate, ledger),
+        ledger: differing(ledger, gate),
+    })
+}
+
+/// What a key holds without what the ledger does not keep: what makes a repeated change recognisable, and the moment of
+/// a joining that a redemption has replaced.
+fn compared(mut held: Held) -> Held {
+    held.remove("last_change");
+    let current: BTreeSet<String> = held
+        .iter()
+        .filter(|(name, _)| name.starts_with("group:"))
+        .map(|(_, at)| at.clone())
+        .collect();
+    held.retain(|name, value| !value.starts_with("joined ") || current.contains(name));
+    held
+}
+
+/// What the keys of a partition must hold by the ledger, or only some of them.
+async fn expected(
+    gate: &Gate,
+    ledger: &Ledger,
+    partition: Partition,
+    only: Option<&BTreeSet<String>>,
+) -> Result<BTreeMap<String, Held>, LedgerError> {
+    let keys = gate.keys();
+    let mut snapshot = ledger.snapshot(partition).await?;
+    let mut all = BTreeMap::new();
+    let mut put = |(key, values): contents::Entry| {
+        if only.is_none_or(|only| only.contains(&key)) {
+            all.insert(key, audit::held(&values));
+        }
+    };
+    while let Some(page) = snapshot.next_page(PAGE_ROWS).await? {
+        match page {
+            Page::Namespaces(rows) => {
+                for (name, settings) in &rows {
+                    put(contents::of_namespace(keys, name, settings));
+                }
+            }
+            Page::Invites(rows) => {
+                for (invite, holds_code) in &rows {
+                    for entry in contents::of_invite(keys, invite, *holds_code) {
+                        put(entry);
+                    }
+                }
+            }
+            Page::Users(rows) => {
+                for record in &rows {
+                    put(contents::of_user(keys, record));
+                }
+            }
+        }
+    }
+    Ok(all)
+}

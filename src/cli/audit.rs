@@ -1,0 +1,109 @@
+//! `redeemer audit`
+
+use std::process::ExitCode;
+
+use anyhow::{Context as _, bail};
+use clap::Args;
+use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::{Value, json};
+
+use super::{
+    Common,
+    output::{Output, say},
+};
+use crate::{
+    app,
+    audit::{self, Difference, Report},
+    recovery,
+    sync::progress::{self, Progress},
+};
+
+#[derive(Debug, Args)]
+#[command(
+    after_help = "It reads Redis and the ledger themselves, also while nodes are running. Exit code 0: everything agrees; 1: it
+does not, or could not be looked at.
+
+Example:
+  redeemer audit --output json"
+)]
+pub(super) struct Audit {
+    /// Only this partition
+    #[arg(long, value_name = "NUMBER")]
+    partition: Option<u16>,
+}
+
+impl Audit {
+    pub(super) async fn run(self, common: &Common) -> anyhow::Result<ExitCode> {
+        let config = common.config(Vec::new())?;
+        if !config.ledger.path.exists() {
+            bail!(
+                "there is no ledger at {}; set data.dir or ledger.url as the service has it",
+                config.ledger.path.display()
+            );
+        }
+        let ledger = app::ledger(&config).await.map_err(anyhow::Error::msg)?;
+        let gate = app::gate(&config)?;
+        let deployment = ledger.deployment(config.gate.partitions, crate::ids::unique()).await?;
+        recovery::refresh_fences(&gate, &ledger, &deployment).await?;
+        let progress = Progress::new(deployment.partitions);
+        let partitions: Vec<_> = gate
+            .keys()
+            .partitions()
+            .filter(|one| self.partition.is_none_or(|only| one.0 == only))
+            .collect();
+        let style = ProgressStyle::with_template("{bar:40} {pos}/{len} partitions, {msg}")?;
+        let bar = ProgressBar::new(partitions.len() as u64).with_style(style);
+        let mut reports = Vec::new();
+        for partition in partitions {
+            // What other processes commit is looked up meanwhile.
+            let report = tokio::select! {
+                report = audit::run(&gate, &ledger, &progress, partition) => report,
+                () = progress::look(progress.clone(), ledger.clone()) => bail!("it never ends by itself"),
+            };
+            let report = report.with_context(|| format!("comparing partition {partition}"))?;
+            bar.set_message(format!("{} keys", report.compared));
+            bar.inc(1);
+            reports.push((partition, report));
+        }
+        bar.finish_and_clear();
+        ledger.close().await;
+        let is_clean = reports.iter().all(|(_, report)| report.is_clean());
+        if common.output == Output::Json {
+            let all: Vec<Value> =
+                reports.iter().map(|(partition, report)| view(partition.0, report)).collect();
+            say(&serde_json::to_string_pretty(&json!({"clean": is_clean, "partitions": all}))?);
+        } else {
+            for (partition, report) in &reports {
+                tell(partition.0, report);
+            }
+            let compared: u64 = reports.iter().map(|(_, report)| report.compared).sum();
+            let verdict = if is_clean { "everything agrees" } else { "they do NOT agree" };
+            say(&format!("{compared} keys of Redis compared with the ledger: {verdict}."));
+        }
+        Ok(if is_clean { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    }
+}
+
+fn view(partition: u16, report: &Report) -> Value {
+    json!({
+        "partition": partition,
+        "compared": report.compared,
+        "differences": report.differences,
+        "broken": report.broken,
+        "busy": report.busy,
+    })
+}
+
+fn tell(partition: u16, report: &Report) {
+    for law in &report.broken {
+        say(&format!("partition {partition}: {law}"));
+    }
+    for Difference { key, gate, ledger } in &report.differences {
+        say(key);
+        say(&format!("  Redis   {}", json!(gate)));
+        say(&format!("  ledger  {}", json!(ledger)));
+    }
+    for key in &report.busy {
+        say(&format!("{key} changed each time it was looked at; it was not compared"));
+    }
+}

@@ -1,0 +1,48 @@
+//! The laws that the ledger's rows must obey, whatever the gate says.
+
+use super::{Ledger, LedgerError};
+use crate::domain::Partition;
+
+/// Each with what it means when it finds something; each finds lines of text.
+const LAWS: [(&str, &str); 3] = [
+    (
+        "an invite's uses are not its redemptions",
+        "SELECT i.namespace || ' ' || i.code || ' (' || i.id || '): uses ' || i.uses || ', granted ' || i.granted
+             || ', redemptions ' || COUNT(r.id) || ', last ' || COALESCE(MAX(r.ordinal), 0)
+         FROM invites i LEFT JOIN redemptions r ON r.invite = i.id WHERE i.partition = ?1
+         GROUP BY i.id HAVING i.uses <> COUNT(r.id) OR i.granted <> COALESCE(MAX(r.ordinal), 0)",
+    ),
+    (
+        "an invite has more uses than its limit",
+        "SELECT namespace || ' ' || code || ' (' || id || '): ' || uses || ' of ' || max_uses
+         FROM invites WHERE partition = ?1 AND uses > max_uses",
+    ),
+    (
+        "changes are missing",
+        "SELECT 'epoch ' || epoch || ': ' || COUNT(*) || ' of ' || MAX(seq) FROM (
+             SELECT epoch, seq FROM redemptions WHERE partition = ?1
+             UNION SELECT epoch, seq FROM audit_log WHERE partition = ?1
+             UNION SELECT epoch, seq FROM dead_letters WHERE partition = ?1)
+         GROUP BY epoch HAVING COUNT(*) <> MAX(seq)",
+    ),
+];
+
+impl Ledger {
+    /// Every breach of a law in a partition, as a sentence.
+    ///
+    /// # Errors
+    /// [`LedgerError`] when it can not be read.
+    pub async fn broken_laws(&self, partition: Partition) -> Result<Vec<String>, LedgerError> {
+        let failed = LedgerError::of("checking the laws");
+        let mut broken = Vec::new();
+        for (law, query) in LAWS {
+            let found: Vec<String> = sqlx::query_scalar(query)
+                .bind(partition.0)
+                .fetch_all(&self.reader)
+                .await
+                .map_err(&failed)?;
+            broken.extend(found.into_iter().map(|what| format!("{law}: {what}")));
+        }
+        Ok(broken)
+    }
+}

@@ -1,0 +1,219 @@
+//! The audit finds what is wrong, and nothing that is not.
+
+use std::sync::Arc;
+
+use redeemer::{
+    audit::{self, Report},
+    domain::{
+        Code, CodeCase, Group, InviteId, MembershipRule, Namespace, Partition, RedemptionId,
+        RequestId, UserId,
+    },
+    gate::{
+        create_invite::CreateInvite,
+        redeem::{Mode, Redeem},
+    },
+    sync::{
+        self,
+        progress::{self, Progress},
+    },
+};
+use serde_json::Value;
+use uuid::Uuid;
+
+use crate::support::{
+    bench::Bench,
+    eventually,
+    node::{Node, Settings, command},
+};
+
+struct Audited {
+    bench: Bench,
+    namespace: Namespace,
+    progress: Progress,
+    stop: tokio_util::sync::CancellationToken,
+}
+
+impl Audited {
+    /// A partition with a sync and some users.
+    async fn start() -> Self {
+        let bench = Bench::start().await;
+        let namespace = bench.namespace("acme", MembershipRule::OneGroup).await;
+        let create = CreateInvite {
+            id: InviteId(Uuid::from_u128(5)),
+            namespace: namespace.clone(),
+            code: Code::parse("WELCOME", CodeCase::Sensitive).unwrap(),
+            group: Group::parse("team").unwrap(),
+            max_uses: None,
+            starts_at: None,
+            expires_at: None,
+            user: None,
+            email_domains: Vec::new(),
+            metadata: Some("{\"a\":1}".to_owned()),
+            actor: "test".to_owned(),
+        };
+        create.run(&bench.gate).await.unwrap();
+        let progress = Progress::new(1);
+        let mut context = bench.context(std::time::Duration::from_secs(1));
+        context.progress = progress.clone();
+        let stop = tokio_util::sync::CancellationToken::new();
+        tokio::spawn(sync::run(context, stop.clone()));
+        tokio::spawn(progress::look(progress.clone(), bench.ledger.clone()));
+        let it = Self { bench, namespace, progress, stop };
+        for number in 0..20 {
+            it.redeem(number).await;
+        }
+        it
+    }
+
+    async fn redeem(&self, number: u64) {
+        let id = u128::from(number);
+        let request = Redeem {
+            namespace: self.namespace.clone(),
+            code: Code::parse("WELCOME", CodeCase::Sensitive).unwrap(),
+            user: Some(UserId::parse(&format!("user-{number}")).unwrap()),
+            ip: None,
+            email_domain: None,
+            caller: "test".to_owned(),
+            mode: Mode::Redeem {
+                request: RequestId::from_uuid(Uuid::from_u128(id)),
+                redemption: RedemptionId(Uuid::from_u128(id + 1_000_000)),
+                metadata: None,
+            },
+        };
+        self.bench.gate.redeem(request).await.unwrap();
+    }
+
+    async fn audit(&self) -> Report {
+        audit::run(&self.bench.gate, &self.bench.ledger, &self.progress, Partition(0))
+            .await
+            .unwrap()
+    }
+
+    fn key(&self, rest: &str) -> String {
+        self.bench.gate.keys().pattern(Partition(0)).replace('*', &format!("acme:{rest}"))
+    }
+}
+
+impl Drop for Audited {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+#[tokio::test]
+async fn what_agrees_is_clean() {
+    let it = Audited::start().await;
+    let report = it.audit().await;
+    assert!(report.is_clean(), "{report:?}");
+    // Settings, the invite and its id, twenty users.
+    assert_eq!((report.compared, report.busy.len()), (23, 0));
+}
+
+#[tokio::test]
+async fn each_kind_of_drift_in_redis_is_found() {
+    let it = Audited::start().await;
+    let redis = &it.bench.redis;
+    redis.run::<()>(&["HINCRBY", &it.key("invite:WELCOME"), "uses", "-1"]).await;
+    redis.run::<()>(&["DEL", &it.key("member:user-3")]).await;
+    redis.run::<()>(&["HSET", &it.key("member:intruder"), "group:team", "1-3"]).await;
+    redis.run::<()>(&["HDEL", &it.key("member:user-4"), "group:team"]).await;
+    redis
+        .run::<()>(&["SET", &it.key("invite-id:00000000-0000-0000-0000-000000000009"), "GHOST"])
+        .await;
+    let report = it.audit().await;
+    let found: Vec<&str> =
+        report.differences.iter().map(|difference| difference.key.as_str()).collect();
+    let mut planted = [
+        it.key("invite:WELCOME"),
+        it.key("invite-id:00000000-0000-0000-0000-000000000009"),
+        it.key("member:intruder"),
+        it.key("member:user-3"),
+        it.key("member:user-4"),
+    ];
+    planted.sort();
+    assert_eq!(found, planted);
+    let uses = report
+        .differences
+        .iter()
+        .find(|difference| difference.key.ends_with(":invite:WELCOME"))
+        .unwrap();
+    assert_eq!(
+        (uses.gate["uses"].as_str(), uses.ledger["uses"].as_str(), uses.gate.len()),
+        ("19", "20", 1)
+    );
+    assert!(report.broken.is_empty(), "{report:?}");
+}
+
+#[tokio::test]
+async fn what_can_not_be_in_the_ledger_is_found() {
+    let it = Audited::start().await;
+    eventually("the ledger has all", async || it.audit().await.is_clean()).await;
+    let pool = sqlx::SqlitePool::connect(&it.bench.ledger_url()).await.unwrap();
+    sqlx::query("DELETE FROM redemptions WHERE user = 'user-7'").execute(&pool).await.unwrap();
+    let report = it.audit().await;
+    assert_eq!(report.broken.len(), 2, "a use without its redemption, and a gap: {report:?}");
+    assert!(
+        report.differences.iter().any(|difference| difference.key.ends_with("member:user-7")),
+        "{report:?}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn under_load_nothing_looks_like_drift() {
+    let it = Arc::new(Audited::start().await);
+    let stop = tokio_util::sync::CancellationToken::new();
+    let load: Vec<_> = (0..4_u64)
+        .map(|task| {
+            let (it, stop) = (it.clone(), stop.clone());
+            tokio::spawn(async move {
+                let mut number = 1000 + task * 1_000_000;
+                while !stop.is_cancelled() {
+                    it.redeem(number).await;
+                    number += 1;
+                    // Some hundreds a second: each look reads everybody who is there by then.
+                    tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+                }
+            })
+        })
+        .collect();
+    for _ in 0..3 {
+        let report = it.audit().await;
+        assert!(report.is_clean(), "{report:?}");
+        assert!(report.busy.iter().all(|key| key.ends_with(":invite:WELCOME")), "{report:?}");
+    }
+    stop.cancel();
+    for task in load {
+        task.await.unwrap();
+    }
+    let report = it.audit().await;
+    assert!(report.is_clean() && report.busy.is_empty(), "{report:?}");
+}
+
+#[test]
+fn the_command_tells_by_its_exit_code() {
+    let node = Node::embedded();
+    let run = |args: &[&str]| {
+        command(node.directory(), &Settings::default()).args(args).output().unwrap()
+    };
+    let clean = run(&["audit"]);
+    let said = String::from_utf8(clean.stdout).unwrap();
+    assert!(clean.status.success() && said.contains("everything agrees"), "{said}");
+    let socket = node.directory().join("redis/redis.sock");
+    let hset = |key: &str| {
+        let done = std::process::Command::new("redis-cli")
+            .arg("-s")
+            .arg(&socket)
+            .args(["HSET", key, "rate_user", "1/1"])
+            .output();
+        assert!(done.unwrap().status.success());
+    };
+    hset("rdm:{06rd}:default:settings");
+    let drift = run(&["audit", "--output", "json"]);
+    assert_eq!(drift.status.code(), Some(1));
+    let report: Value = serde_json::from_slice(&drift.stdout).unwrap();
+    assert_eq!(
+        (&report["clean"], &report["partitions"][6]["differences"][0]["gate"]["rate_user"]),
+        (&false.into(), &"1/1".into()),
+        "{report}"
+    );
+}
