@@ -179,7 +179,7 @@ impl Common {
     }
 
     fn api_key(&self, config: &Config) -> anyhow::Result<SecretString> {
-        if let Some(key) = &self.key {
+        if let Some(key) = self.key.as_ref().filter(|key| !key.trim().is_empty()) {
             return Ok(SecretString::from(key.trim()));
         }
         if let Some(key) = &config.auth.admin_key {

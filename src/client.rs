@@ -48,8 +48,8 @@ impl ClientError {
     pub fn is_unknown(&self) -> bool {
         match self {
             Self::Problem(problem) => problem.code == "outcome_unknown",
-            Self::Transport { cause, .. } => !cause.is_connect(),
-            Self::Foreign { .. } => true,
+            Self::Transport { cause, .. } => !cause.is_connect() && !cause.is_builder(),
+            Self::Foreign { .. } => false,
         }
     }
 }
@@ -70,6 +70,12 @@ pub struct Problem {
     /// Each field that is wrong.
     #[serde(default)]
     pub errors: Vec<FieldError>,
+    /// How long to wait, in seconds.
+    #[serde(skip)]
+    pub retry_after: Option<String>,
+    /// What makes a repeat recognisable.
+    #[serde(skip)]
+    pub idempotency_key: Option<String>,
 }
 
 /// A field that is wrong.
@@ -83,9 +89,21 @@ pub struct FieldError {
 
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.code, self.detail)?;
+        write!(f, "{}", self.code)?;
+        if self.errors.is_empty() {
+            write!(f, ": {}", self.detail)?;
+        }
         for error in &self.errors {
             write!(f, "\n  {}: {}", error.pointer.trim_start_matches('/'), error.detail)?;
+        }
+        if let Some(seconds) = &self.retry_after {
+            write!(f, "\n  retry after: {seconds} s")?;
+        }
+        if let Some(key) = self.idempotency_key.as_ref().filter(|_| self.status >= 500) {
+            write!(f, "\n  idempotency key: {key}")?;
+        }
+        if self.status >= 500 {
+            write!(f, "\n  request id: {}", self.request_id)?;
         }
         Ok(())
     }
@@ -136,6 +154,19 @@ impl Client {
         self.ask_with(method, path, body, None).await
     }
 
+    /// Sends something that can be repeated with the same key.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn post(
+        &self,
+        path: &str,
+        body: &Value,
+        idempotency_key: Option<&str>,
+    ) -> Result<Value, ClientError> {
+        self.ask_with(Method::POST, path, Some(body), idempotency_key).await
+    }
+
     /// Spends one use of a code.
     ///
     /// # Errors
@@ -147,7 +178,7 @@ impl Client {
         idempotency_key: Option<&str>,
     ) -> Result<Value, ClientError> {
         let path = format!("/v1/namespaces/{namespace}/redemptions");
-        self.ask_with(Method::POST, &path, Some(body), idempotency_key).await
+        self.post(&path, body, idempotency_key).await
     }
 
     /// Whether the service should be sent requests, check by check, with a 503 just as with a 200.
@@ -186,12 +217,18 @@ impl Client {
         }
         let response = request.send().await.map_err(transport)?;
         let status = response.status();
+        let header = |name: &str| Some(response.headers().get(name)?.to_str().ok()?.to_owned());
+        let (retry_after, key) = (header("retry-after"), header("idempotency-key"));
         let text = response.text().await.map_err(transport)?;
         let foreign = || ClientError::Foreign { url: url.clone(), status, text: beginning(&text) };
         if !status.is_success() {
-            return Err(
-                serde_json::from_str(&text).map_or_else(|_| foreign(), ClientError::Problem)
-            );
+            let problem: Result<Problem, _> = serde_json::from_str(&text);
+            return Err(problem.map_or_else(
+                |_| foreign(),
+                |problem| {
+                    ClientError::Problem(Problem { retry_after, idempotency_key: key, ..problem })
+                },
+            ));
         }
         if text.is_empty() {
             Ok(json!(null))

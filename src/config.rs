@@ -169,6 +169,9 @@ impl Config {
         let auth = Auth::read(read);
         let rate_limit = RateLimit::read(read);
         let log = Log::read(read);
+        if let (Some(http), Some(gate)) = (&http, &gate) {
+            read.cross_check(http, gate);
+        }
         Some(Self {
             http: http?,
             data_dir: data_dir?,
@@ -392,6 +395,20 @@ impl Read {
         })
     }
 
+    /// What no setting shows alone.
+    fn cross_check(&mut self, http: &Http, gate: &Gate) {
+        if gate.deadline >= http.request_timeout {
+            self.problems.push(format!(
+                "gate.deadline_ms = {} must be less than http.request_timeout_ms = {}",
+                gate.deadline.as_millis(),
+                http.request_timeout.as_millis()
+            ));
+        }
+        if http.metrics_bind == Some(http.bind) && http.bind.port() != 0 {
+            self.problems.push("http.metrics_bind and http.bind are the same address".to_owned());
+        }
+    }
+
     fn redis_url(&mut self) -> Option<Option<SecretString>> {
         if self.is_empty("redis.url") {
             return Some(None);
@@ -400,9 +417,9 @@ impl Read {
             if url.starts_with("rediss://") {
                 return Err("TLS to Redis is not built in yet; use redis:// or unix://".to_owned());
             }
-            match redis::parse_redis_url(url) {
-                Some(_) => Ok(Some(SecretString::from(url))),
-                None => Err("use redis://host:port or unix:///path".to_owned()),
+            match redis::Client::open(url) {
+                Ok(_) => Ok(Some(SecretString::from(url))),
+                Err(error) => Err(format!("{error}; use redis://host:port[/db] or unix:///path")),
             }
         })
     }

@@ -101,9 +101,19 @@ macro_rules! endpoint {
             method_text: stringify!($method),
             path: $path,
             role: $role,
-            route: || web::route().method(Method::$method).to($handler),
+            route: || answers(&Method::$method).to($handler),
         }
     };
+}
+
+/// A route for a method; one for GET answers HEAD too (RFC 9110 §9.3.2), and the server leaves the body out.
+fn answers(method: &Method) -> Route {
+    if *method == Method::GET {
+        web::route()
+            .guard(actix_web::guard::Any(actix_web::guard::Get()).or(actix_web::guard::Head()))
+    } else {
+        web::route().method(method.clone())
+    }
 }
 
 /// The whole surface.

@@ -32,6 +32,9 @@ use crate::{
     sync::{self, Context, SyncError},
 };
 
+/// How a partition was opened that is as it was.
+const ADOPTED: &str = "adopted";
+
 /// Why a partition is closed that opens by itself.
 pub const UNDER_WAY: &str = "recovery is under way";
 
@@ -123,7 +126,7 @@ pub async fn admit(
         }
         // (3) Open it as it is, if that is where the ledger is.
         match adopt::run(gate, partition, &next, cursor).await? {
-            Adopted::Adopted => return open(ledger, lease, next, discard, "adopted").await,
+            Adopted::Adopted => return open(ledger, lease, next, discard, ADOPTED).await,
             Adopted::Moved => return Ok(Admission::Again),
             Adopted::Differs => {}
         }
@@ -157,9 +160,11 @@ async fn open(
     let Ok(()) = ledger.open_partition(lease, next.epoch, &next.lineage, discarded).await? else {
         return Ok(Admission::Overtaken);
     };
-    // The first opening of a new deployment is no news.
-    if next.epoch > 1 {
+    // A first start and a restart are no news; sixteen lines of it would hide what is.
+    if next.epoch > 1 && how != ADOPTED {
         tracing::info!(partition = %lease.partition, epoch = next.epoch, lineage = next.lineage, how, "partition open");
+    } else {
+        tracing::debug!(partition = %lease.partition, epoch = next.epoch, lineage = next.lineage, how, "partition open");
     }
     let cursor = Cursor { epoch: next.epoch, seq: 0 };
     Ok(Admission::Open(next, cursor))

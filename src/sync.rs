@@ -95,6 +95,7 @@ struct Led {
 /// Takes leases and leads their partitions until `stop`; then empties the outboxes, within the drain time-out, and gives
 /// the leases back.
 pub async fn run(context: Context, stop: CancellationToken) {
+    metrics::counter!("redeemer_dead_letters_total").increment(0);
     let mut leaders = JoinSet::new();
     let mut led: HashMap<Partition, Led> = HashMap::new();
     let mut steal = context.options.steal_leases;
@@ -399,13 +400,16 @@ pub(crate) async fn carry(
     Ok(Carried::To(cursor))
 }
 
-/// An error with all its causes on one line.
+/// An error with all its causes on one line. A cause that says only what was said before is left out.
 #[must_use]
 pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {
-        text = format!("{text}: {cause}");
+        let said = cause.to_string();
+        if !text.ends_with(&said) {
+            text = format!("{text}: {said}");
+        }
         source = cause.source();
     }
     text

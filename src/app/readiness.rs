@@ -1,6 +1,6 @@
 //! Looks after what `/readyz` says.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use tokio::sync::watch;
 
@@ -62,6 +62,9 @@ impl Watcher {
             was_ready |= readiness.is_ready();
             self.readiness.send_if_modified(|known| {
                 let changed = known.checks != readiness.checks;
+                if changed {
+                    tell(&known.checks, &readiness.checks, was_ready);
+                }
                 *known = readiness;
                 changed
             });
@@ -99,6 +102,21 @@ impl Watcher {
     }
 }
 
+/// Says in the log what has come or gone. What is on its way at a start is no news.
+fn tell(before: &[Check], now: &[Check], was_ready: bool) {
+    for check in now.iter().filter(|check| !before.contains(check)) {
+        let Check { name, ok, detail, .. } = check;
+        let detail = detail.as_deref().unwrap_or_default();
+        let starting = !was_ready
+            && (*ok || detail.ends_with("not opened yet") || detail.ends_with(recovery::UNDER_WAY));
+        if *ok && !starting {
+            tracing::info!(check = name, detail, "well again");
+        } else if !starting {
+            tracing::warn!(check = name, detail, "not well");
+        }
+    }
+}
+
 fn is_open(rows: &[PartitionRow], partition: Partition) -> bool {
     rows.iter().any(|row| row.partition == partition && row.state == PartitionState::Open)
 }
@@ -110,17 +128,18 @@ fn is_coming(row: &PartitionRow) -> bool {
 }
 
 fn open_partitions(rows: &[PartitionRow], settled: bool) -> Check {
-    let closed: Vec<_> = rows
-        .iter()
-        .filter(|row| row.state != PartitionState::Open)
-        .map(|row| {
-            format!("{}: {}", row.partition, row.reason.as_deref().unwrap_or("not opened yet"))
-        })
-        .collect();
+    let mut closed: BTreeMap<&str, Vec<String>> = BTreeMap::new();
+    for row in rows.iter().filter(|row| row.state != PartitionState::Open) {
+        let reason = row.reason.as_deref().unwrap_or("not opened yet");
+        closed.entry(reason).or_default().push(row.partition.to_string());
+    }
+    let count: usize = closed.values().map(Vec::len).sum();
+    let told: Vec<_> =
+        closed.iter().map(|(reason, which)| format!("{}: {reason}", which.join(", "))).collect();
     Check {
         name: "partitions",
         required: true,
-        ok: settled && closed.len() < rows.len(),
-        detail: (!closed.is_empty()).then(|| format!("closed: {}", closed.join("; "))),
+        ok: settled && count < rows.len(),
+        detail: (count > 0).then(|| format!("closed: {}", told.join("; "))),
     }
 }

@@ -2,7 +2,7 @@
 
 use anyhow::Context as _;
 use clap::Args;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::{
     Common,
@@ -15,7 +15,6 @@ use crate::{
     gate::{
         Gate,
         inspect::{DryRun, Inspect as Look, Shown},
-        survey,
     },
     local_server,
 };
@@ -28,7 +27,7 @@ Examples:
   redeemer inspect --user alice
   redeemer inspect --code WELCOME --user alice")]
 pub(super) struct Inspect {
-    /// A code, in the spelling that Redis has (upper case unless the namespace is case-sensitive)
+    /// A code
     #[arg(long, value_parser = parse_code, required_unless_present = "user")]
     code: Option<Code>,
     /// A user
@@ -48,17 +47,22 @@ impl Inspect {
     pub(super) async fn run(self, common: &Common) -> anyhow::Result<()> {
         let config = common.config(Vec::new())?;
         let gate: Gate = app::gate(&config)?;
-        let look = Look { namespace: common.namespace.clone(), code: self.code, user: self.user };
+        let mut look =
+            Look { namespace: common.namespace.clone(), code: self.code, user: self.user };
         // The first call finds out whether there is a Redis at all.
-        survey::run(&gate, gate.keys().partition_of(&look.namespace))
-            .await
-            .with_context(|| format!("looking into {}", client(&config)))?;
+        look.begin(&gate).await.with_context(|| {
+            format!(
+                "no Redis where `{}` looks; is this the configuration (redeemer.toml, REDEEMER_…, --config) that the \
+                 service runs with?",
+                client(&config)
+            )
+        })?;
         let shown = look.run(&gate).await?;
         let dry_run = look.dry_run(&gate).await?;
-        if common.output == Output::Json {
+        if common.output != Output::Table {
             let shown: Vec<_> = shown
                 .iter()
-                .map(|shown| json!({"command": shown.command, "reply": shown.reply}))
+                .map(|shown| json!({"command": shown.command, "reply": value(&shown.reply)}))
                 .collect();
             let dry_run = dry_run.map(|DryRun { keys, args }| json!({"keys": keys, "args": args}));
             say(&serde_json::to_string_pretty(&json!({"commands": shown, "dry_run": dry_run}))?);
@@ -67,8 +71,11 @@ impl Inspect {
         let client = client(&config);
         for Shown { command, reply } in &shown {
             say(&format!("{client} {}", words(command)));
+            if reply.is_empty() {
+                say("  (nothing)");
+            }
             for line in reply {
-                say(&format!("  {line}"));
+                say(&format!("  {}", line.join("  ")));
             }
             say("");
         }
@@ -79,6 +86,17 @@ impl Inspect {
             say(&format!("{client} --eval lua/redeem.lua {} , {}", words(keys), words(args)));
         }
         Ok(())
+    }
+}
+
+/// A reply as JSON: an object for a hash.
+fn value(reply: &[Vec<String>]) -> Value {
+    match reply {
+        [only] if only.len() == 1 => json!(only[0]),
+        pairs => pairs
+            .iter()
+            .filter_map(|pair| Some((pair.first()?.clone(), json!(pair.get(1)?))))
+            .collect(),
     }
 }
 

@@ -59,6 +59,9 @@ pub(super) struct Create {
     /// A JSON object of your own
     #[arg(long, value_name = "JSON", value_parser = parse_json)]
     metadata: Option<Value>,
+    /// What makes a repeat recognisable
+    #[arg(long, value_name = "KEY")]
+    idempotency_key: Option<String>,
 }
 
 #[derive(Debug, Args)]
@@ -73,14 +76,18 @@ pub(super) struct List {
     prefix: Option<String>,
 }
 
-const COLUMNS: [Column; 8] = [
+const COLUMNS: [Column; 12] = [
     ("CODE", "code"),
     ("STATE", "state"),
     ("GROUP", "group"),
     ("USES", "uses"),
     ("MAX", "max_uses"),
+    ("REMAINING", "remaining"),
     ("STARTS", "starts_at"),
     ("EXPIRES", "expires_at"),
+    ("USER", "user"),
+    ("DOMAINS", "email_domains"),
+    ("METADATA", "metadata"),
     ("ID", "id"),
 ];
 
@@ -89,9 +96,9 @@ impl Command {
         let client = common.client()?;
         match self {
             Self::Create(create) => {
-                let made = client
-                    .ask(Method::POST, &common.path("/invites"), Some(&create.body()))
-                    .await?;
+                let key = create.idempotency_key.clone();
+                let path = common.path("/invites");
+                let made = client.post(&path, &create.body(), key.as_deref()).await?;
                 common.output.one(&COLUMNS, &made)
             }
             Self::List(list) => {

@@ -10,7 +10,7 @@ use super::{
     invite::all,
     output::{Column, say},
 };
-use crate::{app, client::encoded};
+use crate::{app, client::encoded, domain::Token};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
@@ -65,6 +65,8 @@ impl Command {
                 common.output.rows(&COLUMNS, &all(&common.client()?, "/v1/keys", "").await?)
             }
             Self::Revoke { id } => {
+                // Whoever has the whole key at hand may give that.
+                let id = Token::parse(&id).map_or(id, |token| token.id().to_owned());
                 common
                     .client()?
                     .ask(Method::DELETE, &format!("/v1/keys/{}", encoded(&id)), None)

@@ -141,7 +141,7 @@ impl Banner {
             Code::parse(EXAMPLE, CodeCase::Sensitive).map(|code| keys.invite(&namespace, &code))?;
         let post = |path: &str, body: &str, more: &str| {
             format!(
-                "curl -sS {url}/v1/namespaces/default/{path} -H \"Authorization: Bearer {}\" -H 'Content-Type: application/json'{more} -d '{body}'",
+                "curl -sS {url}/v1/namespaces/default/{path} -H \"Authorization: Bearer {}\" -H 'Content-Type: application/json'{more} -d '{body}' -w '\\n'",
                 key.in_shell()
             )
         };

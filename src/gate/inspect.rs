@@ -5,7 +5,6 @@ use redis::{RedisError, Value};
 use super::{
     Gate, GateError, link,
     redeem::{self, Mode, Redeem},
-    show_namespace::ShowNamespace,
     survey,
 };
 use crate::domain::{Code, Fence, Namespace, Policy, UserId};
@@ -15,7 +14,7 @@ use crate::domain::{Code, Fence, Namespace, Policy, UserId};
 pub struct Inspect {
     /// Where.
     pub namespace: Namespace,
-    /// A code, normalised.
+    /// A code.
     pub code: Option<Code>,
     /// A user.
     pub user: Option<UserId>,
@@ -26,8 +25,8 @@ pub struct Inspect {
 pub struct Shown {
     /// Its words.
     pub command: Vec<String>,
-    /// The reply, line by line.
-    pub reply: Vec<String>,
+    /// The reply, line by line: field and value of a hash, else one word.
+    pub reply: Vec<Vec<String>>,
 }
 
 /// The words of a call of `lua/redeem.lua` by `redis-cli --eval`: its keys and its values. It asks whether the code
@@ -41,6 +40,26 @@ pub struct DryRun {
 }
 
 impl Inspect {
+    /// Admits the gate to what Redis says that the partition is open on, and folds the code as its namespace does.
+    ///
+    /// # Errors
+    /// [`GateError`] when Redis does not answer.
+    pub async fn begin(&mut self, gate: &Gate) -> Result<(), GateError> {
+        let partition = gate.keys().partition_of(&self.namespace);
+        let survey = survey::run(gate, partition).await?;
+        let Some(meta) = survey.meta else { return Ok(()) };
+        let (deployment, epoch) = (meta.deployment, meta.cursor.epoch);
+        gate.set_fence(partition, Some(Fence { deployment, lineage: survey.lineage, epoch }));
+        let settings = match gate.settings(&self.namespace).await {
+            Err(GateError::Fenced) => return Ok(()),
+            other => other?,
+        };
+        if let (Some(code), Some(settings)) = (&self.code, settings) {
+            self.code = Code::parse(code.as_str(), settings.code_case).ok();
+        }
+        Ok(())
+    }
+
     /// Looks, by plain reads.
     ///
     /// # Errors
@@ -82,19 +101,8 @@ impl Inspect {
     pub async fn dry_run(&self, gate: &Gate) -> Result<Option<DryRun>, GateError> {
         let Some(code) = &self.code else { return Ok(None) };
         let partition = gate.keys().partition_of(&self.namespace);
-        let survey = survey::run(gate, partition).await?;
-        let Some(meta) = survey.meta else { return Ok(None) };
-        let fence = Fence {
-            deployment: meta.deployment,
-            lineage: survey.lineage,
-            epoch: meta.cursor.epoch,
-        };
-        gate.set_fence(partition, Some(fence.clone()));
-        let Some((settings, _)) =
-            (ShowNamespace { namespace: self.namespace.clone() }).run(gate).await?
-        else {
-            return Ok(None);
-        };
+        let Some(fence) = gate.fence(partition) else { return Ok(None) };
+        let Some(settings) = gate.settings(&self.namespace).await? else { return Ok(None) };
         let request = Redeem {
             namespace: self.namespace.clone(),
             code: code.clone(),
@@ -111,15 +119,15 @@ impl Inspect {
             &fence,
             None,
             outbox_max,
-            [(&request, &settings)].into_iter(),
+            [(&request, &*settings)].into_iter(),
         );
         let (keys, args) = call.into_words();
         Ok(Some(DryRun { keys, args }))
     }
 }
 
-/// A reply as people read it: field and value on one line, where there are such.
-fn lines(reply: &Value) -> Vec<String> {
+/// A reply as people read it.
+fn lines(reply: &Value) -> Vec<Vec<String>> {
     let text = |value: &Value| match value {
         Value::BulkString(bytes) => String::from_utf8_lossy(bytes).into_owned(),
         Value::Int(number) => number.to_string(),
@@ -127,16 +135,12 @@ fn lines(reply: &Value) -> Vec<String> {
         other => format!("{other:?}"),
     };
     match reply {
-        Value::Array(values) if values.is_empty() => vec!["(nothing)".to_owned()],
         Value::Array(values) => {
-            let pair = |pair: &[Value]| pair.iter().map(text).collect::<Vec<_>>().join("  ");
-            let mut lines: Vec<_> = values.chunks(2).map(pair).collect();
+            let mut lines: Vec<Vec<_>> =
+                values.chunks(2).map(|pair| pair.iter().map(text).collect()).collect();
             lines.sort();
             lines
         }
-        Value::Map(pairs) => {
-            pairs.iter().map(|(name, value)| format!("{}  {}", text(name), text(value))).collect()
-        }
-        other => vec![text(other)],
+        other => vec![vec![text(other)]],
     }
 }

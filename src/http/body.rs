@@ -158,7 +158,7 @@ impl Body {
     ) -> Option<T> {
         let parsed = self.optional(name, parse);
         if matches!(parsed, Presence::Absent | Presence::Null) {
-            self.wrong(name, Code::InvalidRequest, "this field is needed");
+            self.wrong(name, Code::InvalidRequest, "is needed");
         }
         parsed.value()
     }
@@ -171,7 +171,7 @@ impl Body {
     ) -> Presence<T> {
         self.typed(name, |value| match value {
             Value::String(text) => parse(&text).map_err(|error| error.0),
-            _ => Err("this is a string".to_owned()),
+            _ => Err("must be a string".to_owned()),
         })
     }
 
@@ -182,7 +182,7 @@ impl Body {
     ) -> Option<T> {
         let code = self.optional_code(parse);
         if matches!(code, Presence::Absent | Presence::Null) {
-            self.wrong("code", Code::InvalidRequest, "this field is needed");
+            self.wrong("code", Code::InvalidRequest, "is needed");
         }
         code.value()
     }
@@ -197,7 +197,7 @@ impl Body {
             Some(Value::Null) => return Presence::Null,
             Some(Value::String(text)) => text,
             Some(_) => {
-                self.wrong("code", Code::InvalidRequest, "this is a string");
+                self.wrong("code", Code::InvalidRequest, "must be a string");
                 return Presence::Wrong;
             }
         };
@@ -238,7 +238,7 @@ impl Body {
     pub(super) fn count(&mut self, name: &str, max: u64) -> Presence<u64> {
         self.typed(name, |value| {
             let number = value.as_u64().filter(|number| (1..=max).contains(number));
-            number.ok_or_else(|| format!("this is a whole number from 1 to {max}"))
+            number.ok_or_else(|| format!("must be a whole number from 1 to {max}"))
         })
     }
 
@@ -249,7 +249,7 @@ impl Body {
             if value.is_object() && text.len() <= METADATA_BYTES_MAX {
                 Ok(text)
             } else {
-                Err(format!("this is a JSON object of at most {METADATA_BYTES_MAX} bytes"))
+                Err(format!("must be a JSON object of at most {METADATA_BYTES_MAX} bytes"))
             }
         })
     }
@@ -262,7 +262,7 @@ impl Body {
     /// The person's address.
     pub(super) fn ip(&mut self) -> Option<IpAddr> {
         let parse = |text: &str| {
-            text.parse().map_err(|_| Malformed("an IP address, version 4 or 6".to_owned()))
+            text.parse().map_err(|_| Malformed("must be an IP address, version 4 or 6".to_owned()))
         };
         self.optional("ip", parse).value()
     }
@@ -273,7 +273,7 @@ impl Body {
     /// Everything that was wrong, if anything was.
     pub(super) fn finish(&mut self) -> Result<(), Problem> {
         for (name, _) in std::mem::take(&mut self.fields) {
-            self.wrong(&name, Code::InvalidRequest, "there is no such field");
+            self.wrong(&name, Code::InvalidRequest, "is not a field of this request");
         }
         if self.errors.is_empty() { Ok(()) } else { Err(self.problem()) }
     }

@@ -87,7 +87,7 @@ pub(super) async fn guard(
     let answer = match tokio::time::timeout(state.request_timeout * 2, next.call(request)).await {
         Ok(answer) => answer?,
         Err(_) => {
-            let problem = if head.method == Method::GET {
+            let problem = if matches!(head.method, Method::GET | Method::HEAD) {
                 Problem::new(Code::Overloaded, "The answer took too long. Try again soon.")
             } else {
                 Problem::new(
@@ -131,7 +131,8 @@ fn let_in(
             "There is nothing at this path; docs/api.md lists all paths.",
         ));
     }
-    let Some(endpoint) = here.iter().find(|endpoint| endpoint.method == head.method) else {
+    let method = if head.method == Method::HEAD { &Method::GET } else { &head.method };
+    let Some(endpoint) = here.iter().find(|endpoint| endpoint.method == *method) else {
         let methods: Vec<_> = here.iter().map(|endpoint| endpoint.method.as_str()).collect();
         return Err(Problem::new(
             Code::MethodNotAllowed,
@@ -145,6 +146,12 @@ fn let_in(
         return Err(Problem::new(Code::InvalidRequest, "The path is not percent-encoded UTF-8."));
     }
     if endpoint.method == Method::POST {
+        if request.headers().get_all(&IDEMPOTENCY_KEY).nth(1).is_some() {
+            return Err(Problem::new(
+                Code::InvalidRequest,
+                "Send one Idempotency-Key, not several.",
+            ));
+        }
         let sent = request.headers().get(&IDEMPOTENCY_KEY);
         let sent =
             sent.map(|value| RequestId::parse(value.to_str().unwrap_or_default())).transpose();

@@ -69,7 +69,7 @@ fn etag(revision: u64) -> (header::HeaderName, String) {
 }
 
 fn missing() -> Problem {
-    Problem::new(Code::InviteNotFound, "No invite of this namespace has this id.")
+    Problem::new(Code::InviteNotFound, "No invite of this namespace has this code or id.")
 }
 
 fn taken(code: &str, by: InviteId) -> Problem {
@@ -93,11 +93,7 @@ pub(super) async fn create(
     let group = body.required("group", Group::parse);
     let max_uses = body.count("max_uses", MAX_USES_MAX);
     if max_uses == Presence::Absent {
-        body.wrong(
-            "max_uses",
-            Code::InvalidRequest,
-            "this field is needed; null means without limit",
-        );
+        body.wrong("max_uses", Code::InvalidRequest, "is needed; null means without limit");
     }
     let (starts_at, expires_at) = (body.time("starts_at").value(), body.time("expires_at").value());
     let user = body.optional("user", UserId::parse).value();
@@ -106,7 +102,7 @@ pub(super) async fn create(
     if let (Some(start), Some(end)) = (starts_at, expires_at)
         && end <= start
     {
-        body.wrong("expires_at", Code::InvalidRequest, "this lies after starts_at");
+        body.wrong("expires_at", Code::InvalidRequest, "must lie after starts_at");
     }
     body.finish()?;
     let (Some(group), Some(max_uses)) = (group, max_uses.patch()) else {
@@ -279,13 +275,16 @@ pub(super) async fn change(
         expires_at: body.time("expires_at").patch(),
         disabled: body
             .typed("disabled", |value| {
-                value.as_bool().ok_or_else(|| "this is true or false".to_owned())
+                value.as_bool().ok_or_else(|| "must be true or false".to_owned())
             })
             .value(),
         user: body.optional("user", UserId::parse).patch(),
         email_domains: email_domains(&mut body),
         metadata: body.metadata().patch(),
     };
+    for fixed in ["code", "group"] {
+        body.typed::<()>(fixed, |_| Err("can not be changed; make another invite".to_owned()));
+    }
     body.finish()?;
     let id: InviteId = path.1.parse().map_err(|_| missing())?;
     let change = ChangeInvite {
@@ -309,7 +308,7 @@ pub(super) async fn change(
         .with("uses", uses)),
         Changed::CodeTaken { by } => Err(taken("of this invite", by)),
         Changed::WindowReversed => {
-            body.wrong("expires_at", Code::InvalidRequest, "this lies after starts_at");
+            body.wrong("expires_at", Code::InvalidRequest, "must lie after starts_at");
             Err(body.problem())
         }
     }
@@ -367,10 +366,10 @@ pub(super) fn precondition_failed(revision: u64) -> Problem {
 fn email_domains(body: &mut Body) -> Option<Vec<EmailDomain>> {
     let domains = body.typed("email_domains", |value| {
         let Value::Array(values) = value else {
-            return Err("this is a list of e-mail domains".to_owned());
+            return Err("must be a list of e-mail domains".to_owned());
         };
         if values.len() > EMAIL_DOMAINS_MAX {
-            return Err(format!("this has at most {EMAIL_DOMAINS_MAX} domains"));
+            return Err(format!("must have at most {EMAIL_DOMAINS_MAX} domains"));
         }
         let parse = |value: &Value| EmailDomain::parse(value.as_str().unwrap_or_default());
         values.iter().map(parse).collect::<Result<_, Malformed>>().map_err(|error| error.0)

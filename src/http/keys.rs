@@ -43,9 +43,9 @@ fn parse_name(text: &str) -> Result<String, Malformed> {
 }
 
 fn parse_namespaces(value: &Value) -> Result<Vec<Namespace>, String> {
-    let Value::Array(values) = value else { return Err("this is a list of namespaces".to_owned()) };
+    let Value::Array(values) = value else { return Err("must be a list of namespaces".to_owned()) };
     if !(1..=NAMESPACES_MAX).contains(&values.len()) {
-        return Err(format!("this has 1 to {NAMESPACES_MAX} namespaces; null means all"));
+        return Err(format!("must have 1 to {NAMESPACES_MAX} namespaces; null means all"));
     }
     let parse = |value: &Value| Namespace::parse(value.as_str().unwrap_or_default());
     values.iter().map(parse).collect::<Result<_, Malformed>>().map_err(|error| error.0)

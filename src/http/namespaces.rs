@@ -93,7 +93,7 @@ pub(super) async fn patch(
     mut body: Body,
 ) -> Result<HttpResponse, Problem> {
     for fixed in ["membership", "code_case"] {
-        body.typed::<()>(fixed, |_| Err("this is fixed when a namespace is made".to_owned()));
+        body.typed::<()>(fixed, |_| Err("can not be changed once a namespace is made".to_owned()));
     }
     let durability = durability(&mut body);
     let [rate_user, rate_ip, rate_code, rate_namespace, rate_guess] = rates(&mut body);
@@ -133,10 +133,18 @@ async fn run(
         NamespacePut::PreconditionFailed { revision } => return Err(precondition_failed(revision)),
         NamespacePut::FixedRules { settings } => {
             let mut body = Body::default();
-            let is =
-                |text: &str| format!("this is fixed when a namespace is made; here it is {text}");
-            body.wrong("membership", Code::InvalidRequest, &is(settings.membership.as_str()));
-            body.wrong("code_case", Code::InvalidRequest, &is(settings.code_case.as_str()));
+            let mut differs = |field: &str, asked: &str, known: &str| {
+                if asked != known {
+                    let detail =
+                        format!("can not be changed once a namespace is made; here it is {known}");
+                    body.wrong(field, Code::InvalidRequest, &detail);
+                }
+            };
+            if let Action::Put(rules) = &put.action {
+                let membership = rules.membership.as_str();
+                differs("membership", membership, settings.membership.as_str());
+                differs("code_case", rules.code_case.as_str(), settings.code_case.as_str());
+            }
             return Err(body.problem());
         }
     };

@@ -139,7 +139,7 @@ fn what_redis_holds_is_shown_with_commands_that_work() {
     let node = Node::embedded();
     json(&node, &["invite", "create", "WELCOME", "--group", "team", "--max-uses", "3"]);
     json(&node, &["redeem", "WELCOME", "--user", "alice"]);
-    let shown = stdout(&run(&node, &["inspect", "--code", "WELCOME", "--user", "bob"]));
+    let shown = stdout(&run(&node, &["inspect", "--code", "welcome", "--user", "bob"]));
     let commands: Vec<_> = shown.lines().filter(|line| line.starts_with("redis-cli ")).collect();
     assert_eq!(commands.len(), 7, "{shown}");
     assert!(shown.contains("uses  1"), "{shown}");

@@ -67,7 +67,7 @@ fn the_typescript_example_redeems() {
         fs::write(
             &source,
             format!(
-                "{code}\nconsole.log(JSON.stringify(await redeem('spring', '{user}', '{key}')));\n"
+                "{code}\nconst told = await redeem('spring', '{user}', '{key}');\nconsole.log(JSON.stringify(told.ok ? told.redemption : told.problem));\n"
             ),
         )
         .unwrap();
@@ -92,7 +92,13 @@ fn the_commands_of_the_readme_do_what_it_says() {
     let settings =
         Settings { env: vec![("REDEEMER_AUTH__ADMIN_KEY", String::new())], ..Settings::default() };
     let node = Node::start_at(&data, &settings);
+    // Whoever comes here has pasted the three lines of the banner before.
     let script = blocks("One redemption, end to end", "sh").join("\n");
+    let lines = node
+        .banner()
+        .lines()
+        .filter(|line| line.starts_with("curl ") || line.starts_with("redis-cli "));
+    let script = lines.chain([script.as_str()]).collect::<Vec<_>>().join("\n");
     let script = script
         .replace("http://127.0.0.1:8080", &node.url)
         .replace("target/release/redeemer", env!("CARGO_BIN_EXE_redeemer"));
@@ -117,4 +123,54 @@ fn the_commands_of_the_readme_do_what_it_says() {
     for field in shown.as_object().unwrap().keys() {
         assert!(answer.contains(&format!("\"{field}\":")), "{field} is not in {answer}");
     }
+}
+
+/// A server that hangs up in the middle of its first answers, then gives a good one.
+fn rude_server() -> String {
+    use std::io::{Read as _, Write as _};
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    std::thread::spawn(move || {
+        let rude = [
+            "",
+            "HTTP/1.1 200 OK\r\ncontent-length: 50\r\n\r\n{\"use\":",
+            "HTTP/1.1 502 Bad Gateway\r\ncontent-length: 6\r\n\r\n<html>",
+        ];
+        let good = "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 9\r\n\r\n{\"use\":1}";
+        for answer in rude.into_iter().chain([good]) {
+            let (mut connection, _) = listener.accept().unwrap();
+            let _read = connection.read(&mut [0; 4096]).unwrap();
+            connection.write_all(answer.as_bytes()).unwrap();
+        }
+    });
+    url
+}
+
+#[test]
+fn the_examples_survive_a_connection_that_breaks() {
+    let code = blocks("From Python", "python").remove(0);
+    let program = format!("{code}\nprint(json.dumps(redeem('spring', 'bob', 'key')[0]))");
+    let said = run(Command::new("python3")
+        .args(["-c", &program])
+        .env("REDEEMER_URL", rude_server())
+        .env("REDEEMER_KEY", "k"));
+    assert_eq!(said.trim(), "{\"use\": 1}");
+
+    let code = blocks("From TypeScript", "typescript").remove(0);
+    let directory = tempfile::tempdir().unwrap();
+    let (source, built) = (directory.path().join("redeem.ts"), directory.path().join("redeem.mjs"));
+    fs::write(
+        &source,
+        format!("{code}\nconsole.log(JSON.stringify(await redeem('spring', 'bob', 'key')));\n"),
+    )
+    .unwrap();
+    run(Command::new("esbuild")
+        .arg(&source)
+        .args(["--format=esm", "--log-level=error"])
+        .arg(format!("--outfile={}", built.display())));
+    let said = run(Command::new("node")
+        .arg(&built)
+        .env("REDEEMER_URL", rude_server())
+        .env("REDEEMER_KEY", "k"));
+    assert_eq!(said.trim(), "{\"ok\":true,\"redemption\":{\"use\":1}}");
 }

@@ -131,7 +131,10 @@ async fn a_namespace_sets_the_least_that_its_answers_promise() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn while_the_ledger_can_not_write_the_outcome_is_unknown_and_the_same_key_gets_it_later() {
-    let env = vec![("REDEEMER_HTTP__REQUEST_TIMEOUT_MS", "300".to_owned())];
+    let env = vec![
+        ("REDEEMER_HTTP__REQUEST_TIMEOUT_MS", "300".to_owned()),
+        ("REDEEMER_GATE__DEADLINE_MS", "200".to_owned()),
+    ];
     let node = start(Settings { env, ..Settings::default() }).await;
     node.invite("DURABLE", "team", 100).await;
     assert_eq!(redeem(&node, "alice", "ledger").await.status, 201);

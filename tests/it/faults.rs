@@ -45,7 +45,7 @@ const QUICK: [(&str, &str); 2] =
 async fn when_the_reply_is_lost_the_node_asks_again_and_one_use_is_spent() {
     let patient = [
         ("REDEEMER_REDIS__REPLY_TIMEOUT_MS", "1000"),
-        ("REDEEMER_GATE__DEADLINE_MS", "60000"),
+        ("REDEEMER_GATE__DEADLINE_MS", "59000"),
         ("REDEEMER_HTTP__REQUEST_TIMEOUT_MS", "60000"),
     ];
     let it = Arc::new(Proxied::start(&patient).await);

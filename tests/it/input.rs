@@ -359,7 +359,15 @@ async fn bad_paths_queries_and_headers_are_refused() {
         assert_problem(&reply, 405..406, path);
         assert_eq!((reply.code(), reply.header("allow")), ("method_not_allowed", allow), "{path}");
     }
+    let head = send(node.bare(Method::HEAD, "/livez")).await.unwrap();
+    assert_eq!((head.status, head.text.as_str()), (200, ""), "HEAD is GET without a body");
     let redemptions = "/v1/namespaces/default/redemptions";
+    let two = node.request(Method::POST, redemptions);
+    let two = two.header("idempotency-key", "one").header("idempotency-key", "two");
+    assert_eq!(
+        send(json_body(two, &json!({"code": "WELCOME", "user": "a"}))).await.unwrap().status,
+        400
+    );
     let body = json!({"code": "WELCOME", "user": "alice"});
     for (header, value, status, code) in [
         ("accept", "text/html", 406, "not_acceptable"),
@@ -403,7 +411,10 @@ async fn an_id_that_a_caller_gives_a_request_comes_back_unless_it_is_nonsense() 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_body_that_does_not_arrive_is_given_up() {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-    let env = vec![("REDEEMER_HTTP__REQUEST_TIMEOUT_MS", "200".to_owned())];
+    let env = vec![
+        ("REDEEMER_HTTP__REQUEST_TIMEOUT_MS", "200".to_owned()),
+        ("REDEEMER_GATE__DEADLINE_MS", "100".to_owned()),
+    ];
     let settings = Settings { env, ..Settings::default() };
     let node = tokio::task::spawn_blocking(move || Node::start(&settings)).await.unwrap();
     let address = node.url.trim_start_matches("http://");
