@@ -247,3 +247,21 @@ fn links_between_documents_lead_somewhere() {
         }
     }
 }
+
+#[test]
+fn every_fault_in_the_documents_names_a_test() {
+    let tests: String =
+        files("tests").into_iter().map(|path| fs::read_to_string(path).unwrap()).collect();
+    let text = read("docs/reliability.md");
+    let faults = text.split("## Faults").nth(1).unwrap();
+    let rows: Vec<_> = faults
+        .lines()
+        .filter(|line| line.starts_with("| ") && line.contains('`'))
+        .skip(1)
+        .collect();
+    assert!(rows.len() > 20);
+    for row in rows {
+        let test = row.trim_end_matches('|').rsplit('|').next().unwrap().trim().trim_matches('`');
+        assert!(tests.contains(&format!("fn {test}()")), "no test {test}");
+    }
+}
