@@ -341,6 +341,8 @@ fn write_config(directory: &Path, socket: &Path) -> Result<(), LocalServerError>
          save \"\"\n\
          appendonly yes\n\
          appendfsync always\n\
+         # A small file is read fast enough; rewriting it again and again in a rush would cost more.\n\
+         auto-aof-rewrite-min-size 256mb\n\
          maxmemory-policy noeviction\n",
         socket = in_quotes(socket),
         directory = in_quotes(directory),
