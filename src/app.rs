@@ -284,6 +284,7 @@ impl App {
         let progress = Progress::new(deployment.partitions);
         let state = State {
             progress: progress.clone(),
+            audits: Arc::new(Semaphore::new(1)),
             gate: gate.clone(),
             ledger: ledger.clone(),
             keys: keys.clone(),

@@ -16,7 +16,7 @@ use crate::{
         audit::{self, Held},
         contents,
     },
-    ledger::{Ledger, LedgerError, Page},
+    ledger::{Breach, Ledger, LedgerError, Page},
     sync::progress::Progress,
 };
 
@@ -51,7 +51,7 @@ pub struct Report {
     /// What differs.
     pub differences: Vec<Difference>,
     /// Laws that the ledger's own rows break.
-    pub broken: Vec<String>,
+    pub broken: Vec<Breach>,
     /// Keys that changed each time they were looked at.
     pub busy: Vec<String>,
 }

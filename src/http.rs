@@ -6,6 +6,7 @@
 
 mod auth;
 mod body;
+mod consistency;
 mod guard;
 mod health;
 mod invites;
@@ -32,7 +33,7 @@ use actix_web::{
     web,
 };
 use metrics_exporter_prometheus::PrometheusHandle;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -51,6 +52,8 @@ pub struct State {
     pub ledger: Ledger,
     /// How far the ledger is.
     pub progress: Progress,
+    /// Turns to compare gate and ledger, which reads all of a partition.
+    pub audits: Arc<Semaphore>,
     /// Who may ask.
     pub keys: Arc<Keys>,
     /// Whether this node should be sent requests.
@@ -138,6 +141,7 @@ pub(crate) static ENDPOINTS: &[Endpoint] = &[
     endpoint!(GET "/v1/namespaces/{ns}/members/{user}/{group}", Some(Role::Read), members::show_one),
     endpoint!(PUT "/v1/namespaces/{ns}/members/{user}/{group}", Some(Role::Manage), members::join),
     endpoint!(DELETE "/v1/namespaces/{ns}/members/{user}/{group}", Some(Role::Manage), members::leave),
+    endpoint!(GET "/v1/namespaces/{ns}/consistency", Some(Role::Manage), consistency::show),
     endpoint!(GET "/v1/namespaces", Some(Role::Read), namespaces::list),
     endpoint!(PUT NS, Some(Role::Admin), namespaces::put),
     endpoint!(GET NS, Some(Role::Read), namespaces::show),

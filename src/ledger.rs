@@ -14,6 +14,7 @@ pub mod rows;
 mod snapshot;
 
 pub use append::Appended;
+pub use laws::Breach;
 pub use partitions::{Deployment, Lease, LeaseLost, PartitionRow, PartitionState};
 pub use read::{
     InviteFilter, InvitePage, MemberFilter, MemberPage, NamespacePage, RedemptionFilter,

@@ -95,8 +95,8 @@ fn view(partition: u16, report: &Report) -> Value {
 }
 
 fn tell(partition: u16, report: &Report) {
-    for law in &report.broken {
-        say(&format!("partition {partition}: {law}"));
+    for breach in &report.broken {
+        say(&format!("partition {partition}: {}", breach.what));
     }
     for Difference { key, gate, ledger } in &report.differences {
         say(key);

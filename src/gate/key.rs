@@ -136,6 +136,12 @@ impl Keyspace {
             .is_some_and(|(_, what)| what.starts_with("rate:"))
     }
 
+    /// Whether a key is one of this namespace.
+    #[must_use]
+    pub fn is_of(&self, namespace: &Namespace, key: &str) -> bool {
+        key.starts_with(&self.of(namespace, ""))
+    }
+
     fn of(&self, namespace: &Namespace, what: &str) -> String {
         format!("{}:{namespace}:{what}", self.stem(self.partition_of(namespace)))
     }

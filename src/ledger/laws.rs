@@ -3,23 +3,23 @@
 use super::{Ledger, LedgerError};
 use crate::domain::Partition;
 
-/// Each with what it means when it finds something; each finds lines of text.
+/// Each with what it means when it finds something; each finds a namespace, if it is about one, and a line of text.
 const LAWS: [(&str, &str); 3] = [
     (
         "an invite's uses are not its redemptions",
-        "SELECT i.namespace || ' ' || i.code || ' (' || i.id || '): uses ' || i.uses || ', granted ' || i.granted
+        "SELECT i.namespace, i.namespace || ' ' || i.code || ' (' || i.id || '): uses ' || i.uses || ', granted ' || i.granted
              || ', redemptions ' || COUNT(r.id) || ', last ' || COALESCE(MAX(r.ordinal), 0)
          FROM invites i LEFT JOIN redemptions r ON r.invite = i.id WHERE i.partition = ?1
          GROUP BY i.id HAVING i.uses <> COUNT(r.id) OR i.granted <> COALESCE(MAX(r.ordinal), 0)",
     ),
     (
         "an invite has more uses than its limit",
-        "SELECT namespace || ' ' || code || ' (' || id || '): ' || uses || ' of ' || max_uses
+        "SELECT namespace, namespace || ' ' || code || ' (' || id || '): ' || uses || ' of ' || max_uses
          FROM invites WHERE partition = ?1 AND uses > max_uses",
     ),
     (
         "changes are missing",
-        "SELECT 'epoch ' || epoch || ': ' || COUNT(*) || ' of ' || MAX(seq) FROM (
+        "SELECT NULL, 'epoch ' || epoch || ': ' || COUNT(*) || ' of ' || MAX(seq) FROM (
              SELECT epoch, seq FROM redemptions WHERE partition = ?1
              UNION SELECT epoch, seq FROM audit_log WHERE partition = ?1
              UNION SELECT epoch, seq FROM dead_letters WHERE partition = ?1)
@@ -27,21 +27,31 @@ const LAWS: [(&str, &str); 3] = [
     ),
 ];
 
+/// A breach of a law.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct Breach {
+    /// Whose it is; nothing for one of the whole partition.
+    pub namespace: Option<String>,
+    /// What is wrong.
+    pub what: String,
+}
+
 impl Ledger {
-    /// Every breach of a law in a partition, as a sentence.
+    /// Every breach of a law in a partition.
     ///
     /// # Errors
     /// [`LedgerError`] when it can not be read.
-    pub async fn broken_laws(&self, partition: Partition) -> Result<Vec<String>, LedgerError> {
+    pub async fn broken_laws(&self, partition: Partition) -> Result<Vec<Breach>, LedgerError> {
         let failed = LedgerError::of("checking the laws");
         let mut broken = Vec::new();
         for (law, query) in LAWS {
-            let found: Vec<String> = sqlx::query_scalar(query)
+            let found: Vec<(Option<String>, String)> = sqlx::query_as(query)
                 .bind(partition.0)
                 .fetch_all(&self.reader)
                 .await
                 .map_err(&failed)?;
-            broken.extend(found.into_iter().map(|what| format!("{law}: {what}")));
+            let breach = |(namespace, what)| Breach { namespace, what: format!("{law}: {what}") };
+            broken.extend(found.into_iter().map(breach));
         }
         Ok(broken)
     }

@@ -208,6 +208,16 @@ fn the_command_tells_by_its_exit_code() {
         assert!(done.unwrap().status.success());
     };
     hset("rdm:{06rd}:default:settings");
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let seen = runtime.block_on(node.get("/v1/namespaces/default/consistency"));
+    assert_eq!((seen.status, &seen.body["consistent"]), (200, &false.into()), "{}", seen.text);
+    assert_eq!(seen.body["differences"][0]["ledger"]["rate_user"], "10/60");
+    let elsewhere = runtime.block_on(node.get("/v1/namespaces/spring-2027/consistency"));
+    assert_eq!(
+        (elsewhere.status, &elsewhere.body["consistent"]),
+        (200, &true.into()),
+        "the same partition"
+    );
     let drift = run(&["audit", "--output", "json"]);
     assert_eq!(drift.status.code(), Some(1));
     let report: Value = serde_json::from_slice(&drift.stdout).unwrap();
