@@ -85,6 +85,9 @@ pub async fn run(
     progress: &Progress,
     partition: Partition,
 ) -> Result<Report, AuditError> {
+    // What the gate has lost of late would be missing on both sides, were the ledger not as far as the gate is.
+    let (now, _) = audit::read(gate, partition, &[]).await?;
+    come_as_far(progress, Position { partition, cursor: now }).await?;
     let mut report = Report { broken: ledger.broken_laws(partition).await?, ..Report::default() };
     let expected = expected(gate, ledger, partition, None).await?;
     let found = audit::keys(gate, partition).await?;
@@ -111,6 +114,12 @@ pub async fn run(
     Ok(report)
 }
 
+/// Waits until the ledger is as far as the gate was.
+async fn come_as_far(progress: &Progress, position: Position) -> Result<(), AuditError> {
+    let come = tokio::time::timeout(PATIENCE, progress.wait(position)).await;
+    come.map_err(|_| AuditError::Behind)
+}
+
 /// Looks at keys that differed; notes those that do, and returns those that changed meanwhile.
 async fn look_again(
     gate: &Gate,
@@ -128,9 +137,7 @@ async fn look_again(
         before.extend(chunk.iter().cloned().zip(held));
     }
     if let Some(cursor) = at {
-        let position = Position { partition, cursor };
-        let come = tokio::time::timeout(PATIENCE, progress.wait(position)).await;
-        come.map_err(|_| AuditError::Behind)?;
+        come_as_far(progress, Position { partition, cursor }).await?;
     }
     let only: BTreeSet<String> = suspects.iter().cloned().collect();
     let expected = expected(gate, ledger, partition, Some(&only)).await?;
