@@ -15,7 +15,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::sync::{Semaphore, SemaphorePermit, mpsc};
 
 use self::admission::{Judgement, judge};
 use crate::{
@@ -40,6 +40,10 @@ pub const UNDER_WAY: &str = "recovery is under way";
 
 /// Invites or users that are read from the ledger at once.
 const PAGE_ROWS: u32 = 1000;
+/// Pages that are read before they are loaded.
+const PAGES_AHEAD: usize = 4;
+/// Users between two lines about how far a rebuild is.
+const TELL_EVERY: usize = 100_000;
 
 /// What became of an attempt to open a partition.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -218,6 +222,30 @@ async fn drain(
     }
 }
 
+/// Loads a page; returns how many users it had.
+async fn load_page(builder: &mut Builder<'_>, page: Page) -> Result<usize, RebuildError> {
+    match page {
+        Page::Namespaces(rows) => {
+            for (namespace, settings) in &rows {
+                builder.namespace(namespace, settings).await?;
+            }
+            Ok(0)
+        }
+        Page::Invites(rows) => {
+            for (invite, holds_code) in &rows {
+                builder.invite(invite, *holds_code).await?;
+            }
+            Ok(0)
+        }
+        Page::Users(rows) => {
+            for record in &rows {
+                builder.user(record).await?;
+            }
+            Ok(rows.len())
+        }
+    }
+}
+
 /// Waits for one's turn to rebuild, alive meanwhile: the others come to an end.
 async fn turn<'a>(rebuilds: &'a Semaphore, alive: &AtomicBool) -> Option<SemaphorePermit<'a>> {
     const LOOK: Duration = Duration::from_millis(100);
@@ -245,28 +273,31 @@ async fn rebuild(
         .await
         .map_err(failed)?;
     let mut snapshot = ledger.snapshot(lease.partition).await?;
-    let mut users = 0;
-    while let Some(page) = snapshot.next_page(PAGE_ROWS).await? {
-        match page {
-            Page::Namespaces(rows) => {
-                for (namespace, settings) in rows {
-                    builder.namespace(&namespace, &settings).await.map_err(failed)?;
-                }
+    // The ledger reads the next pages while Redis loads this one.
+    let (send, mut pages) = mpsc::channel(PAGES_AHEAD);
+    let read = async {
+        while let Some(page) = snapshot.next_page(PAGE_ROWS).await? {
+            if send.send(page).await.is_err() {
+                break;
             }
-            Page::Invites(rows) => {
-                for (invite, holds_code) in rows {
-                    builder.invite(&invite, holds_code).await.map_err(failed)?;
-                }
-            }
-            Page::Users(rows) => {
-                users += rows.len();
-                for record in rows {
-                    builder.user(&record).await.map_err(failed)?;
-                }
+        }
+        drop(send);
+        Ok::<(), RecoveryError>(())
+    };
+    let load = async {
+        let (mut users, mut told) = (0, 0);
+        while let Some(page) = pages.recv().await {
+            users += load_page(&mut builder, page).await.map_err(failed)?;
+            if users >= told + TELL_EVERY {
+                told = users;
                 tracing::info!(partition = %lease.partition, users, "rebuilding from the ledger");
             }
         }
-    }
+        // Whoever reads waits for room; nobody makes any once this has failed.
+        drop(pages);
+        Ok::<(), RecoveryError>(())
+    };
+    tokio::try_join!(read, load).map(|((), ())| ())?;
     builder.finish(cursor).await.map_err(failed)
 }
 
