@@ -264,7 +264,11 @@ impl Head {
         let Self { request_id, method, .. } = self;
         let (status, key) = (status.as_u16(), self.key_id.as_deref().unwrap_or("none"));
         match problem {
-            Some(problem) if status >= 500 => tracing::error!(
+            Some(problem) if status == 500 => tracing::error!(
+                request_id, %method, route, status, key, micros,
+                code = problem.code.as_str(), cause = problem.cause(), "request"
+            ),
+            Some(problem) if status > 500 => tracing::warn!(
                 request_id, %method, route, status, key, micros,
                 code = problem.code.as_str(), cause = problem.cause(), "request"
             ),
