@@ -5,6 +5,7 @@ COPY . .
 RUN cargo build --profile dist --locked && cp target/dist/redeemer /redeemer
 
 FROM debian:bookworm-slim
+RUN apt-get update -qq && apt-get install -y -qq --no-install-recommends ca-certificates && rm -rf /var/lib/apt/lists/*
 RUN useradd --uid 10001 --home-dir /var/lib/redeemer --create-home redeemer
 COPY --from=build /redeemer /usr/local/bin/redeemer
 USER redeemer

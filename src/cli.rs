@@ -182,6 +182,13 @@ impl Common {
         if let Some(key) = self.key.as_ref().filter(|key| !key.trim().is_empty()) {
             return Ok(SecretString::from(key.trim()));
         }
+        // This machine's key is for this machine's service.
+        let here = format!("http://{}", reachable(config.http.bind));
+        if let Some(url) =
+            self.url.as_ref().filter(|url| url.trim_end_matches('/') != here && !is_local(url))
+        {
+            anyhow::bail!("no API key for {url}: set REDEEMER_KEY or --key");
+        }
         if let Some(key) = &config.auth.admin_key {
             return Ok(key.clone());
         }
@@ -210,6 +217,12 @@ fn reachable(mut bind: std::net::SocketAddr) -> std::net::SocketAddr {
         });
     }
     bind
+}
+
+/// Whether a service is on this machine.
+fn is_local(url: &str) -> bool {
+    let address = url.trim_start_matches("http://").trim_end_matches('/');
+    address.parse().is_ok_and(|address: std::net::SocketAddr| address.ip().is_loopback())
 }
 
 fn parse_namespace(text: &str) -> Result<Namespace, String> {

@@ -549,6 +549,10 @@ mod tests {
         let config = load(&env, None, &[]).unwrap();
         let shown = format!("{config:?} {:?}", config.settings);
         assert!(!shown.contains("hush") && !shown.contains(&key), "{shown}");
+        let unix = load(&[("REDIS_URL", "unix:///s?user=u&pass=hush")], None, &[]).unwrap();
+        assert!(!format!("{:?}", unix.settings).contains("hush"));
+        let broken = load(&[], Some("[auth]\nadmin_key = \"rdm_hush\n"), &[]).unwrap_err();
+        assert!(!broken.to_string().contains("hush"), "{broken}");
         let problems = load(&[("REDEEMER_AUTH__ADMIN_KEY", "rdm_hush")], None, &[]).unwrap_err();
         assert!(!problems.to_string().contains("hush"), "{problems}");
     }

@@ -1,5 +1,6 @@
 //! `redeemer invite create|list|show|disable`
 
+use anyhow::Context as _;
 use clap::{Args, Subcommand};
 use reqwest::Method;
 use serde_json::{Map, Value, json};
@@ -97,8 +98,10 @@ impl Command {
         match self {
             Self::Create(create) => {
                 let key = create.idempotency_key.clone();
+                let key = key.unwrap_or_else(|| crate::ids::unique().to_string());
                 let path = common.path("/invites");
-                let made = client.post(&path, &create.body(), key.as_deref()).await?;
+                let made = client.post(&path, &create.body(), Some(&key)).await;
+                let made = made.with_context(|| format!("with the idempotency key {key}"))?;
                 common.output.one(&COLUMNS, &made)
             }
             Self::List(list) => {

@@ -46,6 +46,14 @@ impl Rebuild {
             );
         }
         let ledger = app::ledger(&config).await.map_err(anyhow::Error::msg)?;
+        // Nobody should find it done long after they gave up waiting.
+        let rows = ledger.partitions().await?;
+        if let Some(row) = rows.iter().find(|row| self.concerns(row) && !row.lease_live) {
+            bail!(
+                "no node looks after partition {}; start one first (`redeemer serve`)",
+                row.partition
+            );
+        }
         let total = ledger.request_rebuild(self.partition.map(Partition)).await?;
         if total == 0 {
             bail!("there is no such partition");

@@ -1,5 +1,6 @@
 //! `redeemer redeem CODE --user U`
 
+use anyhow::Context as _;
 use clap::Args;
 use serde_json::{Map, Value, json};
 
@@ -60,8 +61,10 @@ impl Redeem {
         body.extend(
             optional.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))),
         );
-        let key = self.idempotency_key.as_deref();
-        let redemption = client.redeem(&common.namespace, &Value::Object(body), key).await?;
+        // Made here if need be: whoever gets no answer must be able to name it.
+        let key = self.idempotency_key.unwrap_or_else(|| crate::ids::unique().to_string());
+        let redeemed = client.redeem(&common.namespace, &Value::Object(body), Some(&key)).await;
+        let redemption = redeemed.with_context(|| format!("with the idempotency key {key}"))?;
         common.output.one(&COLUMNS, &redemption)
     }
 }

@@ -82,7 +82,9 @@ impl Layers {
         if let Some(path) = &sources.file {
             match flatten(File::from(path.as_path()).format(FileFormat::Toml)) {
                 Ok(values) => layers.add(values, |_| Origin::File(path.clone())),
-                Err(error) => problems.push(format!("{}: {error}", path.display())),
+                Err(error) => {
+                    problems.push(format!("{}: {}", path.display(), without_source(&error)));
+                }
             }
         }
         for (name, key) in PLAIN {
@@ -186,14 +188,22 @@ fn mask(key: &str, value: &str) -> String {
     }
 }
 
-/// A URL with what stands before its last `@` masked.
+/// A URL with what stands before its last `@` and after its `?` masked: both may hold a password.
 pub(super) fn mask_url(url: &str) -> String {
-    match (url.find("://"), url.rfind('@')) {
+    let (place, query) = url.split_once('?').map_or((url, ""), |(place, _)| (place, "?***"));
+    match (place.find("://"), place.rfind('@')) {
         (Some(scheme), Some(at)) if scheme + 3 <= at => {
-            format!("{}***{}", &url[..scheme + 3], &url[at..])
+            format!("{}***{}{query}", &place[..scheme + 3], &place[at..])
         }
-        _ => url.to_owned(),
+        _ => format!("{place}{query}"),
     }
+}
+
+/// A parse error without the lines of the file that it quotes: one of them may hold a secret.
+fn without_source(error: &str) -> String {
+    let quotes =
+        |line: &&str| !line.trim_start().starts_with(|c: char| c.is_ascii_digit() || c == '|');
+    error.lines().filter(quotes).collect::<Vec<_>>().join(" ")
 }
 
 /// All values of one source by dotted keys.

@@ -465,7 +465,7 @@ impl Space {
 
     /// The budgets that a request draws on: of the policies that are on, those whose subject it names.
     fn budgets_of(&self, request: &Redeem) -> Vec<Budget> {
-        let ip = request.ip.map(|ip| ip.to_string());
+        let ip = request.ip.map(rate_limit::address_subject);
         let user = request.user.as_ref().map(ToString::to_string);
         let subject = |policy| match policy {
             Policy::User => user.clone(),

@@ -3,6 +3,8 @@
 //! A key remembers one number: the theoretical arrival time (TAT), the moment at which its budget is full again. This
 //! module is what `lua/redeem.lua` does with that number; the scripts are tested against it.
 
+use std::net::IpAddr;
+
 use super::name::Malformed;
 
 /// So many attempts in so many seconds; all of them may come at once.
@@ -109,6 +111,19 @@ impl Policy {
             .into_iter()
             .find(|policy| policy.as_str() == text)
             .ok_or_else(|| Malformed(format!("{text:?} is not a rate-limit policy")))
+    }
+}
+
+/// By what the attempts from an address are counted: an IPv4 address, or the /64 of an IPv6 address, since one person
+/// has all of that (RFC 6177). An IPv4 address in IPv6 form is the IPv4 address.
+#[must_use]
+pub fn address_subject(ip: IpAddr) -> String {
+    match ip.to_canonical() {
+        IpAddr::V4(address) => address.to_string(),
+        IpAddr::V6(address) => {
+            let network = u128::from(address) & !u128::from(u64::MAX);
+            format!("{}/64", std::net::Ipv6Addr::from(network))
+        }
     }
 }
 
@@ -223,6 +238,15 @@ mod tests {
         assert_eq!(check(quota, Some(u64::MAX / 2), now), Verdict::Wait { retry_after_ms: 6000 });
         assert_eq!(status(Policy::User, quota, 60_000_000).remaining, 0);
         assert_eq!(status(Policy::User, quota, 0).remaining, 10);
+    }
+
+    #[test]
+    fn one_persons_addresses_count_as_one() {
+        let subject = |text: &str| address_subject(text.parse().unwrap());
+        assert_eq!(subject("203.0.113.9"), "203.0.113.9");
+        assert_eq!(subject("::ffff:203.0.113.9"), "203.0.113.9");
+        assert_eq!(subject("2001:db8:1:2:3::4"), "2001:db8:1:2::/64");
+        assert_eq!(subject("2001:db8:1:2::"), subject("2001:db8:1:2:ffff::1"));
     }
 
     #[test]

@@ -89,7 +89,7 @@ fn push_request(
 ) {
     let Redeem { namespace, code, user, ip, email_domain, caller, mode } = request;
     let mut index = |key: Option<String>| key.map_or(0, |key| indexes.of(key)).to_string();
-    let ip = ip.map(|ip| ip.to_string());
+    let ip = ip.map(rate_limit::address_subject);
     let subject = |policy| match policy {
         Policy::User => user.as_ref().map(|user| ("", user.as_str())),
         Policy::Ip => ip.as_deref().map(|ip| ("", ip)),

@@ -173,7 +173,8 @@ impl Problem {
         &self.parts.detail
     }
 
-    fn caused_by(mut self, error: &(dyn std::error::Error + 'static)) -> Self {
+    /// Adds the cause, for the log.
+    pub(super) fn caused_by(mut self, error: &(dyn std::error::Error + 'static)) -> Self {
         self.parts.cause = Some(crate::sync::chain(error));
         self
     }

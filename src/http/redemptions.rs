@@ -96,6 +96,10 @@ pub(super) fn durability(body: &mut Body) -> Option<Durability> {
     Some(asked)
 }
 
+/// What a client is told whose redemption only the gate has so far.
+const NOT_YET: &str = "The gate has granted it, and the ledger is not known to have it yet. Repeat the request with the \
+                       same Idempotency-Key; nothing is spent twice.";
+
 /// Waits until the ledger has a redemption that the gate has granted, until `deadline`.
 async fn wait_for_ledger(
     state: &State,
@@ -107,18 +111,17 @@ async fn wait_for_ledger(
     };
     let known = || state.ledger.redemption(&redemption.namespace, redemption.id);
     if tokio::time::timeout_at(deadline, state.progress.wait(redemption.position)).await.is_err() {
-        return Err(unknown(
-            "The gate has granted it, and the ledger does not have it yet. Repeat the request with the same \
-             Idempotency-Key; nothing is spent twice.",
-        ));
+        return Err(unknown(NOT_YET));
     }
     // The ledger has passed the place; only the row itself says that it is in it.
-    match known().await? {
-        Some(_) => Ok(()),
-        None => Err(unknown(
+    match tokio::time::timeout_at(deadline, known()).await {
+        Ok(Ok(Some(_))) => Ok(()),
+        Ok(Ok(None)) => Err(unknown(
             "The gate had granted it, and the ledger could not take it. Repeat the request with the same \
              Idempotency-Key to learn what holds.",
         )),
+        Ok(Err(error)) => Err(unknown(NOT_YET).caused_by(&error)),
+        Err(_) => Err(unknown(NOT_YET)),
     }
 }
 
@@ -143,6 +146,7 @@ pub(super) async fn redeem(
     let request = request.0.unwrap_or_else(crate::ids::request);
     let mode = Mode::Redeem { request, redemption: crate::ids::redemption(), metadata };
     let caller = scope.caller.actor();
+    let namespace = scope.namespace.clone();
     let question = Redeem {
         namespace: scope.namespace,
         code,
@@ -153,6 +157,9 @@ pub(super) async fn redeem(
         mode,
     };
     let answer = state.gate.redeem(question).await?;
+    // The rules may have changed while it waited, and a grant is decided by the newest.
+    let level =
+        level.max(settings_of(&state, &namespace).await.map_or(level, |now| now.durability));
     let (mut response, redemption, replayed) = match &answer.outcome {
         Outcome::Granted(redemption) => (HttpResponse::Created(), redemption, false),
         Outcome::Replayed(redemption) => (HttpResponse::Ok(), redemption, true),
