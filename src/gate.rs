@@ -107,7 +107,7 @@ pub struct GateOptions {
     pub connect_timeout: Duration,
     /// Longest wait for one reply.
     pub reply_timeout: Duration,
-    /// Connections of the pool for cold operations.
+    /// Connections of the pool: those that the lanes take for good, recovery, the sync's small calls, and plain reads.
     pub pool_size: usize,
     /// Long-lived connections that the lanes share.
     pub connections: usize,
@@ -257,15 +257,8 @@ impl Gate {
         &self,
         namespace: &Namespace,
     ) -> Result<Option<Arc<Settings>>, GateError> {
-        let known = self
-            .inner
-            .settings
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .get(namespace)
-            .cloned();
-        if known.is_some() {
-            return Ok(known);
+        if let Some(known) = self.known_settings(namespace) {
+            return Ok(Some(known));
         }
         let question = show_namespace::ShowNamespace { namespace: namespace.clone() };
         let Some((settings, _)) = question.run(self).await? else { return Ok(None) };
@@ -273,6 +266,13 @@ impl Gate {
         let mut cache = self.inner.settings.write().unwrap_or_else(PoisonError::into_inner);
         cache.insert(namespace.clone(), settings.clone());
         Ok(Some(settings))
+    }
+
+    /// The rules of a namespace as far as they are in memory; asks nobody.
+    #[must_use]
+    pub fn known_settings(&self, namespace: &Namespace) -> Option<Arc<Settings>> {
+        let known = self.inner.settings.read().unwrap_or_else(PoisonError::into_inner);
+        known.get(namespace).cloned()
     }
 
     /// Forgets what is in memory of a namespace's rules.

@@ -64,7 +64,7 @@ pub struct State {
     pub new_namespace: Rules,
     /// Longest request body, in bytes.
     pub body_bytes_max: usize,
-    /// Longest time from reading a request to its answer.
+    /// How long a body may take to arrive, and an answer to be reached; what is stuck otherwise gets twice as long.
     pub request_timeout: Duration,
 }
 

@@ -157,9 +157,10 @@ pub(super) async fn redeem(
         mode,
     };
     let answer = state.gate.redeem(question).await?;
-    // The rules may have changed while it waited, and a grant is decided by the newest.
-    let level =
-        level.max(settings_of(&state, &namespace).await.map_or(level, |now| now.durability));
+    // The rules may have changed while it waited, and a grant is decided by the newest. What is known must not wait for
+    // Redis again.
+    let newest = state.gate.known_settings(&namespace);
+    let level = level.max(newest.map_or(level, |settings| settings.durability));
     let (mut response, redemption, replayed) = match &answer.outcome {
         Outcome::Granted(redemption) => (HttpResponse::Created(), redemption, false),
         Outcome::Replayed(redemption) => (HttpResponse::Ok(), redemption, true),

@@ -412,7 +412,14 @@ async fn a_namespace_is_made_changed_archived_and_brought_back() {
             .await;
         assert_eq!((invite.status, &invite.body["code"]), (201, &json!(code)));
     }
+    let path = format!("{base}/redemptions");
+    let early = json!({"code": "CASE", "user": "bob"});
+    let first = with_header(&node, Method::POST, &path, ("idempotency-key", "early"), &early).await;
+    assert_eq!(first.status, 201, "{}", first.text);
     assert_eq!(node.delete(base).await.status, 204);
+    // Nobody gets in any more, but a late repeat still gets the truth.
+    let late = with_header(&node, Method::POST, &path, ("idempotency-key", "early"), &early).await;
+    assert_eq!((late.status, &late.body["id"]), (200, &first.body["id"]), "{}", late.text);
     assert_is(
         &node.post(&format!("{base}/redemptions"), &json!({"code": "Case", "user": "alice"})).await,
         404,

@@ -7,6 +7,7 @@ use serde_json::Value;
 use crate::support::{
     node::{Node, Settings, command},
     redis::RedisServer,
+    wait_until,
 };
 
 /// Runs the program next to a node, as somebody in its directory would.
@@ -58,7 +59,9 @@ fn invites_are_made_listed_shown_and_disabled() {
     assert_eq!(made_up["code"].as_str().unwrap().len(), 14, "{made_up}");
     assert_eq!(made_up["max_uses"], Value::Null);
     // Both are in the ledger at once, or soon.
-    while json(&node, &["invite", "list"]).as_array().unwrap().len() < 2 {}
+    wait_until("both are listed", || {
+        json(&node, &["invite", "list"]).as_array().unwrap().len() == 2
+    });
     assert_eq!(json(&node, &["invite", "list", "--prefix", "SPR"]).as_array().unwrap().len(), 1);
     let table = stdout(&run(&node, &["invite", "list"]));
     assert!(table.starts_with(" CODE") && table.contains("SPRING"), "{table}");
@@ -130,8 +133,10 @@ fn keys_are_made_listed_and_revoked_and_a_lost_admin_key_is_replaced() {
     assert!(stderr(&run(&["key", "list"])).contains("no API key"), "without a key there is a hint");
     assert!(run(&["key", "reset-admin"]).status.success());
     // The node reads the keys anew every now and then.
-    while !run(&["key", "list"]).status.success() {}
-    while !stderr(&run(&["key", "list", "--key", lost.trim()])).contains("unauthorized") {}
+    wait_until("the new key opens", || run(&["key", "list"]).status.success());
+    wait_until("the lost key opens nothing", || {
+        stderr(&run(&["key", "list", "--key", lost.trim()])).contains("unauthorized")
+    });
 }
 
 #[test]
@@ -235,13 +240,17 @@ fn a_rebuild_is_done_by_the_running_node() {
     // What the ledger does not have would be lost.
     let path = format!("/v1/namespaces/default/redemptions/{}", first["id"].as_str().unwrap());
     let runtime = tokio::runtime::Runtime::new().unwrap();
-    while runtime.block_on(node.get(&path)).body["durability"] != "ledger" {}
+    wait_until("the ledger has it", || {
+        runtime.block_on(node.get(&path)).body["durability"] == "ledger"
+    });
     let incomplete = run(&node, &["rebuild"]);
     assert_eq!(incomplete.status.code(), Some(2));
     let done = run(&node, &["rebuild", "--from-ledger", "--discard-gate"]);
     assert!(done.status.success(), "{}", stderr(&done));
     assert!(stdout(&done).contains("Rebuilt 16 partition(s)"), "{}", stdout(&done));
-    while !run(&node, &["redeem", "WELCOME", "--user", "alice"]).status.success() {}
+    wait_until("the partition serves", || {
+        run(&node, &["redeem", "WELCOME", "--user", "alice"]).status.success()
+    });
     let again = json(&node, &["redeem", "WELCOME", "--user", "alice"]);
     assert_eq!(again["id"], first["id"]);
 }

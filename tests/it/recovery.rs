@@ -16,14 +16,15 @@ use redeemer::{
         redeem::{Mode, Redeem},
         survey,
     },
-    ledger::PartitionState,
+    ledger::{Lease, Ledger, PartitionState},
     recovery::Admission,
     sync::{self, plan},
 };
+use tempfile::TempDir;
 use uuid::Uuid;
 
 use crate::support::{
-    bench::{Bench, admit},
+    bench::{Bench, admit, open_ledger},
     eventually, until_some,
 };
 
@@ -105,6 +106,16 @@ impl Deployment {
             other => panic!("{other:?}"),
         }
     }
+}
+
+/// An empty ledger of the deployment with this id, and its partition's lease.
+async fn another_ledger(id: u128) -> (Ledger, redeemer::ledger::Deployment, Lease, TempDir) {
+    let directory = tempfile::tempdir().unwrap();
+    let ledger = open_ledger(&directory).await;
+    let deployment = ledger.deployment(1, Uuid::from_u128(id)).await.unwrap();
+    let leases = ledger.take_leases("other", Duration::from_mins(10), true).await.unwrap();
+    let lease = leases.into_iter().next().unwrap();
+    (ledger, deployment, lease, directory)
 }
 
 /// Everything in the outbox that the ledger does not have.
@@ -229,14 +240,7 @@ async fn a_full_gate_with_an_empty_ledger_stays_closed_and_keeps_what_it_has() {
     carry(&it.bench).await;
     let before = contents(&it.bench).await;
     // A new ledger that says it is of this deployment.
-    let directory = tempfile::tempdir().unwrap();
-    let ledger = crate::support::bench::open_ledger(&directory).await;
-    let deployment = ledger.deployment(1, Uuid::from_u128(1)).await.unwrap();
-    let lease = ledger
-        .take_leases("other", std::time::Duration::from_mins(10), true)
-        .await
-        .unwrap()
-        .remove(0);
+    let (ledger, deployment, lease, _directory) = another_ledger(1).await;
     let bench = &it.bench;
     let admitted = admit(&bench.gate, &ledger, &deployment, &lease).await;
     let Admission::StaysClosed(reason) = admitted else { panic!("{admitted:?}") };
@@ -250,14 +254,7 @@ async fn another_deployments_gate_stays_closed_until_an_operator_discards_it() {
     let it = Deployment::start().await;
     it.grant(0..5).await;
     let before = contents(&it.bench).await;
-    let directory = tempfile::tempdir().unwrap();
-    let ledger = crate::support::bench::open_ledger(&directory).await;
-    let deployment = ledger.deployment(1, Uuid::from_u128(2)).await.unwrap();
-    let lease = ledger
-        .take_leases("other", std::time::Duration::from_mins(10), true)
-        .await
-        .unwrap()
-        .remove(0);
+    let (ledger, deployment, lease, _directory) = another_ledger(2).await;
     let bench = &it.bench;
     let admit = async || admit(&bench.gate, &ledger, &deployment, &lease).await;
     let Admission::StaysClosed(reason) = admit().await else { panic!("it must stay closed") };

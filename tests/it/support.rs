@@ -17,6 +17,14 @@ pub async fn eventually(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
     until_some(what, async || is_so().await.then_some(())).await;
 }
 
+/// Waits for a state, in a test without a runtime.
+pub fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let until = std::time::Instant::now() + PATIENCE;
+    while !is_so() {
+        assert!(std::time::Instant::now() < until, "waited in vain until {what}");
+    }
+}
+
 /// Waits until there is something.
 pub async fn until_some<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
     let until = Instant::now() + PATIENCE;
