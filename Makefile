@@ -10,12 +10,13 @@ run: ## Install what is missing, build, and run the service with its own Redis i
 	cargo build --release --locked
 	@exec target/release/redeemer serve
 
-test: ## Install what is missing, then check format and lints and run every test
+test: ## Install what is missing, then check format and lints and run every test, with both ledgers
 	@scripts/setup test
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --quiet
 	cargo test --locked --quiet
+	TEST_LEDGER=postgres cargo test --locked --quiet --test it
 
 fmt: ## Format the code
 	cargo fmt

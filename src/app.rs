@@ -18,11 +18,11 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    config::Config,
+    config::{self, Config, LedgerPlace},
     domain::{CodeCase, Durability, MembershipRule, Token},
     gate::{Gate, GateOptions, put_namespace::Rules, server},
     http::{self, Keys, Readiness, ServeOptions, State},
-    ledger::{Deployment, Ledger, LedgerOptions, SNAPSHOTS_MAX},
+    ledger::{Deployment, Ledger, PostgresOptions, SNAPSHOTS_MAX, SqliteOptions},
     local_server::{self, DataDir, LocalServer, LocalServerError},
     recovery,
     sync::{
@@ -142,7 +142,7 @@ async fn connect(
 
 async fn open_ledger(config: &Config) -> Result<(Ledger, Deployment, Arc<Keys>), String> {
     let ledger = ledger(config).await?;
-    let explain = |error| format!("{} ({})", chain(&error), config.ledger.path.display());
+    let explain = |error| format!("{} ({})", chain(&error), config.ledger.place);
     let deployment =
         ledger.deployment(config.gate.partitions, crate::ids::unique()).await.map_err(explain)?;
     admin_key::ensure(config, &ledger).await?;
@@ -162,19 +162,28 @@ async fn open_ledger(config: &Config) -> Result<(Ledger, Deployment, Arc<Keys>),
 /// # Errors
 /// A sentence that names the file and what is wrong with it.
 pub async fn ledger(config: &Config) -> Result<Ledger, String> {
-    let path = config.ledger.path.clone();
-    let unusable =
-        |what: String| format!("{what} ({}); mend ledger.url or data.dir", path.display());
-    if let Some(directory) = path.parent() {
-        std::fs::create_dir_all(directory)
-            .map_err(|error| unusable(format!("its directory can not be made: {error}")))?;
-    }
-    let options = LedgerOptions {
-        path: path.clone(),
-        connections_max: config.ledger.connections_max,
-        busy_timeout: config.ledger.busy_timeout,
+    let config::Ledger { place, connections_max, busy_timeout } = config.ledger.clone();
+    let unusable = |what: String| format!("{what} ({place}); mend ledger.url or data.dir");
+    let opened = match &place {
+        LedgerPlace::Sqlite(path) => {
+            if let Some(directory) = path.parent() {
+                std::fs::create_dir_all(directory)
+                    .map_err(|error| unusable(format!("its directory can not be made: {error}")))?;
+            }
+            let options = SqliteOptions { path: path.clone(), connections_max, busy_timeout };
+            Ledger::open_sqlite(&options).await
+        }
+        LedgerPlace::Postgres(url) => {
+            let options = PostgresOptions {
+                url: url.expose_secret().to_owned(),
+                connections_max,
+                connect_timeout: busy_timeout,
+                idle_timeout: config.sync.lease_ttl,
+            };
+            Ledger::open_postgres(&options).await
+        }
     };
-    Ledger::open(&options).await.map_err(|error| unusable(chain(&error)))
+    opened.map_err(|error| unusable(chain(&error)))
 }
 
 pub use admin_key::reset as reset_admin_key;

@@ -21,9 +21,11 @@ use secrecy::SecretString;
 
 use self::output::Output;
 use crate::{
+    app,
     client::{Client, ClientError},
     config::{Config, Problems, Sources},
     domain::Namespace,
+    ledger::Ledger,
 };
 
 /// Wrong usage or configuration; clap uses the same.
@@ -206,6 +208,17 @@ impl Common {
     fn path(&self, rest: &str) -> String {
         format!("/v1/namespaces/{}{rest}", self.namespace)
     }
+}
+
+/// The service's ledger, from its configuration; one that is not there is not made.
+async fn ledger(config: &Config) -> anyhow::Result<Ledger> {
+    if let Some(path) = config.ledger.place.missing_file() {
+        anyhow::bail!(
+            "there is no ledger at {}; set data.dir or ledger.url as the service has it",
+            path.display()
+        );
+    }
+    app::ledger(config).await.map_err(anyhow::Error::msg)
 }
 
 /// Where a service that listens on `bind` can be reached from this machine.

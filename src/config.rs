@@ -79,10 +79,27 @@ pub struct Gate {
 #[derive(Debug, Clone)]
 #[expect(missing_docs, reason = "config/default.toml says what each is")]
 pub struct Ledger {
-    /// The SQLite file.
-    pub path: PathBuf,
+    pub place: LedgerPlace,
     pub connections_max: u32,
     pub busy_timeout: Duration,
+}
+
+/// Where the ledger is.
+#[derive(Debug, Clone)]
+pub enum LedgerPlace {
+    /// A SQLite file.
+    Sqlite(PathBuf),
+    /// The URL of a PostgreSQL database.
+    Postgres(SecretString),
+}
+
+impl fmt::Display for LedgerPlace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Sqlite(path) => path.display().fmt(f),
+            Self::Postgres(url) => masked_url(url).fmt(f),
+        }
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -172,6 +189,9 @@ impl Config {
         if let (Some(http), Some(gate)) = (&http, &gate) {
             read.cross_check(http, gate);
         }
+        if let (Some(redis), Some(ledger)) = (&redis, &ledger) {
+            read.check_places(redis, ledger);
+        }
         Some(Self {
             http: http?,
             data_dir: data_dir?,
@@ -259,20 +279,39 @@ impl Gate {
 
 impl Ledger {
     fn read(read: &mut Read, data_dir: Option<&Path>) -> Option<Self> {
-        let path = if read.is_empty("ledger.url") {
-            data_dir.map(|dir| dir.join("ledger.sqlite"))
+        let place = if read.is_empty("ledger.url") {
+            data_dir.map(|dir| LedgerPlace::Sqlite(dir.join("ledger.sqlite")))
         } else {
-            read.parsed("ledger.url", |url| match url.strip_prefix("sqlite:") {
-                Some(path) if !path.is_empty() => Ok(PathBuf::from(path.trim_start_matches("//"))),
-                _ if url.starts_with("postgres") => {
-                    Err("PostgreSQL is not built in yet; use sqlite:PATH")
-                }
-                _ => Err("use sqlite:PATH"),
-            })
+            read.parsed("ledger.url", LedgerPlace::parse)
         };
-        let connections_max = read.number("ledger.connections_max", 1..=1024);
+        let connections_max = read.number("ledger.connections_max", 4..=1024);
         let busy_timeout = read.millis("ledger.busy_timeout_ms", 10..=60_000);
-        Some(Self { path: path?, connections_max: connections_max?, busy_timeout: busy_timeout? })
+        Some(Self { place: place?, connections_max: connections_max?, busy_timeout: busy_timeout? })
+    }
+}
+
+impl LedgerPlace {
+    fn parse(url: &str) -> Result<Self, String> {
+        const FORMS: &str = "use sqlite:PATH or postgres://user:password@host/database";
+        if let Some(path) = url.strip_prefix("sqlite:").filter(|path| !path.is_empty()) {
+            return Ok(Self::Sqlite(PathBuf::from(path.trim_start_matches("//"))));
+        }
+        if !url.starts_with("postgres://") && !url.starts_with("postgresql://") {
+            return Err(FORMS.to_owned());
+        }
+        match sqlx::postgres::PgConnectOptions::from_str(url) {
+            Ok(_) => Ok(Self::Postgres(SecretString::from(url))),
+            Err(error) => Err(format!("{error}; {FORMS}")),
+        }
+    }
+
+    /// The file that is to hold the ledger and is not there.
+    #[must_use]
+    pub fn missing_file(&self) -> Option<&Path> {
+        match self {
+            Self::Sqlite(path) if !path.exists() => Some(path),
+            _ => None,
+        }
     }
 }
 
@@ -409,6 +448,17 @@ impl Read {
         }
     }
 
+    /// Nodes that share a ledger must share a Redis, and nobody else can reach an embedded one.
+    fn check_places(&mut self, redis: &Redis, ledger: &Ledger) {
+        if redis.url.is_none() && matches!(ledger.place, LedgerPlace::Postgres(_)) {
+            let shown = self.layers.shown("ledger.url");
+            self.problems.push(format!(
+                "ledger.url = {shown}: a PostgreSQL ledger needs a Redis that every node can reach; set redis.url too, or \
+                 leave ledger.url empty for the embedded Redis and SQLite"
+            ));
+        }
+    }
+
     fn redis_url(&mut self) -> Option<Option<SecretString>> {
         if self.is_empty("redis.url") {
             return Some(None);
@@ -477,7 +527,8 @@ mod tests {
         assert_eq!(config.http.bind.to_string(), "127.0.0.1:8080");
         assert!(config.is_embedded());
         assert_eq!(config.data_dir, Path::new("/home/someone/.local/share/redeemer"));
-        assert_eq!(config.ledger.path, config.data_dir.join("ledger.sqlite"));
+        let LedgerPlace::Sqlite(path) = config.ledger.place else { panic!("{:?}", config.ledger) };
+        assert_eq!(path, config.data_dir.join("ledger.sqlite"));
         assert_eq!(config.rate_limit.user, Some(Quota::parse("10/60").unwrap()));
     }
 

@@ -1,5 +1,6 @@
 -- The ledger: what redeemer remembers. All times are milliseconds since 1970-01-01T00:00:00Z.
 -- epoch and seq of a row name the outbox entry that last wrote it.
+-- The same tables, column by column, are in migrations/postgres.
 
 -- One row: which deployment this ledger belongs to.
 CREATE TABLE deployment (
@@ -57,7 +58,7 @@ CREATE TABLE invites (
     starts_at     INTEGER,
     expires_at    INTEGER,
     disabled      INTEGER NOT NULL,
-    user          TEXT,
+    user_id       TEXT,
     email_domains TEXT,
     metadata      TEXT,
     revision      INTEGER NOT NULL,
@@ -69,7 +70,7 @@ CREATE TABLE invites (
     -- The backstop of the gate's own check: whatever happens, no more uses than there are.
     CHECK (max_uses IS NULL OR uses <= max_uses)
 ) STRICT;
-CREATE UNIQUE INDEX invites_code ON invites (namespace, code) WHERE holds_code = 1;
+CREATE UNIQUE INDEX invites_code ON invites (namespace, code) WHERE holds_code;
 CREATE INDEX invites_by_code ON invites (namespace, code, id);
 CREATE INDEX invites_partition ON invites (partition, id);
 
@@ -80,7 +81,7 @@ CREATE TABLE redemptions (
     invite        TEXT    NOT NULL,
     code          TEXT    NOT NULL,
     grp           TEXT    NOT NULL,
-    user          TEXT    NOT NULL,
+    user_id       TEXT    NOT NULL,
     request       TEXT    NOT NULL,
     ordinal       INTEGER NOT NULL,
     remaining     INTEGER,
@@ -91,15 +92,15 @@ CREATE TABLE redemptions (
     seq           INTEGER NOT NULL
 ) STRICT;
 -- The backstops of the gate's own checks: one live redemption where the rule allows one, one per request, one per use.
-CREATE UNIQUE INDEX redemptions_exclusive ON redemptions (namespace, user, exclusive_key);
-CREATE UNIQUE INDEX redemptions_request ON redemptions (namespace, user, request);
+CREATE UNIQUE INDEX redemptions_exclusive ON redemptions (namespace, user_id, exclusive_key);
+CREATE UNIQUE INDEX redemptions_request ON redemptions (namespace, user_id, request);
 CREATE UNIQUE INDEX redemptions_ordinal ON redemptions (invite, ordinal);
 CREATE UNIQUE INDEX redemptions_position ON redemptions (namespace, epoch, seq);
-CREATE INDEX redemptions_partition ON redemptions (partition, namespace, user);
+CREATE INDEX redemptions_partition ON redemptions (partition, namespace, user_id);
 
 CREATE TABLE members (
     namespace     TEXT    NOT NULL,
-    user          TEXT    NOT NULL,
+    user_id       TEXT    NOT NULL,
     grp           TEXT    NOT NULL,
     partition     INTEGER NOT NULL,
     redemption    TEXT,                           -- nothing for one who joined another way
@@ -107,10 +108,10 @@ CREATE TABLE members (
     exclusive_key TEXT,                           -- '*' where the rule allows one group
     epoch         INTEGER NOT NULL,
     seq           INTEGER NOT NULL,
-    PRIMARY KEY (namespace, user, grp)
+    PRIMARY KEY (namespace, user_id, grp)
 ) STRICT;
-CREATE UNIQUE INDEX members_exclusive ON members (namespace, user, exclusive_key);
-CREATE INDEX members_partition ON members (partition, namespace, user);
+CREATE UNIQUE INDEX members_exclusive ON members (namespace, user_id, exclusive_key);
+CREATE INDEX members_partition ON members (partition, namespace, user_id);
 
 -- Who changed what.
 CREATE TABLE audit_log (

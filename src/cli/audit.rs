@@ -35,13 +35,7 @@ pub(super) struct Audit {
 impl Audit {
     pub(super) async fn run(self, common: &Common) -> anyhow::Result<ExitCode> {
         let config = common.config(Vec::new())?;
-        if !config.ledger.path.exists() {
-            bail!(
-                "there is no ledger at {}; set data.dir or ledger.url as the service has it",
-                config.ledger.path.display()
-            );
-        }
-        let ledger = app::ledger(&config).await.map_err(anyhow::Error::msg)?;
+        let ledger = super::ledger(&config).await?;
         let gate = app::gate(&config)?;
         let deployment = ledger.deployment(config.gate.partitions, crate::ids::unique()).await?;
         recovery::refresh_fences(&gate, &ledger, &deployment).await?;

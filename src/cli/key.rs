@@ -1,6 +1,5 @@
 //! `redeemer key create|list|revoke|reset-admin`
 
-use anyhow::bail;
 use clap::Subcommand;
 use reqwest::Method;
 use serde_json::json;
@@ -82,13 +81,7 @@ impl Command {
 /// Works on the ledger itself, with no key: whoever may write to its file may do so.
 async fn reset_admin(common: &Common) -> anyhow::Result<()> {
     let config = common.config(Vec::new())?;
-    if !config.ledger.path.exists() {
-        bail!(
-            "there is no ledger at {}; set data.dir or ledger.url as the service has it",
-            config.ledger.path.display()
-        );
-    }
-    let ledger = app::ledger(&config).await.map_err(anyhow::Error::msg)?;
+    let ledger = super::ledger(&config).await?;
     let reset = app::reset_admin_key(&config, &ledger).await.map_err(anyhow::Error::msg);
     ledger.close().await;
     reset?;

@@ -8,7 +8,6 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use super::{Common, output::say};
 use crate::{
-    app,
     domain::Partition,
     ledger::{PartitionRow, PartitionState},
 };
@@ -39,13 +38,7 @@ pub(super) struct Rebuild {
 impl Rebuild {
     pub(super) async fn run(self, common: &Common) -> anyhow::Result<()> {
         let config = common.config(Vec::new())?;
-        if !config.ledger.path.exists() {
-            bail!(
-                "there is no ledger at {}; set data.dir or ledger.url as the service has it",
-                config.ledger.path.display()
-            );
-        }
-        let ledger = app::ledger(&config).await.map_err(anyhow::Error::msg)?;
+        let ledger = super::ledger(&config).await?;
         // Nobody should find it done long after they gave up waiting.
         let rows = ledger.partitions().await?;
         if let Some(row) = rows.iter().find(|row| self.concerns(row) && !row.lease_live) {

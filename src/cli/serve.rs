@@ -164,7 +164,7 @@ impl Banner {
              Make an invite, redeem it, and look at it:\n\n{create}\n\n{redeem}\n\n{look}\n",
             version = env!("CARGO_PKG_VERSION"),
             key = key.place(),
-            ledger = config.ledger.path.display(),
+            ledger = config.ledger.place,
             settings = settings(config),
         );
         Ok(Self { text })

@@ -31,7 +31,7 @@ pub(super) async fn run(common: &Common) -> anyhow::Result<ExitCode> {
     let service = common.service(&config);
     let readiness = Client::new(&service, SecretString::default())?.readiness().await;
     // A ledger that is not there is not made by looking at it; a service elsewhere has its ledger elsewhere.
-    let partitions = if common.url.is_none() && config.ledger.path.exists() {
+    let partitions = if common.url.is_none() && config.ledger.place.missing_file().is_none() {
         let ledger = app::ledger(&config).await.map_err(anyhow::Error::msg)?;
         let rows = ledger.partitions().await?;
         ledger.close().await;

@@ -10,7 +10,7 @@ use super::{
     State,
     body::{Body, Presence},
     guard::IdempotencyKey,
-    page::{Query, pair},
+    page::{Query, code_and_id},
     problem::{Code, Problem},
     redemptions::settings_of,
     scope::Scope,
@@ -252,13 +252,14 @@ pub(super) async fn list(
             .value(),
     };
     let page = query.page()?;
-    let after = page.after(pair)?;
+    let after = page.after(code_and_id)?;
     let now = crate::ids::now();
     let found =
         state.ledger.invites(&scope.namespace, &filter, now, after.as_ref(), page.limit).await?;
     let as_of = state.ledger.synced_at(state.gate.keys().partition_of(&scope.namespace)).await?;
     let rows = found.rows.iter().map(|invite| view(invite, now)).collect::<Result<Vec<_>, _>>()?;
-    let next = found.next.as_ref().map(|(code, id)| [code.as_str(), id.as_str()]);
+    let next = found.next.map(|(code, id)| [code, id.to_string()]);
+    let next = next.as_ref().map(|[code, id]| [code.as_str(), id.as_str()]);
     Ok(page.answer(&rows, next.as_ref().map(<[_; 2]>::as_slice), as_of))
 }
 

@@ -9,7 +9,7 @@ use super::{
     body::Body,
     problem::{Code, Problem},
 };
-use crate::domain::{Malformed, Millis};
+use crate::domain::{InviteId, Malformed, Millis};
 
 /// Rows of a page unless the query says otherwise.
 const LIMIT: u32 = 100;
@@ -123,6 +123,12 @@ impl Page {
 pub(super) fn pair(parts: &[String]) -> Option<(String, String)> {
     let [a, b] = parts else { return None };
     Some((a.clone(), b.clone()))
+}
+
+/// The parts of a cursor that names a code and an invite.
+pub(super) fn code_and_id(parts: &[String]) -> Option<(String, InviteId)> {
+    let [code, id] = parts else { return None };
+    Some((code.clone(), id.parse().ok()?))
 }
 
 /// The one part of a cursor.

@@ -1,16 +1,11 @@
 //! Writing what the sync brings: rows and cursor in one transaction.
 
-use sqlx::{QueryBuilder, Sqlite, SqliteConnection, Transaction};
-
 use super::{
     Lease, Ledger, LedgerError,
-    columns::int,
-    rows::{AuditRow, InviteRow, MemberRow, NamespaceRow, RedemptionRow, Rows},
+    rows::{AuditRow, InviteRow, MemberRow, NamespaceRow, RedemptionRow, Rows, UsesRow},
+    sql::{Tx, Value, bulk, sql},
 };
-use crate::domain::{Cursor, Millis, Partition};
-
-/// Rows of one statement: SQLite takes at most 32,766 values in one. Source: SQLite documentation, "Limits".
-const CHUNK_ROWS_MAX: usize = 500;
+use crate::domain::{Cursor, EmailDomain, Group, Millis, Namespace, Partition, Quota, UserId};
 
 /// What became of a batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,8 +21,8 @@ impl Ledger {
     /// compare-and-set on the lease's token and its old value.
     ///
     /// # Errors
-    /// [`LedgerError::Rejected`] when a row breaks a constraint, [`LedgerError::Unavailable`] otherwise; nothing was
-    /// written then.
+    /// [`LedgerError::Rejected`] when a row breaks a constraint: nothing was written. [`LedgerError::Unavailable`]
+    /// otherwise: nothing was, or all of it; the cursor says which.
     pub async fn append(
         &self,
         lease: &Lease,
@@ -36,7 +31,7 @@ impl Ledger {
         rows: &Rows,
     ) -> Result<Appended, LedgerError> {
         let failed = LedgerError::of("writing a batch");
-        let mut tx = self.writer.begin_with("BEGIN IMMEDIATE").await.map_err(&failed)?;
+        let mut tx = self.writer.begin().await.map_err(&failed)?;
         if !move_cursor(&mut tx, lease, from, to).await.map_err(&failed)? {
             return Ok(Appended::Overtaken);
         }
@@ -58,20 +53,23 @@ impl Ledger {
         reason: &str,
     ) -> Result<Appended, LedgerError> {
         let failed = LedgerError::of("writing a dead letter");
-        let mut tx = self.writer.begin_with("BEGIN IMMEDIATE").await.map_err(&failed)?;
+        let now = self.dialect.now_ms();
+        let mut tx = self.writer.begin().await.map_err(&failed)?;
         if !move_cursor(&mut tx, lease, from, to).await.map_err(&failed)? {
             return Ok(Appended::Overtaken);
         }
-        sqlx::query(
+        // Whatever is in a broken entry, it must find its place: PostgreSQL keeps no NUL in text.
+        let keepable = |text: &str| text.replace('\0', "\u{fffd}");
+        sql(format!(
             "INSERT INTO dead_letters (partition, epoch, seq, entry, reason, at)
-             VALUES (?, ?, ?, ?, ?, CAST(unixepoch('subsec') * 1000 AS INTEGER)) ON CONFLICT DO NOTHING",
-        )
+             VALUES ($1, $2, $3, $4, $5, {now}) ON CONFLICT DO NOTHING",
+        ))
         .bind(lease.partition.0)
-        .bind(int(to.epoch))
-        .bind(int(to.seq))
-        .bind(entry)
-        .bind(reason)
-        .execute(&mut *tx)
+        .bind(to.epoch)
+        .bind(to.seq)
+        .bind(keepable(entry))
+        .bind(keepable(reason))
+        .execute(&mut tx)
         .await
         .map_err(&failed)?;
         tx.commit().await.map_err(&failed)?;
@@ -79,253 +77,280 @@ impl Ledger {
     }
 }
 
+/// First of all, so that whoever else writes this partition waits here, and then finds the cursor moved.
 async fn move_cursor(
-    tx: &mut Transaction<'_, Sqlite>,
+    tx: &mut Tx,
     lease: &Lease,
     from: Cursor,
     to: Cursor,
 ) -> Result<bool, sqlx::Error> {
-    let moved = sqlx::query(
-        "UPDATE partitions SET cursor_epoch = ?, cursor_seq = ?,
-             synced_at = CAST(unixepoch('subsec') * 1000 AS INTEGER)
-         WHERE partition = ? AND lease_token = ? AND cursor_epoch = ? AND cursor_seq = ?",
-    )
-    .bind(int(to.epoch))
-    .bind(int(to.seq))
+    let now = tx.dialect().now_ms();
+    let moved = sql(format!(
+        "UPDATE partitions SET cursor_epoch = $1, cursor_seq = $2, synced_at = {now}
+         WHERE partition = $3 AND lease_token = $4 AND cursor_epoch = $5 AND cursor_seq = $6",
+    ))
+    .bind(to.epoch)
+    .bind(to.seq)
     .bind(lease.partition.0)
-    .bind(int(lease.token))
-    .bind(int(from.epoch))
-    .bind(int(from.seq))
-    .execute(&mut **tx)
+    .bind(lease.token)
+    .bind(from.epoch)
+    .bind(from.seq)
+    .execute(tx)
     .await?;
-    Ok(moved.rows_affected() == 1)
+    Ok(moved == 1)
 }
 
 /// Writes the rows in an order in which every constraint holds at every step: what gives something up comes before
 /// what takes it.
-async fn write(
-    connection: &mut SqliteConnection,
-    partition: Partition,
-    rows: &Rows,
-) -> Result<(), sqlx::Error> {
-    namespaces(connection, partition, &rows.namespaces).await?;
-    for id in &rows.deleted_invites {
-        let id = id.to_string();
-        sqlx::query("DELETE FROM invites WHERE id = ?").bind(id).execute(&mut *connection).await?;
-    }
-    for id in &rows.displaced_invites {
-        let id = id.to_string();
-        sqlx::query("UPDATE invites SET holds_code = 0 WHERE id = ?")
-            .bind(id)
-            .execute(&mut *connection)
-            .await?;
-    }
+async fn write(tx: &mut Tx, partition: Partition, rows: &Rows) -> Result<(), sqlx::Error> {
+    namespaces(tx, partition, &rows.namespaces).await?;
+    let ids = rows.deleted_invites.iter().map(|id| vec![id.0.into()]).collect();
+    in_bulk(
+        tx,
+        "WITH gone (id) AS (",
+        ids,
+        ") DELETE FROM invites WHERE id IN (SELECT id FROM gone)",
+    )
+    .await?;
+    let ids = rows.displaced_invites.iter().map(|id| vec![id.0.into()]).collect();
+    in_bulk(
+        tx,
+        "WITH displaced (id) AS (",
+        ids,
+        ") UPDATE invites SET holds_code = FALSE WHERE id IN (SELECT id FROM displaced)",
+    )
+    .await?;
     let (holding, ended): (Vec<_>, Vec<_>) = rows.invites.iter().partition(|row| row.holds_code);
-    invites(connection, partition, &ended).await?;
-    invites(connection, partition, &holding).await?;
-    for row in &rows.uses {
-        sqlx::query("UPDATE invites SET uses = ?, granted = ?, epoch = ?, seq = ? WHERE id = ?")
-            .bind(int(row.uses))
-            .bind(int(row.granted))
-            .bind(int(row.cursor.epoch))
-            .bind(int(row.cursor.seq))
-            .bind(row.invite.to_string())
-            .execute(&mut *connection)
-            .await?;
+    invites(tx, partition, &ended).await?;
+    invites(tx, partition, &holding).await?;
+    uses(tx, &rows.uses).await?;
+    in_bulk(
+        tx,
+        "WITH released (namespace, user_id, grp) AS (",
+        rows.released.iter().map(membership).collect(),
+        ") UPDATE redemptions SET exclusive_key = NULL
+         WHERE (namespace, user_id, grp) IN (SELECT namespace, user_id, grp FROM released)",
+    )
+    .await?;
+    in_bulk(
+        tx,
+        "WITH gone (namespace, user_id, grp) AS (",
+        rows.left.iter().map(membership).collect(),
+        ") DELETE FROM members
+         WHERE (namespace, user_id, grp) IN (SELECT namespace, user_id, grp FROM gone)",
+    )
+    .await?;
+    members(tx, partition, &rows.members).await?;
+    redemptions(tx, &rows.redemptions).await?;
+    audit(tx, partition, &rows.audit).await
+}
+
+/// Runs a statement for all rows, in as few pieces as the database takes.
+async fn in_bulk(
+    tx: &mut Tx,
+    head: &str,
+    rows: Vec<Vec<Value>>,
+    tail: &str,
+) -> Result<(), sqlx::Error> {
+    let Some(columns) = rows.first().map(Vec::len) else { return Ok(()) };
+    let mut rows = rows.into_iter();
+    loop {
+        let chunk: Vec<_> = rows.by_ref().take(tx.dialect().rows_max(columns)).collect();
+        if chunk.is_empty() {
+            return Ok(());
+        }
+        bulk(tx.dialect(), head, chunk, tail).execute(&mut *tx).await?;
     }
-    for (namespace, user, group) in &rows.released {
-        sqlx::query("UPDATE redemptions SET exclusive_key = NULL WHERE namespace = ? AND user = ? AND grp = ?")
-            .bind(namespace.as_str())
-            .bind(user.as_str())
-            .bind(group.as_str())
-            .execute(&mut *connection)
-            .await?;
-    }
-    for (namespace, user, group) in &rows.left {
-        sqlx::query("DELETE FROM members WHERE namespace = ? AND user = ? AND grp = ?")
-            .bind(namespace.as_str())
-            .bind(user.as_str())
-            .bind(group.as_str())
-            .execute(&mut *connection)
-            .await?;
-    }
-    members(connection, partition, &rows.members).await?;
-    redemptions(connection, &rows.redemptions).await?;
-    audit(connection, partition, &rows.audit).await
+}
+
+fn membership((namespace, user, group): &(Namespace, UserId, Group)) -> Vec<Value> {
+    vec![namespace.as_str().into(), user.as_str().into(), group.as_str().into()]
 }
 
 async fn namespaces(
-    connection: &mut SqliteConnection,
+    tx: &mut Tx,
     partition: Partition,
     rows: &[NamespaceRow],
 ) -> Result<(), sqlx::Error> {
-    for chunk in rows.chunks(CHUNK_ROWS_MAX) {
-        let mut query = QueryBuilder::<Sqlite>::new(
-            "INSERT OR REPLACE INTO namespaces (name, partition, membership, code_case, durability, rate_user,
-             rate_ip, rate_code, rate_namespace, rate_guess, revision, created_at, updated_at, archived_at, epoch,
-             seq) ",
-        );
-        query.push_values(chunk, |mut values, row| {
-            let settings = &row.settings;
-            let quota = |quota: Option<crate::domain::Quota>| quota.map(|quota| quota.to_string());
-            values
-                .push_bind(row.name.as_str())
-                .push_bind(partition.0)
-                .push_bind(settings.membership.as_str())
-                .push_bind(settings.code_case.as_str())
-                .push_bind(settings.durability.as_str())
-                .push_bind(quota(settings.rate_user))
-                .push_bind(quota(settings.rate_ip))
-                .push_bind(quota(settings.rate_code))
-                .push_bind(quota(settings.rate_namespace))
-                .push_bind(quota(settings.rate_guess))
-                .push_bind(int(settings.revision))
-                .push_bind(settings.created_at.as_ms())
-                .push_bind(settings.updated_at.as_ms())
-                .push_bind(settings.archived_at.map(Millis::as_ms))
-                .push_bind(int(row.cursor.epoch))
-                .push_bind(int(row.cursor.seq));
-        });
-        query.build().execute(&mut *connection).await?;
-    }
-    Ok(())
+    let values = rows.iter().map(|row| {
+        let settings = &row.settings;
+        let quota = |quota: Option<Quota>| Value::from(quota.map(|quota| quota.to_string()));
+        vec![
+            row.name.as_str().into(),
+            partition.0.into(),
+            settings.membership.as_str().into(),
+            settings.code_case.as_str().into(),
+            settings.durability.as_str().into(),
+            quota(settings.rate_user),
+            quota(settings.rate_ip),
+            quota(settings.rate_code),
+            quota(settings.rate_namespace),
+            quota(settings.rate_guess),
+            settings.revision.into(),
+            settings.created_at.as_ms().into(),
+            settings.updated_at.as_ms().into(),
+            settings.archived_at.map(Millis::as_ms).into(),
+            row.cursor.epoch.into(),
+            row.cursor.seq.into(),
+        ]
+    });
+    in_bulk(
+        tx,
+        "INSERT INTO namespaces (name, partition, membership, code_case, durability, rate_user, rate_ip, rate_code,
+         rate_namespace, rate_guess, revision, created_at, updated_at, archived_at, epoch, seq) ",
+        values.collect(),
+        " ON CONFLICT (name) DO UPDATE SET membership = excluded.membership, code_case = excluded.code_case,
+         durability = excluded.durability, rate_user = excluded.rate_user, rate_ip = excluded.rate_ip,
+         rate_code = excluded.rate_code, rate_namespace = excluded.rate_namespace,
+         rate_guess = excluded.rate_guess, revision = excluded.revision, created_at = excluded.created_at,
+         updated_at = excluded.updated_at, archived_at = excluded.archived_at, epoch = excluded.epoch,
+         seq = excluded.seq",
+    )
+    .await
 }
 
 async fn invites(
-    connection: &mut SqliteConnection,
+    tx: &mut Tx,
     partition: Partition,
     rows: &[&InviteRow],
 ) -> Result<(), sqlx::Error> {
-    for chunk in rows.chunks(CHUNK_ROWS_MAX) {
-        let mut query = QueryBuilder::<Sqlite>::new(
-            "INSERT INTO invites (id, namespace, partition, code, grp, max_uses, uses, granted, starts_at, expires_at,
-             disabled, user, email_domains, metadata, revision, created_at, updated_at, holds_code, epoch, seq) ",
-        );
-        query.push_values(chunk, |mut values, row| {
-            let invite = &row.invite;
-            let domains: Vec<_> = invite.email_domains.iter().map(ToString::to_string).collect();
-            values
-                .push_bind(invite.id.to_string())
-                .push_bind(invite.namespace.as_str())
-                .push_bind(partition.0)
-                .push_bind(invite.code.as_str())
-                .push_bind(invite.group.as_str())
-                .push_bind(invite.max_uses.map(int))
-                .push_bind(int(invite.uses))
-                .push_bind(int(invite.granted))
-                .push_bind(invite.starts_at.map(Millis::as_ms))
-                .push_bind(invite.expires_at.map(Millis::as_ms))
-                .push_bind(invite.disabled)
-                .push_bind(invite.user.as_ref().map(crate::domain::UserId::as_str))
-                .push_bind((!domains.is_empty()).then(|| domains.join(",")))
-                .push_bind(invite.metadata.as_deref())
-                .push_bind(int(invite.revision))
-                .push_bind(invite.created_at.as_ms())
-                .push_bind(invite.updated_at.as_ms())
-                .push_bind(row.holds_code)
-                .push_bind(int(row.cursor.epoch))
-                .push_bind(int(row.cursor.seq));
-        });
-        // Not INSERT OR REPLACE, which would also throw out another invite that holds the code.
-        query.push(
-            " ON CONFLICT (id) DO UPDATE SET max_uses = excluded.max_uses, uses = excluded.uses,
-             granted = excluded.granted, starts_at = excluded.starts_at, expires_at = excluded.expires_at,
-             disabled = excluded.disabled, user = excluded.user, email_domains = excluded.email_domains,
-             metadata = excluded.metadata, revision = excluded.revision, updated_at = excluded.updated_at,
-             holds_code = excluded.holds_code, epoch = excluded.epoch, seq = excluded.seq",
-        );
-        query.build().execute(&mut *connection).await?;
-    }
-    Ok(())
+    let values = rows.iter().map(|row| {
+        let invite = &row.invite;
+        let domains: Vec<_> = invite.email_domains.iter().map(EmailDomain::to_string).collect();
+        vec![
+            invite.id.0.into(),
+            invite.namespace.as_str().into(),
+            partition.0.into(),
+            invite.code.as_str().into(),
+            invite.group.as_str().into(),
+            invite.max_uses.into(),
+            invite.uses.into(),
+            invite.granted.into(),
+            invite.starts_at.map(Millis::as_ms).into(),
+            invite.expires_at.map(Millis::as_ms).into(),
+            invite.disabled.into(),
+            invite.user.as_ref().map(UserId::as_str).into(),
+            (!domains.is_empty()).then(|| domains.join(",")).into(),
+            invite.metadata.as_deref().into(),
+            invite.revision.into(),
+            invite.created_at.as_ms().into(),
+            invite.updated_at.as_ms().into(),
+            row.holds_code.into(),
+            row.cursor.epoch.into(),
+            row.cursor.seq.into(),
+        ]
+    });
+    // Not INSERT OR REPLACE, which would also throw out another invite that holds the code.
+    in_bulk(
+        tx,
+        "INSERT INTO invites (id, namespace, partition, code, grp, max_uses, uses, granted, starts_at, expires_at,
+         disabled, user_id, email_domains, metadata, revision, created_at, updated_at, holds_code, epoch, seq) ",
+        values.collect(),
+        " ON CONFLICT (id) DO UPDATE SET max_uses = excluded.max_uses, uses = excluded.uses,
+         granted = excluded.granted, starts_at = excluded.starts_at, expires_at = excluded.expires_at,
+         disabled = excluded.disabled, user_id = excluded.user_id, email_domains = excluded.email_domains,
+         metadata = excluded.metadata, revision = excluded.revision, updated_at = excluded.updated_at,
+         holds_code = excluded.holds_code, epoch = excluded.epoch, seq = excluded.seq",
+    )
+    .await
 }
 
-async fn members(
-    connection: &mut SqliteConnection,
-    partition: Partition,
-    rows: &[MemberRow],
-) -> Result<(), sqlx::Error> {
-    for chunk in rows.chunks(CHUNK_ROWS_MAX) {
-        let mut query = QueryBuilder::<Sqlite>::new(
-            "INSERT INTO members (namespace, user, grp, partition, redemption, joined_at, exclusive_key, epoch, seq) ",
-        );
-        query.push_values(chunk, |mut values, row| {
-            values
-                .push_bind(row.namespace.as_str())
-                .push_bind(row.user.as_str())
-                .push_bind(row.group.as_str())
-                .push_bind(partition.0)
-                .push_bind(row.redemption.map(|id| id.to_string()))
-                .push_bind(row.joined_at.as_ms())
-                .push_bind(row.exclusive_key.as_deref())
-                .push_bind(int(row.cursor.epoch))
-                .push_bind(int(row.cursor.seq));
-        });
-        query.push(
-            " ON CONFLICT (namespace, user, grp) DO UPDATE SET redemption = excluded.redemption,
-             joined_at = excluded.joined_at, exclusive_key = excluded.exclusive_key, epoch = excluded.epoch,
-             seq = excluded.seq",
-        );
-        query.build().execute(&mut *connection).await?;
-    }
-    Ok(())
+async fn uses(tx: &mut Tx, rows: &[UsesRow]) -> Result<(), sqlx::Error> {
+    let values = rows.iter().map(|row| {
+        vec![
+            row.invite.0.into(),
+            row.uses.into(),
+            row.granted.into(),
+            row.cursor.epoch.into(),
+            row.cursor.seq.into(),
+        ]
+    });
+    in_bulk(
+        tx,
+        "WITH changed (id, uses, granted, epoch, seq) AS (",
+        values.collect(),
+        ") UPDATE invites SET uses = changed.uses, granted = changed.granted, epoch = changed.epoch,
+         seq = changed.seq FROM changed WHERE invites.id = changed.id",
+    )
+    .await
 }
 
-async fn redemptions(
-    connection: &mut SqliteConnection,
-    rows: &[RedemptionRow],
-) -> Result<(), sqlx::Error> {
-    for chunk in rows.chunks(CHUNK_ROWS_MAX) {
-        let mut query = QueryBuilder::<Sqlite>::new(
-            "INSERT INTO redemptions (id, namespace, partition, invite, code, grp, user, request, ordinal, remaining,
-             redeemed_at, exclusive_key, metadata, epoch, seq) ",
-        );
-        query.push_values(chunk, |mut values, row| {
-            let redemption = &row.redemption;
-            values
-                .push_bind(redemption.id.to_string())
-                .push_bind(redemption.namespace.as_str())
-                .push_bind(redemption.position.partition.0)
-                .push_bind(redemption.invite.to_string())
-                .push_bind(redemption.code.as_str())
-                .push_bind(redemption.group.as_str())
-                .push_bind(redemption.user.as_str())
-                .push_bind(row.request.as_str())
-                .push_bind(int(redemption.ordinal))
-                .push_bind(redemption.remaining.map(int))
-                .push_bind(redemption.redeemed_at.as_ms())
-                .push_bind(row.exclusive_key.as_deref())
-                .push_bind(row.metadata.as_deref())
-                .push_bind(int(redemption.position.cursor.epoch))
-                .push_bind(int(redemption.position.cursor.seq));
-        });
-        // The id alone: a clash in any other column is a broken law and must be seen.
-        query.push(" ON CONFLICT (id) DO NOTHING");
-        query.build().execute(&mut *connection).await?;
-    }
-    Ok(())
+async fn members(tx: &mut Tx, partition: Partition, rows: &[MemberRow]) -> Result<(), sqlx::Error> {
+    let values = rows.iter().map(|row| {
+        vec![
+            row.namespace.as_str().into(),
+            row.user.as_str().into(),
+            row.group.as_str().into(),
+            partition.0.into(),
+            row.redemption.map(|id| id.0).into(),
+            row.joined_at.as_ms().into(),
+            row.exclusive_key.as_deref().into(),
+            row.cursor.epoch.into(),
+            row.cursor.seq.into(),
+        ]
+    });
+    in_bulk(
+        tx,
+        "INSERT INTO members (namespace, user_id, grp, partition, redemption, joined_at, exclusive_key, epoch, seq) ",
+        values.collect(),
+        " ON CONFLICT (namespace, user_id, grp) DO UPDATE SET redemption = excluded.redemption,
+         joined_at = excluded.joined_at, exclusive_key = excluded.exclusive_key, epoch = excluded.epoch,
+         seq = excluded.seq",
+    )
+    .await
 }
 
-async fn audit(
-    connection: &mut SqliteConnection,
-    partition: Partition,
-    rows: &[AuditRow],
-) -> Result<(), sqlx::Error> {
-    for chunk in rows.chunks(CHUNK_ROWS_MAX) {
-        let mut query = QueryBuilder::<Sqlite>::new(
-            "INSERT OR REPLACE INTO audit_log (partition, epoch, seq, at, actor, action, namespace, subject) ",
-        );
-        query.push_values(chunk, |mut values, row| {
-            values
-                .push_bind(partition.0)
-                .push_bind(int(row.cursor.epoch))
-                .push_bind(int(row.cursor.seq))
-                .push_bind(row.at.as_ms())
-                .push_bind(row.actor.as_str())
-                .push_bind(row.action)
-                .push_bind(row.namespace.as_str())
-                .push_bind(row.subject.as_str());
-        });
-        query.build().execute(&mut *connection).await?;
-    }
-    Ok(())
+async fn redemptions(tx: &mut Tx, rows: &[RedemptionRow]) -> Result<(), sqlx::Error> {
+    let values = rows.iter().map(|row| {
+        let redemption = &row.redemption;
+        vec![
+            redemption.id.0.into(),
+            redemption.namespace.as_str().into(),
+            redemption.position.partition.0.into(),
+            redemption.invite.0.into(),
+            redemption.code.as_str().into(),
+            redemption.group.as_str().into(),
+            redemption.user.as_str().into(),
+            row.request.as_str().into(),
+            redemption.ordinal.into(),
+            redemption.remaining.into(),
+            redemption.redeemed_at.as_ms().into(),
+            row.exclusive_key.as_deref().into(),
+            row.metadata.as_deref().into(),
+            redemption.position.cursor.epoch.into(),
+            redemption.position.cursor.seq.into(),
+        ]
+    });
+    // The id alone: a clash in any other column is a broken law and must be seen.
+    in_bulk(
+        tx,
+        "INSERT INTO redemptions (id, namespace, partition, invite, code, grp, user_id, request, ordinal, remaining,
+         redeemed_at, exclusive_key, metadata, epoch, seq) ",
+        values.collect(),
+        " ON CONFLICT (id) DO NOTHING",
+    )
+    .await
+}
+
+async fn audit(tx: &mut Tx, partition: Partition, rows: &[AuditRow]) -> Result<(), sqlx::Error> {
+    let values = rows.iter().map(|row| {
+        vec![
+            partition.0.into(),
+            row.cursor.epoch.into(),
+            row.cursor.seq.into(),
+            row.at.as_ms().into(),
+            row.actor.as_str().into(),
+            row.action.into(),
+            row.namespace.as_str().into(),
+            row.subject.as_str().into(),
+        ]
+    });
+    in_bulk(
+        tx,
+        "INSERT INTO audit_log (partition, epoch, seq, at, actor, action, namespace, subject) ",
+        values.collect(),
+        " ON CONFLICT (partition, epoch, seq) DO UPDATE SET at = excluded.at, actor = excluded.actor,
+         action = excluded.action, namespace = excluded.namespace, subject = excluded.subject",
+    )
+    .await
 }

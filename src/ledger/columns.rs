@@ -1,22 +1,15 @@
 //! Values as columns, and columns as values.
 
-use sqlx::{Row, sqlite::SqliteRow};
+use uuid::Uuid;
 
-use super::LedgerError;
+use super::{LedgerError, sql::Row};
 use crate::domain::{
-    Code, CodeCase, Cursor, Durability, EmailDomain, Group, Invite, Member, MembershipRule, Millis,
-    Namespace, Partition, Position, Quota, Redemption, Settings, UserId,
+    Code, CodeCase, Cursor, Durability, EmailDomain, Group, Invite, InviteId, Member,
+    MembershipRule, Millis, Namespace, Partition, Position, Quota, Redemption, RedemptionId,
+    Settings, UserId,
 };
 
-/// A count as SQL holds it. Counts are bounded far below 2^63 where they come in.
-pub(super) fn int(number: u64) -> i64 {
-    i64::try_from(number).unwrap_or(i64::MAX)
-}
-
-/// A row that is read column by column; anything unexpected is [`LedgerError::Corrupt`].
-pub(super) struct Columns<'a>(pub(super) &'a SqliteRow);
-
-impl Columns<'_> {
+impl Row {
     pub(super) fn text(&self, name: &'static str) -> Result<String, LedgerError> {
         self.get(name)
     }
@@ -25,13 +18,9 @@ impl Columns<'_> {
         self.get(name)
     }
 
-    pub(super) fn get<'r, T>(&'r self, name: &'static str) -> Result<T, LedgerError>
-    where
-        T: sqlx::Decode<'r, sqlx::Sqlite> + sqlx::Type<sqlx::Sqlite>,
-    {
-        self.0
-            .try_get(name)
-            .map_err(|error| LedgerError::Corrupt(format!("column {name}: {error}")))
+    pub(super) fn id(&self, name: &'static str) -> Result<Uuid, LedgerError> {
+        let null = || LedgerError::Corrupt(format!("column {name} is null"));
+        self.maybe_id(name)?.ok_or_else(null)
     }
 
     pub(super) fn number(&self, name: &'static str) -> Result<u64, LedgerError> {
@@ -77,8 +66,10 @@ impl Columns<'_> {
     }
 
     pub(super) fn partition(&self) -> Result<Partition, LedgerError> {
-        let number: u16 = self.get("partition")?;
-        Ok(Partition(number))
+        let number: i64 = self.get("partition")?;
+        u16::try_from(number)
+            .map(Partition)
+            .map_err(|_| LedgerError::Corrupt(format!("column partition is {number}")))
     }
 
     pub(super) fn cursor(&self) -> Result<Cursor, LedgerError> {
@@ -110,7 +101,7 @@ impl Columns<'_> {
         let domains =
             |text: &str| text.split(',').map(EmailDomain::parse).collect::<Result<Vec<_>, _>>();
         Ok(Invite {
-            id: self.parsed("id", str::parse)?,
+            id: InviteId(self.id("id")?),
             namespace: self.parsed("namespace", Namespace::parse)?,
             code: self.code()?,
             group: self.parsed("grp", Group::parse)?,
@@ -120,7 +111,7 @@ impl Columns<'_> {
             starts_at: self.maybe_time("starts_at")?,
             expires_at: self.maybe_time("expires_at")?,
             disabled: self.get("disabled")?,
-            user: self.maybe_parsed("user", UserId::parse)?,
+            user: self.maybe_parsed("user_id", UserId::parse)?,
             email_domains: self.maybe_parsed("email_domains", domains)?.unwrap_or_default(),
             metadata: self.maybe_text("metadata")?,
             revision: self.number("revision")?,
@@ -131,12 +122,12 @@ impl Columns<'_> {
 
     pub(super) fn redemption(&self) -> Result<Redemption, LedgerError> {
         Ok(Redemption {
-            id: self.parsed("id", str::parse)?,
+            id: RedemptionId(self.id("id")?),
             namespace: self.parsed("namespace", Namespace::parse)?,
-            invite: self.parsed("invite", str::parse)?,
+            invite: InviteId(self.id("invite")?),
             code: self.code()?,
             group: self.parsed("grp", Group::parse)?,
-            user: self.parsed("user", UserId::parse)?,
+            user: self.parsed("user_id", UserId::parse)?,
             ordinal: self.number("ordinal")?,
             remaining: self.maybe_number("remaining")?,
             redeemed_at: self.time("redeemed_at")?,
@@ -147,9 +138,9 @@ impl Columns<'_> {
     pub(super) fn member(&self) -> Result<Member, LedgerError> {
         Ok(Member {
             namespace: self.parsed("namespace", Namespace::parse)?,
-            user: self.parsed("user", UserId::parse)?,
+            user: self.parsed("user_id", UserId::parse)?,
             group: self.parsed("grp", Group::parse)?,
-            redemption: self.maybe_parsed("redemption", str::parse)?,
+            redemption: self.maybe_id("redemption")?.map(RedemptionId),
             joined_at: self.time("joined_at")?,
         })
     }

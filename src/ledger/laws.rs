@@ -1,6 +1,6 @@
 //! The laws that the ledger's rows must obey, whatever the gate says.
 
-use super::{Ledger, LedgerError};
+use super::{Ledger, LedgerError, sql::sql};
 use crate::domain::Partition;
 
 /// Each with what it means when it finds something; each finds a namespace, if it is about one, and a line of text.
@@ -8,21 +8,21 @@ const LAWS: [(&str, &str); 3] = [
     (
         "an invite's uses are not its redemptions",
         "SELECT i.namespace, i.namespace || ' ' || i.code || ' (' || i.id || '): uses ' || i.uses || ', granted ' || i.granted
-             || ', redemptions ' || COUNT(r.id) || ', last ' || COALESCE(MAX(r.ordinal), 0)
-         FROM invites i LEFT JOIN redemptions r ON r.invite = i.id WHERE i.partition = ?1
+             || ', redemptions ' || COUNT(r.id) || ', last ' || COALESCE(MAX(r.ordinal), 0) AS what
+         FROM invites i LEFT JOIN redemptions r ON r.invite = i.id WHERE i.partition = $1
          GROUP BY i.id HAVING i.uses <> COUNT(r.id) OR i.granted <> COALESCE(MAX(r.ordinal), 0)",
     ),
     (
         "an invite has more uses than its limit",
-        "SELECT namespace, namespace || ' ' || code || ' (' || id || '): ' || uses || ' of ' || max_uses
-         FROM invites WHERE partition = ?1 AND uses > max_uses",
+        "SELECT namespace, namespace || ' ' || code || ' (' || id || '): ' || uses || ' of ' || max_uses AS what
+         FROM invites WHERE partition = $1 AND uses > max_uses",
     ),
     (
         "changes are missing",
-        "SELECT NULL, 'epoch ' || epoch || ': ' || COUNT(*) || ' of ' || MAX(seq) FROM (
-             SELECT epoch, seq FROM redemptions WHERE partition = ?1
-             UNION SELECT epoch, seq FROM audit_log WHERE partition = ?1
-             UNION SELECT epoch, seq FROM dead_letters WHERE partition = ?1)
+        "SELECT NULL AS namespace, 'epoch ' || epoch || ': ' || COUNT(*) || ' of ' || MAX(seq) AS what FROM (
+             SELECT epoch, seq FROM redemptions WHERE partition = $1
+             UNION SELECT epoch, seq FROM audit_log WHERE partition = $1
+             UNION SELECT epoch, seq FROM dead_letters WHERE partition = $1) AS changes
          GROUP BY epoch HAVING COUNT(*) <> MAX(seq)",
     ),
 ];
@@ -45,13 +45,12 @@ impl Ledger {
         let failed = LedgerError::of("checking the laws");
         let mut broken = Vec::new();
         for (law, query) in LAWS {
-            let found: Vec<(Option<String>, String)> = sqlx::query_as(query)
-                .bind(partition.0)
-                .fetch_all(&self.reader)
-                .await
-                .map_err(&failed)?;
-            let breach = |(namespace, what)| Breach { namespace, what: format!("{law}: {what}") };
-            broken.extend(found.into_iter().map(breach));
+            let found =
+                sql(query).bind(partition.0).fetch_all(&self.reader).await.map_err(&failed)?;
+            for row in found {
+                let what = format!("{law}: {}", row.text("what")?);
+                broken.push(Breach { namespace: row.maybe_text("namespace")?, what });
+            }
         }
         Ok(broken)
     }

@@ -9,12 +9,12 @@ use uuid::Uuid;
 
 use super::{
     Ledger, LedgerError,
-    columns::{Columns, int},
+    sql::{Row, sql},
 };
 use crate::domain::{Cursor, Millis, Partition};
 
 /// The version of the tables and of the keys in Redis.
-const SCHEMA: i64 = 1;
+const SCHEMA: u64 = 1;
 
 /// Whose ledger this is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -85,51 +85,51 @@ impl Ledger {
         new_id: Uuid,
     ) -> Result<Deployment, LedgerError> {
         let failed = LedgerError::of("reading the deployment");
-        let mut tx = self.writer.begin_with("BEGIN IMMEDIATE").await.map_err(&failed)?;
-        let made = sqlx::query(
+        let now = self.dialect.now_ms();
+        let mut tx = self.writer.begin().await.map_err(&failed)?;
+        let made = sql(format!(
             "INSERT INTO deployment (only_row, id, schema, partitions, created_at)
-             VALUES (1, ?, ?, ?, CAST(unixepoch('subsec') * 1000 AS INTEGER)) ON CONFLICT DO NOTHING",
-        )
+             VALUES (1, $1, $2, $3, {now}) ON CONFLICT DO NOTHING",
+        ))
         .bind(new_id.to_string())
         .bind(SCHEMA)
         .bind(partitions)
-        .execute(&mut *tx)
+        .execute(&mut tx)
         .await
         .map_err(&failed)?;
-        if made.rows_affected() == 1 {
+        if made == 1 {
             for partition in 0..partitions {
-                sqlx::query(
+                sql(
                     "INSERT INTO partitions
                      (partition, state, epoch, cursor_epoch, cursor_seq, lease_token, lease_expires_at,
                       rebuild_requested)
-                     VALUES (?, 'new', 0, 0, 0, 0, 0, 0)",
+                     VALUES ($1, 'new', 0, 0, 0, 0, 0, FALSE)",
                 )
                 .bind(partition)
-                .execute(&mut *tx)
+                .execute(&mut tx)
                 .await
                 .map_err(&failed)?;
             }
         }
-        let row = sqlx::query("SELECT id, schema, partitions FROM deployment")
-            .fetch_one(&mut *tx)
+        let row = sql("SELECT id, schema, partitions FROM deployment")
+            .fetch_one(&mut tx)
             .await
             .map_err(&failed)?;
         tx.commit().await.map_err(&failed)?;
-        let columns = Columns(&row);
-        let (schema, found): (i64, u16) = (columns.get("schema")?, columns.get("partitions")?);
+        let (schema, found) = (row.number("schema")?, row.number("partitions")?);
         if schema != SCHEMA {
             return Err(LedgerError::Mismatch(format!(
                 "this ledger has schema {schema} and this version of redeemer needs {SCHEMA}; start the version that \
                  made it"
             )));
         }
-        if found != partitions {
+        if found != u64::from(partitions) {
             return Err(LedgerError::Mismatch(format!(
                 "this ledger was made with {found} partitions; set gate.partitions = {found} (it can not be changed \
                  while running)"
             )));
         }
-        Ok(Deployment { id: columns.text("id")?, partitions })
+        Ok(Deployment { id: row.text("id")?, partitions })
     }
 
     /// Every partition.
@@ -137,14 +137,15 @@ impl Ledger {
     /// # Errors
     /// [`LedgerError`] when it can not be read.
     pub async fn partitions(&self) -> Result<Vec<PartitionRow>, LedgerError> {
-        let rows = sqlx::query(
-            "SELECT *, lease_expires_at > CAST(unixepoch('subsec') * 1000 AS INTEGER) AS lease_live
+        let now = self.dialect.now_ms();
+        let rows = sql(format!(
+            "SELECT *, lease_expires_at > {now} AS lease_live
              FROM partitions ORDER BY partition",
-        )
+        ))
         .fetch_all(&self.reader)
         .await
         .map_err(LedgerError::of("reading the partitions"))?;
-        rows.iter().map(|row| partition_row(&Columns(row))).collect()
+        rows.iter().map(partition_row).collect()
     }
 
     /// One partition.
@@ -152,15 +153,16 @@ impl Ledger {
     /// # Errors
     /// [`LedgerError`] when it can not be read.
     pub async fn partition(&self, partition: Partition) -> Result<PartitionRow, LedgerError> {
-        let row = sqlx::query(
-            "SELECT *, lease_expires_at > CAST(unixepoch('subsec') * 1000 AS INTEGER) AS lease_live
-             FROM partitions WHERE partition = ?",
-        )
+        let now = self.dialect.now_ms();
+        let row = sql(format!(
+            "SELECT *, lease_expires_at > {now} AS lease_live
+             FROM partitions WHERE partition = $1",
+        ))
         .bind(partition.0)
         .fetch_one(&self.reader)
         .await
         .map_err(LedgerError::of("reading a partition"))?;
-        partition_row(&Columns(&row))
+        partition_row(&row)
     }
 
     /// Takes every lease that is free or has run out; with `steal`, all of them. One that would last for more than
@@ -174,14 +176,17 @@ impl Ledger {
         ttl: Duration,
         steal: bool,
     ) -> Result<Vec<Lease>, LedgerError> {
-        let rows = sqlx::query(
+        let (now, lock) = (self.dialect.now_ms(), self.dialect.for_update_skip_locked());
+        let rows = sql(format!(
             "UPDATE partitions
-             SET lease_owner = ?1, lease_token = lease_token + 1,
-                 lease_expires_at = CAST(unixepoch('subsec') * 1000 AS INTEGER) + ?2
-             WHERE lease_expires_at NOT BETWEEN CAST(unixepoch('subsec') * 1000 AS INTEGER) + 1
-                                            AND CAST(unixepoch('subsec') * 1000 AS INTEGER) + 2 * ?2 OR ?3
+             SET lease_owner = $1, lease_token = lease_token + 1,
+                 lease_expires_at = {now} + $2
+             WHERE partition IN (
+                 SELECT partition FROM partitions
+                 WHERE lease_expires_at NOT BETWEEN {now} + 1 AND {now} + 2 * $2 OR $3
+                 ORDER BY partition {lock})
              RETURNING partition, lease_token",
-        )
+        ))
         .bind(owner)
         .bind(ms(ttl))
         .bind(steal)
@@ -189,12 +194,7 @@ impl Ledger {
         .await
         .map_err(LedgerError::of("taking leases"))?;
         rows.iter()
-            .map(|row| {
-                Ok(Lease {
-                    partition: Columns(row).partition()?,
-                    token: Columns(row).number("lease_token")?,
-                })
-            })
+            .map(|row| Ok(Lease { partition: row.partition()?, token: row.number("lease_token")? }))
             .collect()
     }
 
@@ -203,15 +203,16 @@ impl Ledger {
     /// # Errors
     /// [`LedgerError`] when they can not be read.
     pub async fn has_free_leases(&self, ttl: Duration) -> Result<bool, LedgerError> {
-        sqlx::query_scalar(
+        let now = self.dialect.now_ms();
+        let row = sql(format!(
             "SELECT EXISTS (SELECT 1 FROM partitions
-             WHERE lease_expires_at NOT BETWEEN CAST(unixepoch('subsec') * 1000 AS INTEGER) + 1
-                                            AND CAST(unixepoch('subsec') * 1000 AS INTEGER) + 2 * ?)",
-        )
+             WHERE lease_expires_at NOT BETWEEN {now} + 1 AND {now} + 2 * $1) AS free",
+        ))
         .bind(ms(ttl))
         .fetch_one(&self.reader)
         .await
-        .map_err(LedgerError::of("reading leases"))
+        .map_err(LedgerError::of("reading leases"))?;
+        row.get("free")
     }
 
     /// Extends leases that still hold; returns those that do.
@@ -224,20 +225,24 @@ impl Ledger {
         ttl: Duration,
     ) -> Result<Vec<Lease>, LedgerError> {
         let failed = LedgerError::of("renewing leases");
-        let mut tx = self.writer.begin_with("BEGIN IMMEDIATE").await.map_err(&failed)?;
+        let mut tx = self.writer.begin().await.map_err(&failed)?;
+        let now = self.dialect.now_ms();
         let mut held = Vec::with_capacity(leases.len());
+        // In the order in which leases are taken, or two nodes could wait for each other.
+        let mut leases: Vec<_> = leases.iter().collect();
+        leases.sort_by_key(|lease| lease.partition);
         for lease in leases {
-            let renewed = sqlx::query(
-                "UPDATE partitions SET lease_expires_at = CAST(unixepoch('subsec') * 1000 AS INTEGER) + ?
-                 WHERE partition = ? AND lease_token = ?",
-            )
+            let renewed = sql(format!(
+                "UPDATE partitions SET lease_expires_at = {now} + $1
+                 WHERE partition = $2 AND lease_token = $3",
+            ))
             .bind(ms(ttl))
             .bind(lease.partition.0)
-            .bind(int(lease.token))
-            .execute(&mut *tx)
+            .bind(lease.token)
+            .execute(&mut tx)
             .await
             .map_err(&failed)?;
-            if renewed.rows_affected() == 1 {
+            if renewed == 1 {
                 held.push(lease.clone());
             }
         }
@@ -250,11 +255,11 @@ impl Ledger {
     /// # Errors
     /// [`LedgerError`] when it can not be written; it then runs out by itself.
     pub async fn release_lease(&self, lease: &Lease) -> Result<(), LedgerError> {
-        sqlx::query(
-            "UPDATE partitions SET lease_owner = NULL, lease_expires_at = 0 WHERE partition = ? AND lease_token = ?",
+        sql(
+            "UPDATE partitions SET lease_owner = NULL, lease_expires_at = 0 WHERE partition = $1 AND lease_token = $2",
         )
         .bind(lease.partition.0)
-        .bind(int(lease.token))
+        .bind(lease.token)
         .execute(&self.writer)
         .await
         .map_err(LedgerError::of("releasing a lease"))?;
@@ -272,18 +277,20 @@ impl Ledger {
         above: u64,
         reason: &str,
     ) -> Result<Result<u64, LeaseLost>, LedgerError> {
-        let epoch: Option<i64> = sqlx::query_scalar(
-            "UPDATE partitions SET state = 'closed', reason = ?, epoch = MAX(epoch, ?) + 1
-             WHERE partition = ? AND lease_token = ? RETURNING epoch",
-        )
+        let greatest = self.dialect.greatest();
+        let row = sql(format!(
+            "UPDATE partitions SET state = 'closed', reason = $1, epoch = {greatest}(epoch, $2) + 1
+             WHERE partition = $3 AND lease_token = $4 RETURNING epoch",
+        ))
         .bind(reason)
-        .bind(int(above))
+        .bind(above)
         .bind(lease.partition.0)
-        .bind(int(lease.token))
+        .bind(lease.token)
         .fetch_optional(&self.writer)
         .await
         .map_err(LedgerError::of("closing a partition"))?;
-        Ok(epoch.and_then(|epoch| u64::try_from(epoch).ok()).ok_or(LeaseLost))
+        let Some(row) = row else { return Ok(Err(LeaseLost)) };
+        Ok(Ok(row.number("epoch")?))
     }
 
     /// Says why a partition stays closed. Its epoch stays what it is.
@@ -295,17 +302,17 @@ impl Ledger {
         lease: &Lease,
         reason: &str,
     ) -> Result<Result<(), LeaseLost>, LedgerError> {
-        let done = sqlx::query(
-            "UPDATE partitions SET state = CASE state WHEN 'new' THEN 'new' ELSE 'closed' END, reason = ?
-             WHERE partition = ? AND lease_token = ?",
+        let done = sql(
+            "UPDATE partitions SET state = CASE state WHEN 'new' THEN 'new' ELSE 'closed' END, reason = $1
+             WHERE partition = $2 AND lease_token = $3",
         )
         .bind(reason)
         .bind(lease.partition.0)
-        .bind(int(lease.token))
+        .bind(lease.token)
         .execute(&self.writer)
         .await
         .map_err(LedgerError::of("keeping a partition closed"))?;
-        Ok(held(&done))
+        Ok(held(done))
     }
 
     /// Opens a partition on a history of Redis. The cursor moves to the beginning of the epoch. `discarded` says that
@@ -321,30 +328,30 @@ impl Ledger {
         discarded: bool,
     ) -> Result<Result<(), LeaseLost>, LedgerError> {
         let failed = LedgerError::of("opening a partition");
-        let mut tx = self.writer.begin_with("BEGIN IMMEDIATE").await.map_err(&failed)?;
+        let mut tx = self.writer.begin().await.map_err(&failed)?;
         // A request to discard that came while a recovery was under way is for the next one.
-        let done = sqlx::query(
-            "UPDATE partitions SET state = 'open', reason = NULL, lineage = ?1, cursor_epoch = ?2, cursor_seq = 0,
-                 rebuild_requested = CASE WHEN ?5 THEN 0 ELSE rebuild_requested END
-             WHERE partition = ?3 AND lease_token = ?4 AND epoch = ?2 AND state = 'closed'",
+        let done = sql(
+            "UPDATE partitions SET state = 'open', reason = NULL, lineage = $1, cursor_epoch = $2, cursor_seq = 0,
+                 rebuild_requested = CASE WHEN $5 THEN FALSE ELSE rebuild_requested END
+             WHERE partition = $3 AND lease_token = $4 AND epoch = $2 AND state = 'closed'",
         )
         .bind(lineage)
-        .bind(int(epoch))
+        .bind(epoch)
         .bind(lease.partition.0)
-        .bind(int(lease.token))
+        .bind(lease.token)
         .bind(discarded)
-        .execute(&mut *tx)
+        .execute(&mut tx)
         .await
         .map_err(&failed)?;
-        if discarded && done.rows_affected() == 1 {
-            sqlx::query("UPDATE dead_letters SET handled = 1 WHERE partition = ?")
+        if discarded && done == 1 {
+            sql("UPDATE dead_letters SET handled = TRUE WHERE partition = $1")
                 .bind(lease.partition.0)
-                .execute(&mut *tx)
+                .execute(&mut tx)
                 .await
                 .map_err(&failed)?;
         }
         tx.commit().await.map_err(&failed)?;
-        Ok(held(&done))
+        Ok(held(done))
     }
 
     /// Notes that an operator wants the gate of a partition, or of all, thrown away and built anew from the ledger. Its
@@ -353,14 +360,11 @@ impl Ledger {
     /// # Errors
     /// [`LedgerError`] when it can not be written.
     pub async fn request_rebuild(&self, partition: Option<Partition>) -> Result<u64, LedgerError> {
-        let done = sqlx::query(
-            "UPDATE partitions SET rebuild_requested = 1 WHERE ?1 IS NULL OR partition = ?1",
-        )
-        .bind(partition.map(|partition| partition.0))
-        .execute(&self.writer)
-        .await
-        .map_err(LedgerError::of("requesting a rebuild"))?;
-        Ok(done.rows_affected())
+        sql("UPDATE partitions SET rebuild_requested = TRUE WHERE $1 IS NULL OR partition = $1")
+            .bind(partition.map(|partition| partition.0))
+            .execute(&self.writer)
+            .await
+            .map_err(LedgerError::of("requesting a rebuild"))
     }
 
     /// Says what is wrong with a partition that goes on serving, or that nothing is.
@@ -368,10 +372,10 @@ impl Ledger {
     /// # Errors
     /// [`LedgerError`] when it can not be written.
     pub async fn note(&self, lease: &Lease, reason: Option<&str>) -> Result<(), LedgerError> {
-        sqlx::query("UPDATE partitions SET reason = ? WHERE partition = ? AND lease_token = ?")
+        sql("UPDATE partitions SET reason = $1 WHERE partition = $2 AND lease_token = $3")
             .bind(reason)
             .bind(lease.partition.0)
-            .bind(int(lease.token))
+            .bind(lease.token)
             .execute(&self.writer)
             .await
             .map_err(LedgerError::of("noting the state of a partition"))?;
@@ -383,14 +387,14 @@ impl Ledger {
     /// # Errors
     /// [`LedgerError`] when it can not be read.
     pub async fn dead_letters(&self, partition: Partition) -> Result<u64, LedgerError> {
-        let count: i64 = sqlx::query_scalar(
-            "SELECT COUNT(*) FROM dead_letters WHERE partition = ? AND handled = 0",
+        let row = sql(
+            "SELECT COUNT(*) AS letters FROM dead_letters WHERE partition = $1 AND NOT handled",
         )
         .bind(partition.0)
         .fetch_one(&self.reader)
         .await
         .map_err(LedgerError::of("counting dead letters"))?;
-        Ok(u64::try_from(count).unwrap_or_default())
+        row.number("letters")
     }
 
     /// How many dead letters stand right below a cursor without anything between them, at most `max`.
@@ -403,50 +407,48 @@ impl Ledger {
         cursor: Cursor,
         max: u32,
     ) -> Result<u32, LedgerError> {
-        let seqs: Vec<i64> = sqlx::query_scalar(
-            "SELECT seq FROM dead_letters WHERE partition = ? AND epoch = ? AND seq <= ? ORDER BY seq DESC LIMIT ?",
+        let rows = sql(
+            "SELECT seq FROM dead_letters WHERE partition = $1 AND epoch = $2 AND seq <= $3 ORDER BY seq DESC LIMIT $4",
         )
         .bind(partition.0)
-        .bind(int(cursor.epoch))
-        .bind(int(cursor.seq))
+        .bind(cursor.epoch)
+        .bind(cursor.seq)
         .bind(max)
         .fetch_all(&self.reader)
         .await
         .map_err(LedgerError::of("reading dead letters"))?;
-        let expected = (0..).map(|below| int(cursor.seq) - below);
+        let seqs = rows.iter().map(|row| row.number("seq")).collect::<Result<Vec<_>, _>>()?;
+        let expected = (0..=cursor.seq).rev();
         let run = seqs.iter().zip(expected).take_while(|(seq, expected)| *seq == expected);
         Ok(u32::try_from(run.count()).unwrap_or(max))
     }
 }
 
-fn held(done: &sqlx::sqlite::SqliteQueryResult) -> Result<(), LeaseLost> {
-    if done.rows_affected() == 1 { Ok(()) } else { Err(LeaseLost) }
+fn held(rows: u64) -> Result<(), LeaseLost> {
+    if rows == 1 { Ok(()) } else { Err(LeaseLost) }
 }
 
 fn ms(duration: Duration) -> i64 {
     i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
 }
 
-fn partition_row(columns: &Columns<'_>) -> Result<PartitionRow, LedgerError> {
-    let state = match columns.text("state")?.as_str() {
+fn partition_row(row: &Row) -> Result<PartitionRow, LedgerError> {
+    let state = match row.text("state")?.as_str() {
         "new" => PartitionState::New,
         "open" => PartitionState::Open,
         "closed" => PartitionState::Closed,
         other => return Err(LedgerError::Corrupt(format!("a partition's state is {other:?}"))),
     };
     Ok(PartitionRow {
-        partition: columns.partition()?,
+        partition: row.partition()?,
         state,
-        reason: columns.maybe_text("reason")?,
-        epoch: columns.number("epoch")?,
-        lineage: columns.maybe_text("lineage")?,
-        cursor: Cursor {
-            epoch: columns.number("cursor_epoch")?,
-            seq: columns.number("cursor_seq")?,
-        },
-        lease_owner: columns.maybe_text("lease_owner")?,
-        lease_live: columns.get("lease_live")?,
-        synced_at: columns.maybe_time("synced_at")?,
-        rebuild_requested: columns.get("rebuild_requested")?,
+        reason: row.maybe_text("reason")?,
+        epoch: row.number("epoch")?,
+        lineage: row.maybe_text("lineage")?,
+        cursor: Cursor { epoch: row.number("cursor_epoch")?, seq: row.number("cursor_seq")? },
+        lease_owner: row.maybe_text("lease_owner")?,
+        lease_live: row.get("lease_live")?,
+        synced_at: row.maybe_time("synced_at")?,
+        rebuild_requested: row.get("rebuild_requested")?,
     })
 }

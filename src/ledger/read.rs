@@ -1,10 +1,8 @@
 //! What the API reads: single rows, and lists by keyset, which stay stable while rows are added.
 
-use sqlx::{QueryBuilder, Sqlite};
-
 use super::{
     Ledger, LedgerError,
-    columns::{Columns, int},
+    sql::{Query, Row, sql},
 };
 use crate::domain::{
     Code, Cursor, Group, Invite, InviteId, InviteState, Member, Millis, Namespace, Partition,
@@ -59,7 +57,7 @@ pub struct InvitePage {
     /// The invites.
     pub rows: Vec<Invite>,
     /// Where the next page begins, if there is one.
-    pub next: Option<(String, String)>,
+    pub next: Option<(String, InviteId)>,
 }
 
 /// Which members; what is not set does not narrow.
@@ -98,13 +96,13 @@ impl Ledger {
         namespace: &Namespace,
         id: RedemptionId,
     ) -> Result<Option<RedemptionRecord>, LedgerError> {
-        let row = sqlx::query("SELECT * FROM redemptions WHERE id = ? AND namespace = ?")
-            .bind(id.to_string())
+        let row = sql("SELECT * FROM redemptions WHERE id = $1 AND namespace = $2")
+            .bind(id.0)
             .bind(namespace.as_str())
             .fetch_optional(&self.reader)
             .await
             .map_err(LedgerError::of("reading a redemption"))?;
-        row.map(|row| record(&Columns(&row))).transpose()
+        row.map(|row| record(&row)).transpose()
     }
 
     /// Redemptions of a namespace, the newest first, before a place if one is given.
@@ -118,16 +116,16 @@ impl Ledger {
         before: Option<Cursor>,
         limit: u32,
     ) -> Result<RedemptionPage, LedgerError> {
-        let mut query = QueryBuilder::<Sqlite>::new("SELECT * FROM redemptions WHERE namespace = ");
-        query.push_bind(namespace.as_str());
+        let mut query =
+            sql("SELECT * FROM redemptions WHERE namespace = $1").bind(namespace.as_str());
         if let Some(code) = &filter.code {
             query.push(" AND code = ").push_bind(code.as_str());
         }
         if let Some(invite) = filter.invite {
-            query.push(" AND invite = ").push_bind(invite.to_string());
+            query.push(" AND invite = ").push_bind(invite.0);
         }
         if let Some(user) = &filter.user {
-            query.push(" AND user = ").push_bind(user.as_str());
+            query.push(" AND user_id = ").push_bind(user.as_str());
         }
         if let Some(group) = &filter.group {
             query.push(" AND grp = ").push_bind(group.as_str());
@@ -139,17 +137,13 @@ impl Ledger {
             query.push(" AND redeemed_at < ").push_bind(end.as_ms());
         }
         if let Some(place) = before {
-            query.push(" AND (epoch, seq) < (").push_bind(int(place.epoch));
-            query.push(", ").push_bind(int(place.seq)).push(")");
+            query.push(" AND (epoch, seq) < (").push_bind(place.epoch);
+            query.push(", ").push_bind(place.seq).push(")");
         }
         query.push(" ORDER BY epoch DESC, seq DESC LIMIT ").push_bind(limit + 1);
-        let rows = query
-            .build()
-            .fetch_all(&self.reader)
-            .await
-            .map_err(LedgerError::of("listing redemptions"))?;
-        let mut rows =
-            rows.iter().map(|row| record(&Columns(row))).collect::<Result<Vec<_>, _>>()?;
+        let rows =
+            query.fetch_all(&self.reader).await.map_err(LedgerError::of("listing redemptions"))?;
+        let mut rows = rows.iter().map(record).collect::<Result<Vec<_>, _>>()?;
         let more = cut(&mut rows, limit);
         let next = rows.last().filter(|_| more).map(|last| last.redemption.position.cursor);
         Ok(RedemptionPage { rows, next })
@@ -164,13 +158,13 @@ impl Ledger {
         namespace: &Namespace,
         id: InviteId,
     ) -> Result<Option<Invite>, LedgerError> {
-        let row = sqlx::query("SELECT * FROM invites WHERE id = ? AND namespace = ?")
-            .bind(id.to_string())
+        let row = sql("SELECT * FROM invites WHERE id = $1 AND namespace = $2")
+            .bind(id.0)
             .bind(namespace.as_str())
             .fetch_optional(&self.reader)
             .await
             .map_err(LedgerError::of("reading an invite"))?;
-        row.map(|row| Columns(&row).invite()).transpose()
+        row.map(|row| row.invite()).transpose()
     }
 
     /// The invite that a code stands for.
@@ -182,15 +176,13 @@ impl Ledger {
         namespace: &Namespace,
         code: &Code,
     ) -> Result<Option<Invite>, LedgerError> {
-        let row = sqlx::query(
-            "SELECT * FROM invites WHERE namespace = ? AND code = ? AND holds_code = 1",
-        )
-        .bind(namespace.as_str())
-        .bind(code.as_str())
-        .fetch_optional(&self.reader)
-        .await
-        .map_err(LedgerError::of("reading an invite"))?;
-        row.map(|row| Columns(&row).invite()).transpose()
+        let row = sql("SELECT * FROM invites WHERE namespace = $1 AND code = $2 AND holds_code")
+            .bind(namespace.as_str())
+            .bind(code.as_str())
+            .fetch_optional(&self.reader)
+            .await
+            .map_err(LedgerError::of("reading an invite"))?;
+        row.map(|row| row.invite()).transpose()
     }
 
     /// Invites of a namespace by code and id, after a place if one is given; `now` decides their states.
@@ -202,36 +194,35 @@ impl Ledger {
         namespace: &Namespace,
         filter: &InviteFilter,
         now: Millis,
-        after: Option<&(String, String)>,
+        after: Option<&(String, InviteId)>,
         limit: u32,
     ) -> Result<InvitePage, LedgerError> {
-        let mut query = QueryBuilder::<Sqlite>::new("SELECT * FROM invites WHERE namespace = ");
-        query.push_bind(namespace.as_str());
+        let mut query = sql("SELECT * FROM invites WHERE namespace = $1").bind(namespace.as_str());
         if let Some(group) = &filter.group {
             query.push(" AND grp = ").push_bind(group.as_str());
         }
         if let Some(prefix) = &filter.prefix {
             // Codes are ASCII, so everything that begins so lies before the prefix and its highest successor.
-            query.push(" AND code >= ").push_bind(prefix);
+            query.push(" AND code >= ").push_bind(prefix.as_str());
             query.push(" AND code < ").push_bind(format!("{prefix}\u{7f}"));
         }
         if let Some(state) = filter.state {
             push_state(&mut query, state, now);
         }
         if let Some((code, id)) = after {
-            query.push(" AND (code, id) > (").push_bind(code).push(", ").push_bind(id).push(")");
+            query
+                .push(" AND (code, id) > (")
+                .push_bind(code.as_str())
+                .push(", ")
+                .push_bind(id.0)
+                .push(")");
         }
         query.push(" ORDER BY code, id LIMIT ").push_bind(limit + 1);
-        let rows = query
-            .build()
-            .fetch_all(&self.reader)
-            .await
-            .map_err(LedgerError::of("listing invites"))?;
-        let mut rows =
-            rows.iter().map(|row| Columns(row).invite()).collect::<Result<Vec<_>, _>>()?;
+        let rows =
+            query.fetch_all(&self.reader).await.map_err(LedgerError::of("listing invites"))?;
+        let mut rows = rows.iter().map(super::sql::Row::invite).collect::<Result<Vec<_>, _>>()?;
         let more = cut(&mut rows, limit);
-        let next =
-            rows.last().filter(|_| more).map(|last| (last.code.to_string(), last.id.to_string()));
+        let next = rows.last().filter(|_| more).map(|last| (last.code.to_string(), last.id));
         Ok(InvitePage { rows, next })
     }
 
@@ -246,30 +237,25 @@ impl Ledger {
         after: Option<&(String, String)>,
         limit: u32,
     ) -> Result<MemberPage, LedgerError> {
-        let mut query = QueryBuilder::<Sqlite>::new("SELECT * FROM members WHERE namespace = ");
-        query.push_bind(namespace.as_str());
+        let mut query = sql("SELECT * FROM members WHERE namespace = $1").bind(namespace.as_str());
         if let Some(user) = &filter.user {
-            query.push(" AND user = ").push_bind(user.as_str());
+            query.push(" AND user_id = ").push_bind(user.as_str());
         }
         if let Some(group) = &filter.group {
             query.push(" AND grp = ").push_bind(group.as_str());
         }
         if let Some((user, group)) = after {
             query
-                .push(" AND (user, grp) > (")
-                .push_bind(user)
+                .push(" AND (user_id, grp) > (")
+                .push_bind(user.as_str())
                 .push(", ")
-                .push_bind(group)
+                .push_bind(group.as_str())
                 .push(")");
         }
-        query.push(" ORDER BY user, grp LIMIT ").push_bind(limit + 1);
-        let rows = query
-            .build()
-            .fetch_all(&self.reader)
-            .await
-            .map_err(LedgerError::of("listing members"))?;
-        let mut rows =
-            rows.iter().map(|row| Columns(row).member()).collect::<Result<Vec<_>, _>>()?;
+        query.push(" ORDER BY user_id, grp LIMIT ").push_bind(limit + 1);
+        let rows =
+            query.fetch_all(&self.reader).await.map_err(LedgerError::of("listing members"))?;
+        let mut rows = rows.iter().map(super::sql::Row::member).collect::<Result<Vec<_>, _>>()?;
         let more = cut(&mut rows, limit);
         let next = rows
             .last()
@@ -283,12 +269,12 @@ impl Ledger {
     /// # Errors
     /// [`LedgerError`] when it can not be read.
     pub async fn namespace(&self, name: &Namespace) -> Result<Option<Settings>, LedgerError> {
-        let row = sqlx::query("SELECT * FROM namespaces WHERE name = ?")
+        let row = sql("SELECT * FROM namespaces WHERE name = $1")
             .bind(name.as_str())
             .fetch_optional(&self.reader)
             .await
             .map_err(LedgerError::of("reading a namespace"))?;
-        row.map(|row| Columns(&row).settings()).transpose()
+        row.map(|row| row.settings()).transpose()
     }
 
     /// Namespaces by name, archived ones too, after one if it is given.
@@ -300,7 +286,7 @@ impl Ledger {
         after: Option<&str>,
         limit: u32,
     ) -> Result<NamespacePage, LedgerError> {
-        let rows = sqlx::query("SELECT * FROM namespaces WHERE name > ? ORDER BY name LIMIT ?")
+        let rows = sql("SELECT * FROM namespaces WHERE name > $1 ORDER BY name LIMIT $2")
             .bind(after.unwrap_or_default())
             .bind(limit + 1)
             .fetch_all(&self.reader)
@@ -308,9 +294,7 @@ impl Ledger {
             .map_err(LedgerError::of("listing namespaces"))?;
         let mut rows = rows
             .iter()
-            .map(|row| {
-                Ok((Columns(row).parsed("name", Namespace::parse)?, Columns(row).settings()?))
-            })
+            .map(|row| Ok((row.parsed("name", Namespace::parse)?, row.settings()?)))
             .collect::<Result<Vec<_>, LedgerError>>()?;
         let more = cut(&mut rows, limit);
         let next = rows.last().filter(|_| more).map(|(name, _)| name.to_string());
@@ -335,15 +319,15 @@ fn cut<T>(rows: &mut Vec<T>, limit: u32) -> bool {
 }
 
 /// The same order of precedence as [`Invite::state`].
-fn push_state(query: &mut QueryBuilder<Sqlite>, state: InviteState, now: Millis) {
+fn push_state(query: &mut Query, state: InviteState, now: Millis) {
     let now = now.as_ms();
     let expired = "(expires_at IS NOT NULL AND expires_at <= ";
     let exhausted = "(max_uses IS NOT NULL AND uses >= max_uses)";
     if state == InviteState::Disabled {
-        query.push(" AND disabled = 1");
+        query.push(" AND disabled");
         return;
     }
-    query.push(" AND disabled = 0 AND ");
+    query.push(" AND NOT disabled AND ");
     if state != InviteState::Expired {
         query.push("NOT ");
     }
@@ -359,9 +343,6 @@ fn push_state(query: &mut QueryBuilder<Sqlite>, state: InviteState, now: Millis)
     query.push("(starts_at IS NOT NULL AND starts_at > ").push_bind(now).push(")");
 }
 
-fn record(columns: &Columns<'_>) -> Result<RedemptionRecord, LedgerError> {
-    Ok(RedemptionRecord {
-        redemption: columns.redemption()?,
-        metadata: columns.maybe_text("metadata")?,
-    })
+fn record(row: &Row) -> Result<RedemptionRecord, LedgerError> {
+    Ok(RedemptionRecord { redemption: row.redemption()?, metadata: row.maybe_text("metadata")? })
 }

@@ -2,16 +2,19 @@
 
 use std::collections::BTreeMap;
 
-use sqlx::{Sqlite, Transaction};
+use uuid::Uuid;
 
-use super::{Ledger, LedgerError, columns::Columns};
+use super::{
+    Ledger, LedgerError,
+    sql::{Tx, sql},
+};
 use crate::domain::{
     Invite, MembershipRule, Namespace, Partition, Settings, UserId, member::UserRecord,
 };
 
 /// One read transaction over a partition.
 pub struct Snapshot {
-    tx: Transaction<'static, Sqlite>,
+    tx: Tx,
     partition: Partition,
     next: Next,
     rules: BTreeMap<Namespace, MembershipRule>,
@@ -20,7 +23,7 @@ pub struct Snapshot {
 enum Next {
     Namespaces,
     /// Invites after this id.
-    Invites(String),
+    Invites(Uuid),
     /// Users after this one.
     Users(Option<(String, String)>),
     Done,
@@ -44,7 +47,8 @@ impl Ledger {
     /// # Errors
     /// [`LedgerError`] when it can not be read.
     pub async fn snapshot(&self, partition: Partition) -> Result<Snapshot, LedgerError> {
-        let tx = self.snapshots.begin().await.map_err(LedgerError::of("reading a snapshot"))?;
+        let tx =
+            self.snapshots.begin_snapshot().await.map_err(LedgerError::of("reading a snapshot"))?;
         Ok(Snapshot { tx, partition, next: Next::Namespaces, rules: BTreeMap::new() })
     }
 }
@@ -58,10 +62,7 @@ impl Snapshot {
         loop {
             let page = match &self.next {
                 Next::Namespaces => Some(self.namespaces().await?),
-                Next::Invites(after) => {
-                    let after = after.clone();
-                    self.invites(&after, limit).await?
-                }
+                Next::Invites(after) => self.invites(*after, limit).await?,
                 Next::Users(after) => {
                     let after = after.clone();
                     self.users(after, limit).await?
@@ -75,38 +76,36 @@ impl Snapshot {
     }
 
     async fn namespaces(&mut self) -> Result<Page, LedgerError> {
-        let rows = sqlx::query("SELECT * FROM namespaces WHERE partition = ? ORDER BY name")
+        let rows = sql("SELECT * FROM namespaces WHERE partition = $1 ORDER BY name")
             .bind(self.partition.0)
-            .fetch_all(&mut *self.tx)
+            .fetch_all(&mut self.tx)
             .await
             .map_err(LedgerError::of("reading a snapshot"))?;
         let mut namespaces = Vec::with_capacity(rows.len());
         for row in &rows {
-            let columns = Columns(row);
-            let (name, settings) = (columns.parsed("name", Namespace::parse)?, columns.settings()?);
+            let (name, settings) = (row.parsed("name", Namespace::parse)?, row.settings()?);
             self.rules.insert(name.clone(), settings.membership);
             namespaces.push((name, settings));
         }
-        self.next = Next::Invites(String::new());
+        self.next = Next::Invites(Uuid::nil());
         Ok(Page::Namespaces(namespaces))
     }
 
-    async fn invites(&mut self, after: &str, limit: u32) -> Result<Option<Page>, LedgerError> {
+    async fn invites(&mut self, after: Uuid, limit: u32) -> Result<Option<Page>, LedgerError> {
         let rows =
-            sqlx::query("SELECT * FROM invites WHERE partition = ? AND id > ? ORDER BY id LIMIT ?")
+            sql("SELECT * FROM invites WHERE partition = $1 AND id > $2 ORDER BY id LIMIT $3")
                 .bind(self.partition.0)
                 .bind(after)
                 .bind(limit)
-                .fetch_all(&mut *self.tx)
+                .fetch_all(&mut self.tx)
                 .await
                 .map_err(LedgerError::of("reading a snapshot"))?;
         let invites: Vec<_> = rows
             .iter()
-            .map(|row| Ok((Columns(row).invite()?, Columns(row).get("holds_code")?)))
+            .map(|row| Ok((row.invite()?, row.get("holds_code")?)))
             .collect::<Result<_, LedgerError>>()?;
         let last: Option<&(Invite, bool)> = invites.last();
-        self.next =
-            last.map_or(Next::Users(None), |(invite, _)| Next::Invites(invite.id.to_string()));
+        self.next = last.map_or(Next::Users(None), |(invite, _)| Next::Invites(invite.id.0));
         Ok((!invites.is_empty()).then_some(Page::Invites(invites)))
     }
 
@@ -117,35 +116,36 @@ impl Snapshot {
     ) -> Result<Option<Page>, LedgerError> {
         let failed = LedgerError::of("reading a snapshot");
         let (namespace, user) = after.unwrap_or_default();
+        let members_partition = self.tx.dialect().indexed_by("members_partition");
+        let redemptions_partition = self.tx.dialect().indexed_by("redemptions_partition");
         // Who left every group is still remembered by what was answered.
-        let bounds = sqlx::query(
-            "SELECT namespace, user FROM (
+        let bounds = sql(format!(
+            "SELECT namespace, user_id FROM (
                  SELECT * FROM (
-                     SELECT DISTINCT namespace, user FROM members INDEXED BY members_partition
-                     WHERE partition = ?1 AND (namespace, user) > (?2, ?3) ORDER BY namespace, user LIMIT ?4)
+                     SELECT DISTINCT namespace, user_id FROM members {members_partition}
+                     WHERE partition = $1 AND (namespace, user_id) > ($2, $3) ORDER BY namespace, user_id LIMIT $4) AS members_found
                  UNION
                  SELECT * FROM (
-                     SELECT DISTINCT namespace, user FROM redemptions INDEXED BY redemptions_partition
-                     WHERE partition = ?1 AND (namespace, user) > (?2, ?3) ORDER BY namespace, user LIMIT ?4)
-             ) ORDER BY namespace, user LIMIT ?4",
+                     SELECT DISTINCT namespace, user_id FROM redemptions {redemptions_partition}
+                     WHERE partition = $1 AND (namespace, user_id) > ($2, $3) ORDER BY namespace, user_id LIMIT $4) AS redemptions_found
+             ) AS found ORDER BY namespace, user_id LIMIT $4")
         )
         .bind(self.partition.0)
-        .bind(&namespace)
-        .bind(&user)
+        .bind(namespace.as_str())
+        .bind(user.as_str())
         .bind(limit)
-        .fetch_all(&mut *self.tx)
+        .fetch_all(&mut self.tx)
         .await
         .map_err(&failed)?;
         let mut users: BTreeMap<(String, String), UserRecord> = BTreeMap::new();
         for row in &bounds {
-            let columns = Columns(row);
-            let namespace = columns.parsed("namespace", Namespace::parse)?;
+            let namespace = row.parsed("namespace", Namespace::parse)?;
             let rule = self.rules.get(&namespace).copied().ok_or_else(|| {
                 LedgerError::Corrupt(format!(
                     "namespace {namespace} has members but does not exist"
                 ))
             })?;
-            let user = columns.parsed("user", UserId::parse)?;
+            let user = row.parsed("user_id", UserId::parse)?;
             let key = (namespace.to_string(), user.to_string());
             users.insert(
                 key,
@@ -164,47 +164,45 @@ impl Snapshot {
         };
         let last = last.clone();
         self.next = Next::Users(Some(last.clone()));
-        let rows = sqlx::query(
-            "SELECT * FROM members INDEXED BY members_partition
-             WHERE partition = ? AND (namespace, user) > (?, ?) AND (namespace, user) <= (?, ?)",
+        let rows = sql(format!(
+            "SELECT * FROM members {members_partition}
+             WHERE partition = $1 AND (namespace, user_id) > ($2, $3) AND (namespace, user_id) <= ($4, $5)")
         )
         .bind(self.partition.0)
-        .bind(&namespace)
-        .bind(&user)
-        .bind(&last.0)
-        .bind(&last.1)
-        .fetch_all(&mut *self.tx)
+        .bind(namespace.as_str())
+        .bind(user.as_str())
+        .bind(last.0.as_str())
+        .bind(last.1.as_str())
+        .fetch_all(&mut self.tx)
         .await
         .map_err(&failed)?;
         for row in &rows {
-            let columns = Columns(row);
-            let member = columns.member()?;
+            let member = row.member()?;
             let direct = member.redemption.is_none().then_some(member.joined_at);
             let key = (member.namespace.to_string(), member.user.to_string());
             if let Some(user) = users.get_mut(&key) {
-                user.memberships.push((member.group, columns.cursor()?, direct));
+                user.memberships.push((member.group, row.cursor()?, direct));
             }
         }
-        let rows = sqlx::query(
-            "SELECT * FROM redemptions INDEXED BY redemptions_partition
-             WHERE partition = ? AND (namespace, user) > (?, ?) AND (namespace, user) <= (?, ?)
-             ORDER BY epoch, seq",
+        let rows = sql(format!(
+            "SELECT * FROM redemptions {redemptions_partition}
+             WHERE partition = $1 AND (namespace, user_id) > ($2, $3) AND (namespace, user_id) <= ($4, $5)
+             ORDER BY epoch, seq")
         )
         .bind(self.partition.0)
-        .bind(&namespace)
-        .bind(&user)
-        .bind(&last.0)
-        .bind(&last.1)
-        .fetch_all(&mut *self.tx)
+        .bind(namespace.as_str())
+        .bind(user.as_str())
+        .bind(last.0.as_str())
+        .bind(last.1.as_str())
+        .fetch_all(&mut self.tx)
         .await
         .map_err(&failed)?;
         for row in &rows {
-            let columns = Columns(row);
-            let redemption = columns.redemption()?;
-            let counts = columns.maybe_text("exclusive_key")?.is_some();
+            let redemption = row.redemption()?;
+            let counts = row.maybe_text("exclusive_key")?.is_some();
             let key = (redemption.namespace.to_string(), redemption.user.to_string());
             if let Some(user) = users.get_mut(&key) {
-                user.redemptions.push((redemption, columns.text("request")?, counts));
+                user.redemptions.push((redemption, row.text("request")?, counts));
             }
         }
         Ok(Some(Page::Users(users.into_values().collect())))

@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 
 use crate::support::{
     eventually,
+    ledger::{self, Sql},
     node::{Node, Reply, Settings, json_body, send},
     proxy::{Fault, Proxy},
     redis::RedisServer,
@@ -561,15 +562,9 @@ async fn a_stopping_node_finishes_and_leaves_the_ledger_complete() {
     }
     assert_eq!(node.stop().await, 0);
     assert!(!directory.path().join("redis/redis.sock").exists(), "the embedded Redis has ended");
-    let ledger = directory.path().join("ledger.sqlite");
-    let pool = sqlx::SqlitePool::connect(&format!("sqlite:{}", ledger.display())).await.unwrap();
-    let rows: i64 =
-        sqlx::query_scalar("SELECT COUNT(*) FROM redemptions").fetch_one(&pool).await.unwrap();
-    let leases: i64 =
-        sqlx::query_scalar("SELECT COUNT(*) FROM partitions WHERE lease_owner IS NOT NULL")
-            .fetch_one(&pool)
-            .await
-            .unwrap();
+    let mut sql = Sql::connect(&ledger::sqlite_url_in(directory.path())).await;
+    let rows = sql.number("SELECT COUNT(*) FROM redemptions").await;
+    let leases = sql.number("SELECT COUNT(*) FROM partitions WHERE lease_owner IS NOT NULL").await;
     assert_eq!((rows, leases), (50, 0));
 }
 

@@ -23,6 +23,7 @@ use uuid::Uuid;
 use crate::support::{
     bench::Bench,
     eventually,
+    ledger::Sql,
     node::{Node, Settings, command},
 };
 
@@ -148,8 +149,8 @@ async fn each_kind_of_drift_in_redis_is_found() {
 async fn what_can_not_be_in_the_ledger_is_found() {
     let it = Audited::start().await;
     eventually("the ledger has all", async || it.audit().await.is_clean()).await;
-    let pool = sqlx::SqlitePool::connect(&it.bench.ledger_url()).await.unwrap();
-    sqlx::query("DELETE FROM redemptions WHERE user = 'user-7'").execute(&pool).await.unwrap();
+    let mut sql = Sql::connect(&it.bench.ledger_url()).await;
+    sql.execute("DELETE FROM redemptions WHERE user_id = 'user-7'").await;
     let report = it.audit().await;
     assert_eq!(report.broken.len(), 2, "a use without its redemption, and a gap: {report:?}");
     assert!(

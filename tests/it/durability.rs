@@ -1,10 +1,10 @@
 //! What an answer of level `ledger` promises: SQL has it, whatever becomes of Redis.
 
 use serde_json::json;
-use sqlx::{Connection as _, SqliteConnection};
 
 use crate::support::{
     eventually,
+    ledger::{self, Sql},
     node::{Node, Reply, Settings, json_body, send, signal},
     redis::RedisServer,
     until_some,
@@ -22,10 +22,6 @@ async fn redeem(node: &Node, user: &str, level: &str) -> Reply {
     send(json_body(request, &body)).await.unwrap()
 }
 
-async fn open(path: &std::path::Path) -> SqliteConnection {
-    SqliteConnection::connect(&format!("sqlite:{}", path.display())).await.unwrap()
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn it_survives_the_loss_of_redis_data_and_all() {
     let directory = tempfile::Builder::new().prefix("rdm-lost-").tempdir().unwrap();
@@ -35,7 +31,7 @@ async fn it_survives_the_loss_of_redis_data_and_all() {
         .await
         .unwrap();
     node.invite("DURABLE", "team", 100).await;
-    let mut ledger = open(&path.join("ledger.sqlite")).await;
+    let mut ledger = Sql::connect(&node.ledger_url()).await;
     let mut told = Vec::new();
     for number in 0..10 {
         let reply = redeem(&node, &format!("user-{number}"), "ledger").await;
@@ -46,11 +42,9 @@ async fn it_survives_the_loss_of_redis_data_and_all() {
             reply.text
         );
         // At the moment of the answer it is there.
-        let rows: i64 = sqlx::query_scalar("SELECT COUNT(*) FROM redemptions WHERE id = ?")
-            .bind(reply.body["id"].as_str().unwrap())
-            .fetch_one(&mut ledger)
-            .await
-            .unwrap();
+        let id = reply.body["id"].as_str().unwrap();
+        let rows =
+            ledger.number(&format!("SELECT COUNT(*) FROM redemptions WHERE id = '{id}'")).await;
         assert_eq!(rows, 1);
         told.push(reply);
     }
@@ -79,7 +73,7 @@ async fn whoever_leads_wakes_those_who_wait_on_every_node() {
     let directory = tempfile::tempdir().unwrap();
     let settings = Settings {
         redis_url: Some(redis.url()),
-        ledger: Some(directory.path().join("ledger.sqlite")),
+        ledger: Some(ledger::url_in(directory.path())),
         ..Settings::default()
     };
     // The first one leads every partition.
@@ -138,8 +132,8 @@ async fn while_the_ledger_can_not_write_the_outcome_is_unknown_and_the_same_key_
     let node = start(Settings { env, ..Settings::default() }).await;
     node.invite("DURABLE", "team", 100).await;
     assert_eq!(redeem(&node, "alice", "ledger").await.status, 201);
-    let mut writer = open(&node.directory().join("ledger.sqlite")).await;
-    sqlx::query("BEGIN IMMEDIATE").execute(&mut writer).await.unwrap();
+    let mut writer = Sql::connect(&node.ledger_url()).await;
+    writer.hold().await;
     let unknown = redeem(&node, "bob", "ledger").await;
     assert_eq!(
         (unknown.status, unknown.code(), &unknown.body["reached"]),
@@ -149,7 +143,7 @@ async fn while_the_ledger_can_not_write_the_outcome_is_unknown_and_the_same_key_
     );
     // The gate goes on.
     assert_eq!(redeem(&node, "carol", "gate").await.status, 201);
-    sqlx::query("ROLLBACK").execute(&mut writer).await.unwrap();
+    writer.let_go().await;
     let known = until_some("the ledger has it", async || {
         let again = redeem(&node, "bob", "ledger").await;
         (again.status != 503).then_some(again)
@@ -167,15 +161,13 @@ async fn what_the_ledger_can_not_take_is_no_success() {
     let invite = node.invite("DURABLE", "team", 100).await;
     assert_eq!(redeem(&node, "alice", "ledger").await.status, 201);
     // Something stands where the next use belongs.
-    let mut writer = open(&node.directory().join("ledger.sqlite")).await;
-    sqlx::query(
-        "INSERT INTO redemptions SELECT 'in-the-way', namespace, partition, invite, code, grp, 'nobody', 'nothing', 2,
-             remaining, redeemed_at, NULL, metadata, epoch, 1000000 FROM redemptions WHERE invite = ?",
-    )
-    .bind(invite)
-    .execute(&mut writer)
-    .await
-    .unwrap();
+    let mut writer = Sql::connect(&node.ledger_url()).await;
+    let statement = format!(
+        "INSERT INTO redemptions SELECT '019ab000-0000-7000-8000-000000000000', namespace, partition, invite, code, grp,
+             'nobody', 'nothing', 2, remaining, redeemed_at, NULL, metadata, epoch, 1000000
+         FROM redemptions WHERE invite = '{invite}'"
+    );
+    writer.execute(&statement).await;
     let told = redeem(&node, "bob", "ledger").await;
     assert_eq!(
         (told.status, told.code(), &told.body["reached"]),
@@ -183,11 +175,7 @@ async fn what_the_ledger_can_not_take_is_no_success() {
         "{}",
         told.text
     );
-    let letters: i64 = sqlx::query_scalar("SELECT COUNT(*) FROM dead_letters")
-        .fetch_one(&mut writer)
-        .await
-        .unwrap();
-    assert_eq!(letters, 1);
+    assert_eq!(writer.number("SELECT COUNT(*) FROM dead_letters").await, 1);
     eventually("the others go on", async || redeem(&node, "carol", "ledger").await.status == 201)
         .await;
 }

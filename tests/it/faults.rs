@@ -1,13 +1,15 @@
 //! What goes wrong between a request and its answer: no use is lost or spent twice, and no answer is false.
 
-use std::{collections::BTreeMap, path::Path, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use serde_json::{Value, json};
 use tokio::sync::Mutex;
 
 use crate::support::{
-    eventually,
+    eventually, free_port,
+    ledger::{self, Sql},
     node::{Node, Reply, Settings},
+    postgres::PostgresServer,
     proxy::{Fault, Proxy},
     redis::RedisServer,
     until_some,
@@ -363,30 +365,25 @@ async fn after_a_kill_of_the_node_every_answer_that_a_client_saw_is_in_the_ledge
         .await
         .unwrap();
     assert_eq!(node.stop().await, 0, "it drains and stops");
-    check_ledger(&directory.path().join("ledger.sqlite"), &answered).await;
+    check_ledger(&ledger::sqlite_url_in(directory.path()), &answered).await;
 }
 
 /// Every answer is there, nothing twice, and the positions have no gap within an epoch.
-async fn check_ledger(path: &Path, answered: &BTreeMap<String, Value>) {
+async fn check_ledger(url: &str, answered: &BTreeMap<String, Value>) {
     use sqlx::Row as _;
-    let pool = sqlx::SqlitePool::connect(&format!("sqlite:{}", path.display())).await.unwrap();
-    let rows =
-        sqlx::query("SELECT id, user, ordinal, epoch, seq FROM redemptions ORDER BY ordinal")
-            .fetch_all(&pool)
-            .await
-            .unwrap();
+    let mut sql = Sql::connect(url).await;
+    let rows = sql
+        .rows("SELECT CAST(id AS TEXT) AS id, user_id, ordinal, epoch, seq FROM redemptions ORDER BY ordinal")
+        .await;
     let in_ledger: BTreeMap<String, String> =
-        rows.iter().map(|row| (row.get("user"), row.get("id"))).collect();
+        rows.iter().map(|row| (row.get("user_id"), row.get("id"))).collect();
     assert_eq!(in_ledger.len(), rows.len(), "no user has two");
     for (user, id) in answered {
         assert_eq!(in_ledger.get(user).map(String::as_str), id.as_str(), "{user}");
     }
     let ordinals: Vec<i64> = rows.iter().map(|row| row.get("ordinal")).collect();
     assert_eq!(ordinals, (1..=i64::try_from(rows.len()).unwrap()).collect::<Vec<_>>());
-    let uses: i64 = sqlx::query_scalar("SELECT uses FROM invites WHERE code = 'KILLED'")
-        .fetch_one(&pool)
-        .await
-        .unwrap();
+    let uses = sql.number("SELECT uses FROM invites WHERE code = 'KILLED'").await;
     assert_eq!(uses, i64::try_from(rows.len()).unwrap());
     let mut last: BTreeMap<i64, i64> = BTreeMap::new();
     for row in &rows {
@@ -395,10 +392,6 @@ async fn check_ledger(path: &Path, answered: &BTreeMap<String, Value>) {
             assert_eq!(seq, before + 1, "a gap in epoch {epoch}");
         }
     }
-}
-
-fn free_port() -> u16 {
-    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -421,14 +414,12 @@ async fn a_dead_embedded_redis_is_started_again_and_nothing_is_lost() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn while_the_ledger_is_down_redemptions_go_on_to_the_outboxs_limit_and_none_is_lost() {
-    use sqlx::Connection as _;
     let env = vec![("REDEEMER_GATE__OUTBOX_MAX", "30".to_owned())];
     let settings = Settings { env, ..Settings::default() };
     let node = tokio::task::spawn_blocking(move || Node::start(&settings)).await.unwrap();
     node.invite("BEHIND", "team", 1000).await;
-    let url = format!("sqlite:{}", node.directory().join("ledger.sqlite").display());
-    let mut writer = sqlx::SqliteConnection::connect(&url).await.unwrap();
-    sqlx::query("BEGIN IMMEDIATE").execute(&mut writer).await.unwrap();
+    let mut writer = Sql::connect(&node.ledger_url()).await;
+    writer.hold().await;
     let mut granted = BTreeMap::new();
     let refused = loop {
         let user = format!("user-{}", granted.len());
@@ -444,7 +435,7 @@ async fn while_the_ledger_is_down_redemptions_go_on_to_the_outboxs_limit_and_non
     // Whoever has a use is told so all the same.
     assert_eq!(node.redeem("BEHIND", "user-0").await.status, 200);
     assert_eq!(node.get("/readyz").await.status, 200, "elsewhere it would be no better");
-    sqlx::query("ROLLBACK").execute(&mut writer).await.unwrap();
+    writer.let_go().await;
     eventually("there is room again", async || {
         matches!(node.redeem("BEHIND", "late").await.status, 200 | 201)
     })
@@ -507,5 +498,71 @@ async fn two_deployments_share_one_redis_by_their_prefixes() {
     assert!(
         keys.iter().all(|key| key.starts_with("one:{") || key.starts_with("two:{")),
         "{keys:?}"
+    );
+}
+
+/// A node with a Redis and a PostgreSQL of its own, and one invite, `OUTAGE`.
+async fn node_on_postgres() -> (Node, PostgresServer, RedisServer) {
+    let redis = RedisServer::start().await;
+    let postgres = tokio::task::spawn_blocking(PostgresServer::start).await.unwrap();
+    let settings = Settings {
+        redis_url: Some(redis.url()),
+        ledger: Some(postgres.create_database("outage")),
+        ..Settings::default()
+    };
+    let node = tokio::task::spawn_blocking(move || Node::start(&settings)).await.unwrap();
+    node.invite("OUTAGE", "team", 1000).await;
+    (node, postgres, redis)
+}
+
+/// Grants to these users; every one of them.
+async fn grant_all(node: &Node, users: std::ops::Range<usize>) {
+    for number in users {
+        let reply = node.redeem("OUTAGE", &format!("user-{number}")).await;
+        assert_eq!(reply.status, 201, "{}", reply.text);
+    }
+}
+
+async fn the_ledger_has(node: &Node, count: usize) {
+    let all = "/v1/namespaces/default/redemptions?limit=1000";
+    eventually("the ledger has them all", async || {
+        node.get(all).await.body["data"].as_array().is_some_and(|rows| rows.len() == count)
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn while_postgresql_is_dead_redemptions_go_on_and_none_is_lost() {
+    let (node, mut postgres, _redis) = node_on_postgres().await;
+    grant_all(&node, 0..20).await;
+    for round in 1..=3 {
+        postgres.kill();
+        grant_all(&node, round * 20..round * 20 + 20).await;
+        let listed = node.get("/v1/namespaces/default/redemptions").await;
+        assert_eq!((listed.status, listed.code()), (503, "ledger_unavailable"), "{}", listed.text);
+        postgres.restart();
+        the_ledger_has(&node, round * 20 + 20).await;
+    }
+    let report = node.get("/v1/namespaces/default/consistency").await;
+    assert_eq!(report.body["consistent"], true, "{}", report.text);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn while_postgresql_gives_no_answer_redemptions_go_on_and_none_is_lost() {
+    let (node, postgres, _redis) = node_on_postgres().await;
+    grant_all(&node, 0..20).await;
+    postgres.signal("STOP");
+    grant_all(&node, 20..60).await;
+    let asked = json!({"code": "OUTAGE", "user": "careful", "durability": "ledger"});
+    let unknown = node.post("/v1/namespaces/default/redemptions", &asked).await;
+    assert_eq!((unknown.status, unknown.code()), (503, "outcome_unknown"), "{}", unknown.text);
+    postgres.signal("CONT");
+    the_ledger_has(&node, 61).await;
+    let known = node.post("/v1/namespaces/default/redemptions", &asked).await;
+    assert_eq!(
+        (known.status, &known.body["durability"]),
+        (200, &json!("ledger")),
+        "{}",
+        known.text
     );
 }

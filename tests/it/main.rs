@@ -15,6 +15,7 @@ mod docs;
 mod durability;
 mod faults;
 mod input;
+mod ledger;
 mod model;
 mod race;
 mod recovery;

@@ -37,7 +37,10 @@ use uuid::Uuid;
 
 use crate::{
     recovery,
-    support::bench::{Bench, START, open_ledger, rules},
+    support::{
+        bench::{Bench, START, open_ledger, rules},
+        ledger::{self, Sql},
+    },
 };
 
 /// Small, so that histories fill it.
@@ -631,26 +634,26 @@ async fn tables(entries: &[Entry], lengths: &[usize]) -> Vec<(&'static str, Vec<
         (cursor, rest) = (end, more);
     }
     ledger.close().await;
-    let path = directory.path().join("ledger.sqlite");
-    let pool = sqlx::SqlitePool::connect(&format!("sqlite:{}", path.display())).await.unwrap();
+    let mut sql = Sql::connect(&ledger::url_in(directory.path())).await;
     let mut all = Vec::new();
     for table in ["namespaces", "invites", "redemptions", "members", "audit_log"] {
-        let columns: Vec<String> = sqlx::query_scalar("SELECT name FROM pragma_table_info(?)")
-            .bind(table)
-            .fetch_all(&pool)
-            .await
-            .unwrap();
-        // Numbers that count rows as they come depend on the batches.
-        let columns: Vec<String> = columns
-            .iter()
-            .filter(|name| *name != "number")
-            .map(|name| format!("quote({name})"))
-            .collect();
-        let query = format!("SELECT {} FROM {table} ORDER BY 1", columns.join(" || '|' || "));
-        let rows: Vec<String> =
-            sqlx::query_scalar(sqlx::AssertSqlSafe(query)).fetch_all(&pool).await.unwrap();
+        // Both databases show a row as text, each in its own way.
+        let columns = columns_of(table);
+        let shown: Vec<_> =
+            columns.iter().map(|name| format!("COALESCE(CAST({name} AS TEXT), 'null')")).collect();
+        let rows = sql
+            .texts(&format!("SELECT {} AS row FROM {table} ORDER BY 1", shown.join(" || '|' || ")))
+            .await;
         all.push((table, rows));
     }
-    pool.close().await;
     all
+}
+
+/// The columns of a table, from the migration that makes it.
+fn columns_of(table: &str) -> Vec<&'static str> {
+    let migration = include_str!("../../migrations/sqlite/0001_ledger.sql");
+    let (_, definition) = migration.split_once(&format!("CREATE TABLE {table} (")).unwrap();
+    let (definition, _) = definition.split_once(") STRICT").unwrap();
+    let first_words = definition.lines().filter_map(|line| line.split_whitespace().next());
+    first_words.filter(|word| word.starts_with(|c: char| c.is_ascii_lowercase())).collect()
 }

@@ -6,7 +6,7 @@ use futures_util::future::join_all;
 use serde_json::json;
 
 use crate::support::{
-    eventually,
+    eventually, ledger,
     node::{Node, Reply, Settings},
     redis::RedisServer,
 };
@@ -24,7 +24,7 @@ impl Pair {
         let directory = tempfile::tempdir().unwrap();
         let settings = Settings {
             redis_url: Some(redis.url()),
-            ledger: Some(directory.path().join("ledger.sqlite")),
+            ledger: Some(ledger::url_in(directory.path())),
             ..Settings::default()
         };
         // One after the other: each waits in a thread of its own until it is ready.

@@ -25,7 +25,9 @@ use uuid::Uuid;
 
 use crate::support::{
     bench::{Bench, admit, open_ledger},
-    eventually, until_some,
+    eventually,
+    ledger::Sql,
+    until_some,
 };
 
 /// An open partition with one invite, and users who come one after the other.
@@ -337,8 +339,8 @@ async fn an_older_ledger_is_noticed_though_redis_goes_on() {
     let cursor = it.gate_cursor().await;
     redeemer::gate::outbox::trim(&it.bench.gate, Partition(0), cursor).await.unwrap();
     // As if a copy from before had been put in its place: epoch and lineage are the same.
-    let pool = sqlx::SqlitePool::connect(&it.bench.ledger_url()).await.unwrap();
-    sqlx::query("UPDATE partitions SET cursor_seq = 3").execute(&pool).await.unwrap();
+    let mut sql = Sql::connect(&it.bench.ledger_url()).await;
+    sql.execute("UPDATE partitions SET cursor_seq = 3").await;
     let reason = it.reason_to_stay_closed().await;
     assert!(reason.contains("the ledger is older than the gate"), "{reason}");
 }

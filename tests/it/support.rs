@@ -1,7 +1,9 @@
 //! Real servers for the tests: each test starts its own, on a socket or a free port, and leaves nothing behind.
 
 pub mod bench;
+pub mod ledger;
 pub mod node;
+pub mod postgres;
 pub mod proxy;
 pub mod redis;
 
@@ -35,4 +37,9 @@ pub async fn until_some<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>)
         assert!(Instant::now() < until, "waited in vain until {what}");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
+}
+
+/// A port that nobody uses now.
+pub fn free_port() -> u16 {
+    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }

@@ -14,14 +14,14 @@ use redeemer::{
         Gate, GateOptions,
         put_namespace::{Action, PutNamespace, Rules},
     },
-    ledger::{Deployment, Lease, Ledger, LedgerOptions},
+    ledger::{Deployment, Lease, Ledger},
     recovery::{self, Admission},
     sync::{Context, SyncOptions, progress::Progress},
 };
 use tempfile::TempDir;
 use tokio::sync::Semaphore;
 
-use super::redis::RedisServer;
+use super::{ledger, redis::RedisServer};
 
 /// The moment at which every test's clock begins.
 pub const START: i64 = 1_764_000_000_000;
@@ -55,12 +55,7 @@ pub fn gate_options(url: String, clock: Option<Arc<AtomicI64>>) -> GateOptions {
 }
 
 pub async fn open_ledger(directory: &TempDir) -> Ledger {
-    let options = LedgerOptions {
-        path: directory.path().join("ledger.sqlite"),
-        connections_max: 4,
-        busy_timeout: Duration::from_secs(30),
-    };
-    Ledger::open(&options).await.unwrap()
+    ledger::open(&ledger::url_in(directory.path())).await
 }
 
 impl Bench {
@@ -103,7 +98,7 @@ impl Bench {
     }
 
     pub fn ledger_url(&self) -> String {
-        format!("sqlite:{}", self.directory.path().join("ledger.sqlite").display())
+        ledger::url_in(self.directory.path())
     }
 
     pub fn now(&self) -> Millis {

@@ -11,6 +11,8 @@ use reqwest::Method;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+use super::ledger;
+
 /// The admin key of every test's service.
 pub const ADMIN_KEY: &str = "rdm_aaaaaaaaaaaaaaaa_bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb";
 
@@ -18,7 +20,8 @@ pub const ADMIN_KEY: &str = "rdm_aaaaaaaaaaaaaaaa_bbbbbbbbbbbbbbbbbbbbbbbbbbbbbb
 #[derive(Clone, Default)]
 pub struct Settings {
     pub redis_url: Option<String>,
-    pub ledger: Option<PathBuf>,
+    /// The URL of the ledger; nothing means one of its own.
+    pub ledger: Option<String>,
     pub env: Vec<(&'static str, String)>,
 }
 
@@ -29,6 +32,7 @@ pub struct Node {
     child: Child,
     http: reqwest::Client,
     directory: Directory,
+    ledger_url: String,
 }
 
 enum Directory {
@@ -110,11 +114,17 @@ impl Node {
         };
         // Whatever else it prints must not fill the pipe.
         std::thread::spawn(move || lines.for_each(drop));
-        Self { url, banner, child, http: http_client(), directory }
+        let ledger_url = ledger_url(directory.path(), settings);
+        Self { url, banner, child, http: http_client(), directory, ledger_url }
     }
 
     pub fn directory(&self) -> &Path {
         self.directory.path()
+    }
+
+    /// Where its ledger is.
+    pub fn ledger_url(&self) -> String {
+        self.ledger_url.clone()
     }
 
     /// What it printed when it was ready.
@@ -224,11 +234,17 @@ pub fn command(directory: &Path, settings: &Settings) -> Command {
     if let Some(url) = &settings.redis_url {
         command.env("REDEEMER_REDIS__URL", url);
     }
-    if let Some(path) = &settings.ledger {
-        command.env("REDEEMER_LEDGER__URL", format!("sqlite:{}", path.display()));
-    }
+    command.env("REDEEMER_LEDGER__URL", ledger_url(directory, settings));
     command.envs(settings.env.iter().map(|(name, value)| (*name, value)));
     command
+}
+
+fn ledger_url(directory: &Path, settings: &Settings) -> String {
+    match (&settings.ledger, &settings.redis_url) {
+        (Some(url), _) => url.clone(),
+        (None, Some(_)) => ledger::url_in(directory),
+        (None, None) => ledger::sqlite_url_in(directory),
+    }
 }
 
 /// Sends a signal to a process of this test.

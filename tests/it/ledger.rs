@@ -1,0 +1,207 @@
+//! The ledger by itself: what both databases must do alike, and what only PostgreSQL can do.
+
+use std::time::Duration;
+
+use redeemer::{
+    domain::{Cursor, Partition},
+    ledger::{Appended, Lease, Ledger, LedgerError, PartitionState, rows::Rows},
+};
+use uuid::Uuid;
+
+use crate::support::{
+    eventually,
+    ledger::{self, Sql, postgres_options},
+    postgres::PostgresServer,
+};
+
+const TTL: Duration = Duration::from_mins(1);
+
+async fn lease_of(ledger: &Ledger, owner: &str) -> Lease {
+    ledger.take_leases(owner, TTL, true).await.unwrap().remove(0)
+}
+
+/// A new ledger with one open partition.
+async fn opened(url: &str) -> (Ledger, Lease) {
+    let ledger = ledger::open(url).await;
+    ledger.deployment(1, Uuid::from_u128(1)).await.unwrap();
+    let lease = lease_of(&ledger, "first").await;
+    let epoch = ledger.close_partition(&lease, 0, "test").await.unwrap().unwrap();
+    ledger.open_partition(&lease, epoch, "lineage", false).await.unwrap().unwrap();
+    (ledger, lease)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_nodes_may_start_on_an_empty_one_at_once() {
+    let directory = tempfile::tempdir().unwrap();
+    let url = ledger::url_in(directory.path());
+    let starts = (0..8).map(|node| {
+        let url = url.clone();
+        tokio::spawn(async move {
+            let ledger = ledger::open(&url).await;
+            ledger.deployment(16, Uuid::from_u128(node)).await.unwrap().id
+        })
+    });
+    let ids = futures_util::future::try_join_all(starts).await.unwrap();
+    assert!(ids.iter().all(|id| *id == ids[0]), "{ids:?}");
+    let partitions = ledger::open(&url).await.partitions().await.unwrap();
+    assert_eq!(partitions.len(), 16);
+    assert!(partitions.iter().all(|row| row.state == PartitionState::New));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_lease_goes_to_one_of_many_who_ask_at_once() {
+    let directory = tempfile::tempdir().unwrap();
+    let url = ledger::url_in(directory.path());
+    let ledger = ledger::open(&url).await;
+    ledger.deployment(16, Uuid::from_u128(1)).await.unwrap();
+    let nodes = (0..8).map(|node| {
+        let ledger = ledger.clone();
+        tokio::spawn(async move {
+            ledger.take_leases(&format!("node-{node}"), TTL, false).await.unwrap()
+        })
+    });
+    let taken = futures_util::future::try_join_all(nodes).await.unwrap();
+    let mut partitions: Vec<_> = taken.iter().flatten().map(|lease| lease.partition.0).collect();
+    // Those that were being taken were passed over, and nobody got one that another has.
+    partitions.sort_unstable();
+    assert_eq!(partitions, (0..16).collect::<Vec<_>>());
+    assert!(taken.iter().flatten().all(|lease| lease.token == 1));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_leader_that_was_replaced_while_it_was_paused_changes_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let (ledger, old) = opened(&ledger::url_in(directory.path())).await;
+    let (from, to) = (Cursor { epoch: 1, seq: 0 }, Cursor { epoch: 1, seq: 3 });
+    let new = lease_of(&ledger, "second").await;
+    assert!(new.token > old.token);
+    let appended = async |lease: &Lease, from, to| {
+        ledger.append(lease, from, to, &Rows::default()).await.unwrap()
+    };
+    assert_eq!(appended(&old, from, to).await, Appended::Overtaken);
+    assert_eq!(
+        ledger.append_dead(&old, from, to, "entry", "reason").await.unwrap(),
+        Appended::Overtaken
+    );
+    assert!(ledger.renew_leases(std::slice::from_ref(&old), TTL).await.unwrap().is_empty());
+    assert!(ledger.close_partition(&old, 0, "late").await.unwrap().is_err());
+    assert!(ledger.keep_closed(&old, "late").await.unwrap().is_err());
+    assert!(ledger.open_partition(&old, 1, "other", false).await.unwrap().is_err());
+    let row = ledger.partition(Partition(0)).await.unwrap();
+    assert_eq!((row.cursor, row.lineage.as_deref()), (from, Some("lineage")));
+    // Nor does the new one write twice what it has written.
+    assert_eq!(appended(&new, from, to).await, Appended::Appended);
+    assert_eq!(appended(&new, from, to).await, Appended::Overtaken);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_number_of_partitions_is_refused_with_the_fix() {
+    let directory = tempfile::tempdir().unwrap();
+    let ledger = ledger::open(&ledger::url_in(directory.path())).await;
+    ledger.deployment(16, Uuid::from_u128(1)).await.unwrap();
+    let error = ledger.deployment(8, Uuid::from_u128(2)).await.unwrap_err();
+    assert!(matches!(error, LedgerError::Mismatch(_)), "{error:?}");
+    assert!(error.to_string().contains("set gate.partitions = 16"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_that_a_newer_version_has_changed_is_refused() {
+    let directory = tempfile::tempdir().unwrap();
+    let url = ledger::url_in(directory.path());
+    ledger::open(&url).await.close().await;
+    let mut sql = Sql::connect(&url).await;
+    sql.execute(
+        "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time)
+         SELECT 9999, 'later', success, checksum, 0 FROM _sqlx_migrations",
+    )
+    .await;
+    let error = ledger::try_open(&url).await.unwrap_err();
+    assert!(error.to_string().contains("a newer version of redeemer"), "{error}");
+}
+
+/// The backstops, whatever the gate and the sync may do wrong. SQL refuses them also from anybody else.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_laws_hold_in_the_tables_themselves() {
+    let directory = tempfile::tempdir().unwrap();
+    let url = ledger::url_in(directory.path());
+    ledger::open(&url).await.close().await;
+    let mut sql = Sql::connect(&url).await;
+    let invite = |id: u8, code: &str, uses: u8| {
+        format!(
+            "INSERT INTO invites VALUES ('00000000-0000-0000-0000-0000000000{id:02}', 'n', 0, '{code}', 'g', 2, {uses}, 0,
+             NULL, NULL, FALSE, NULL, NULL, NULL, 1, 0, 0, TRUE, 1, {id})"
+        )
+    };
+    let redemption = |id: u8, user: &str, request: &str, ordinal: u8, exclusive: &str| {
+        format!(
+            "INSERT INTO redemptions VALUES ('00000000-0000-0000-0000-0000000000{id:02}', 'n', 0,
+             '00000000-0000-0000-0000-000000000001', 'CODE', 'g', '{user}', '{request}', {ordinal}, 1, 0, {exclusive},
+             NULL, 1, {id})"
+        )
+    };
+    let member = |user: &str, group: &str| {
+        format!("INSERT INTO members VALUES ('n', '{user}', '{group}', 0, NULL, 0, '*', 1, 1)")
+    };
+    for fine in [
+        invite(1, "CODE", 2),
+        redemption(11, "alice", "r1", 1, "'*'"),
+        redemption(12, "bob", "r2", 2, "NULL"),
+        member("alice", "g"),
+    ] {
+        sql.execute(&fine).await;
+    }
+    for (law, statement) in [
+        ("no more uses than there are", invite(2, "OTHER", 3)),
+        ("one invite holds a code", invite(3, "CODE", 0)),
+        ("one live redemption a user", redemption(13, "alice", "r3", 3, "'*'")),
+        ("one redemption a request", redemption(14, "bob", "r2", 4, "NULL")),
+        ("one redemption a use", redemption(15, "carol", "r5", 2, "NULL")),
+        ("one group a member", member("alice", "h")),
+    ] {
+        let refused = sql.try_execute(&statement).await.expect_err(law);
+        let error = refused.as_database_error().unwrap();
+        assert!(error.is_unique_violation() || error.is_check_violation(), "{law}: {error}");
+    }
+}
+
+/// A leader that was stopped in the middle of a transaction must not keep its partition from everybody else.
+#[tokio::test(flavor = "multi_thread")]
+async fn postgresql_ends_the_transaction_of_a_paused_leader() {
+    let server = PostgresServer::start();
+    let url = server.create_database("paused");
+    let mut options = postgres_options(&url);
+    options.idle_timeout = Duration::from_millis(200);
+    let ledger = Ledger::open_postgres(&options).await.unwrap();
+    ledger.deployment(1, Uuid::from_u128(1)).await.unwrap();
+    // What a leader does first in a batch; then it is stopped.
+    let with_time_out = format!("{url}&options=-c%20idle_in_transaction_session_timeout%3D200");
+    let mut paused = Sql::connect(&with_time_out).await;
+    paused.execute("BEGIN").await;
+    paused.execute("UPDATE partitions SET cursor_seq = 7").await;
+    eventually("somebody else gets the lease", async || {
+        !ledger.take_leases("second", TTL, false).await.unwrap().is_empty()
+    })
+    .await;
+    paused.try_execute("COMMIT").await.unwrap_err();
+    assert_eq!(ledger.partition(Partition(0)).await.unwrap().cursor.seq, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn postgresql_is_reached_over_tls_and_its_certificate_is_checked() {
+    let server = PostgresServer::start_with_tls();
+    server.create_database("tls");
+    let url = |host: &str, mode: &str| {
+        format!(
+            "postgres://postgres@{host}:{}/tls?sslmode={mode}&sslrootcert={}",
+            server.port(),
+            server.certificate().display()
+        )
+    };
+    let ledger = ledger::open(&url("localhost", "verify-full")).await;
+    ledger.ping().await.unwrap();
+    // The certificate is for localhost, and the server says no to whoever comes without TLS.
+    for (host, mode) in [("127.0.0.1", "verify-full"), ("localhost", "disable")] {
+        let error = Ledger::open_postgres(&postgres_options(&url(host, mode))).await.unwrap_err();
+        assert!(matches!(error, LedgerError::Unavailable { .. }), "{host} {mode}: {error:?}");
+    }
+}
