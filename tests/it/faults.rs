@@ -64,7 +64,8 @@ async fn when_the_reply_is_lost_the_node_asks_again_and_one_use_is_spent() {
             let (it, user, key) = (it.clone(), user.clone(), key.clone());
             async move { it.node.try_redeem("LOST", &user, &key).await.unwrap() }
         });
-        eventually("the script has run", async || it.uses("LOST").await == spent + 1).await;
+        eventually("its reply is lost", async || it.proxy.has_spoilt("granted")).await;
+        assert_eq!(it.uses("LOST").await, spent + 1);
         it.proxy.set(Fault::None);
         let told = asked.await.unwrap();
         assert_eq!(

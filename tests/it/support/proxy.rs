@@ -1,6 +1,9 @@
 //! A proxy in front of Redis that can go wrong on command.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -30,6 +33,7 @@ pub struct Proxy {
     port: u16,
     target: Arc<watch::Sender<PathBuf>>,
     fault: Arc<watch::Sender<Fault>>,
+    spoilt: Arc<Mutex<Vec<u8>>>,
     task: tokio::task::JoinHandle<()>,
 }
 
@@ -39,15 +43,22 @@ impl Proxy {
         let port = listener.local_addr().unwrap().port();
         let fault = Arc::new(watch::Sender::new(Fault::None));
         let faults = fault.clone();
+        let spoilt = Arc::new(Mutex::new(Vec::new()));
+        let all_spoilt = spoilt.clone();
         let target = Arc::new(watch::Sender::new(socket));
         let targets = target.clone();
         let task = tokio::spawn(async move {
             loop {
                 let (client, _) = listener.accept().await.unwrap();
-                tokio::spawn(carry(client, targets.subscribe(), faults.subscribe()));
+                tokio::spawn(carry(
+                    client,
+                    targets.subscribe(),
+                    faults.subscribe(),
+                    all_spoilt.clone(),
+                ));
             }
         });
-        Self { port, target, fault, task }
+        Self { port, target, fault, spoilt, task }
     }
 
     pub fn url(&self) -> String {
@@ -59,7 +70,14 @@ impl Proxy {
         self.target.send_replace(socket);
     }
 
+    /// Whether a reply with this text has fallen victim to the fault that was set last.
+    pub fn has_spoilt(&self, text: &str) -> bool {
+        let spoilt = self.spoilt.lock().unwrap_or_else(PoisonError::into_inner);
+        spoilt.windows(text.len()).any(|window| window == text.as_bytes())
+    }
+
     pub fn set(&self, fault: Fault) {
+        self.spoilt.lock().unwrap_or_else(PoisonError::into_inner).clear();
         self.fault.send_replace(fault);
     }
 }
@@ -74,6 +92,7 @@ async fn carry(
     client: TcpStream,
     mut target: watch::Receiver<PathBuf>,
     mut faults: watch::Receiver<Fault>,
+    spoilt: Arc<Mutex<Vec<u8>>>,
 ) {
     let socket = target.borrow_and_update().clone();
     if *faults.borrow() == Fault::Refuse {
@@ -102,6 +121,10 @@ async fn carry(
             break;
         }
         let fault = *faults.borrow();
+        if !matches!(fault, Fault::None | Fault::HoldReplies) {
+            let mut spoilt = spoilt.lock().unwrap_or_else(PoisonError::into_inner);
+            spoilt.extend_from_slice(&bytes[..read]);
+        }
         match fault {
             Fault::None => {}
             Fault::HoldReplies => drop(faults.wait_for(|fault| *fault != Fault::HoldReplies).await),
