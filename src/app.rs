@@ -218,6 +218,7 @@ fn gate_options(config: &Config, local_server: Option<&LocalServer>) -> GateOpti
         connections: config.gate.connections,
         batch_max: config.gate.batch_max,
         queue_max: config.gate.queue_max,
+        replicas: config.gate.replicas,
         deadline: config.gate.deadline,
         outbox_max: config.gate.outbox_max,
         clock_ms: None,

@@ -72,6 +72,7 @@ pub struct Gate {
     pub batch_max: usize,
     pub queue_max: usize,
     pub connections: usize,
+    pub replicas: u32,
     pub deadline: Duration,
     pub outbox_max: u64,
 }
@@ -264,6 +265,7 @@ impl Gate {
         let batch_max = read.number("gate.batch_max", 1..=1024);
         let queue_max = read.number("gate.queue_max", 1..=1_000_000);
         let connections = read.number("gate.connections", 1..=64);
+        let replicas = read.number("gate.replicas", 0..=8);
         let deadline = read.millis("gate.deadline_ms", 10..=60_000);
         let outbox_max = read.number("gate.outbox_max", 1..=100_000_000);
         Some(Self {
@@ -271,6 +273,7 @@ impl Gate {
             batch_max: batch_max?,
             queue_max: queue_max?,
             connections: connections?,
+            replicas: replicas?,
             deadline: deadline?,
             outbox_max: outbox_max?,
         })

@@ -55,7 +55,12 @@ use tokio::{
     time::Instant,
 };
 
-use self::{failure::Failure, key::Keyspace, link::Link, script::Call, script::Script};
+use self::{
+    failure::Failure,
+    key::Keyspace,
+    link::Link,
+    script::{Call, Script, Wait},
+};
 use crate::domain::{Answer, Fence, Namespace, Outcome, Partition, Refusal, Settings};
 
 /// Why the gate gave no answer. A refusal is not among them: that is an [`Answer`].
@@ -115,6 +120,8 @@ pub struct GateOptions {
     pub batch_max: usize,
     /// Most requests that wait in one lane.
     pub queue_max: usize,
+    /// Replicas that must have what is promised as replicated; with 0 nothing is.
+    pub replicas: u32,
     /// How long one request is tried before its outcome is called unknown.
     pub deadline: Duration,
     /// Entries of one outbox from which on nothing is granted.
@@ -136,6 +143,8 @@ struct Inner {
     pool: Pool,
     links: Vec<Arc<Link>>,
     lanes: Vec<lane::Lane>,
+    /// The lanes whose calls wait for replicas, on connections of their own: WAIT holds up whatever comes behind it.
+    replicated: Option<Vec<lane::Lane>>,
     fences: Fences,
     settings: RwLock<HashMap<Namespace, Arc<Settings>>>,
     /// Turns to look through an outbox from end to end.
@@ -148,8 +157,12 @@ const SCANS_MAX: usize = 2;
 impl Inner {
     /// The connection that a partition's scripts share.
     fn link(&self, partition: Partition) -> &Arc<Link> {
-        &self.links[usize::from(partition.0) % self.links.len()]
+        link_of(&self.links, partition)
     }
+}
+
+fn link_of(links: &[Arc<Link>], partition: Partition) -> &Arc<Link> {
+    &links[usize::from(partition.0) % links.len()]
 }
 
 /// What the ledger says that each partition is open on.
@@ -195,22 +208,41 @@ impl Gate {
         let keys = Keyspace::new(&options.key_prefix, options.partitions);
         let links: Vec<_> =
             (0..options.connections).map(|_| Arc::new(Link::new(pool.clone()))).collect();
-        let (lanes, queues): (Vec<_>, Vec<_>) =
-            keys.partitions().map(|_| lane::channel(options.queue_max)).unzip();
+        let channels = || -> (Vec<_>, Vec<_>) {
+            keys.partitions().map(|_| lane::channel(options.queue_max)).unzip()
+        };
+        let (lanes, queues) = channels();
+        let wait = (options.replicas > 0)
+            .then(|| Wait { replicas: options.replicas, timeout: options.reply_timeout / 2 });
+        let (replicated, waiting_queues) = wait.map(|_| channels()).unzip();
         let table = RwLock::new(vec![None; usize::from(options.partitions)]);
         let fences = Fences { table, doubt: Notify::new() };
         let settings = RwLock::default();
         let scans = Semaphore::new(SCANS_MAX);
-        let inner =
-            Arc::new(Inner { options, keys, client, pool, links, lanes, fences, settings, scans });
-        let runners: Vec<_> = queues
-            .into_iter()
-            .zip(inner.keys.partitions())
-            .map(|(queue, partition)| {
-                let link = inner.link(partition).clone();
-                lane::run(lane::Runner::new(Arc::downgrade(&inner), partition, link), queue)
-            })
-            .collect();
+        let waiting_links: Vec<_> =
+            (0..options.connections).map(|_| Arc::new(Link::new(pool.clone()))).collect();
+        let inner = Arc::new(Inner {
+            options,
+            keys,
+            client,
+            pool,
+            links,
+            lanes,
+            replicated,
+            fences,
+            settings,
+            scans,
+        });
+        let run = |queues: Vec<_>, links: &[Arc<Link>], wait| {
+            let run = |(queue, partition): (_, Partition)| {
+                let link = link_of(links, partition).clone();
+                let runner = lane::Runner::new(Arc::downgrade(&inner), partition, link, wait);
+                lane::run(runner, queue)
+            };
+            queues.into_iter().zip(inner.keys.partitions()).map(run).collect::<Vec<_>>()
+        };
+        let mut runners = run(queues, &inner.links, None);
+        runners.extend(run(waiting_queues.unwrap_or_default(), &waiting_links, wait));
         let lanes = async move {
             futures_util::future::join_all(runners).await;
         };
@@ -280,11 +312,37 @@ impl Gate {
         self.inner.settings.write().unwrap_or_else(PoisonError::into_inner).remove(namespace);
     }
 
+    /// Whether redemptions can wait for replicas.
+    #[must_use]
+    pub fn can_replicate(&self) -> bool {
+        self.inner.replicated.is_some()
+    }
+
     /// Asks for one use of a code, or whether one would be granted. Dropping the future takes nothing back.
     ///
     /// # Errors
     /// [`GateError`] when there is no answer.
     pub async fn redeem(&self, request: redeem::Redeem) -> Result<Answer, GateError> {
+        self.ask(&self.inner.lanes, request).await.map(|(answer, _)| answer)
+    }
+
+    /// As [`Self::redeem`], and waits until as many replicas have it as the options say; says whether they do. Without
+    /// replicas, never.
+    ///
+    /// # Errors
+    /// [`GateError`] when there is no answer.
+    pub async fn redeem_replicated(
+        &self,
+        request: redeem::Redeem,
+    ) -> Result<(Answer, bool), GateError> {
+        self.ask(self.inner.replicated.as_ref().unwrap_or(&self.inner.lanes), request).await
+    }
+
+    async fn ask(
+        &self,
+        lanes: &[lane::Lane],
+        request: redeem::Redeem,
+    ) -> Result<(Answer, bool), GateError> {
         let deadline = Instant::now() + self.inner.options.deadline;
         let partition = self.inner.keys.partition_of(&request.namespace);
         let namespace = request.namespace.clone();
@@ -299,11 +357,11 @@ impl Gate {
                 self.settings(&namespace).await.map_err(|error| doubt(error, unknown))?;
             let Some(settings) = settings else {
                 let outcome = Outcome::Refused(Refusal::NamespaceNotFound);
-                return Ok(Answer { outcome, rates: Vec::new() });
+                return Ok((Answer { outcome, rates: Vec::new() }, false));
             };
-            let lane = &self.inner.lanes[usize::from(partition.0)];
+            let lane = &lanes[usize::from(partition.0)];
             match lane.ask(request, settings, deadline, unknown).await? {
-                lane::Reply::Answer(answer) => return Ok(answer),
+                lane::Reply::Answer(answer, replicated) => return Ok((answer, replicated)),
                 lane::Reply::SettingsChanged(back, was_unknown) => {
                     self.forget_settings(&namespace);
                     (request, unknown) = (back, was_unknown);

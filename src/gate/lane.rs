@@ -16,7 +16,8 @@ use super::{
     failure::{Failure, classify},
     link::{Lent, Link},
     redeem::{self, Decision, Redeem},
-    reply, script,
+    reply,
+    script::{self, Wait},
 };
 use crate::domain::{Answer, Fence, Outcome, Partition, Settings};
 
@@ -33,8 +34,8 @@ pub(super) fn channel(queue_max: usize) -> (Lane, mpsc::Receiver<Job>) {
 
 /// What comes back out of a lane.
 pub(super) enum Reply {
-    /// The answer.
-    Answer(Answer),
+    /// The answer, and whether as many replicas have it as the lane waits for.
+    Answer(Answer, bool),
     /// The rules that were known are not those of the gate any more; the request comes back undecided, with whether an
     /// earlier attempt may have been granted.
     SettingsChanged(Redeem, bool),
@@ -87,16 +88,24 @@ pub(super) struct Runner {
     gate: Weak<Inner>,
     partition: Partition,
     link: Arc<Link>,
+    /// What every call waits for; nothing in a lane that promises the gate alone.
+    wait: Option<Wait>,
     batch_sizes: metrics::Histogram,
     call_seconds: metrics::Histogram,
 }
 
 impl Runner {
-    pub(super) fn new(gate: Weak<Inner>, partition: Partition, link: Arc<Link>) -> Self {
+    pub(super) fn new(
+        gate: Weak<Inner>,
+        partition: Partition,
+        link: Arc<Link>,
+        wait: Option<Wait>,
+    ) -> Self {
         Self {
             gate,
             partition,
             link,
+            wait,
             batch_sizes: metrics::histogram!("redeemer_gate_batch_requests"),
             call_seconds: metrics::histogram!("redeemer_gate_call_seconds"),
         }
@@ -199,10 +208,16 @@ impl Runner {
         #[expect(clippy::cast_precision_loss, reason = "a batch has at most 1024 requests")]
         self.batch_sizes.record(jobs.len() as f64);
         let start = Instant::now();
-        let sent = call.send(&mut lent.connection).await;
+        let sent = match self.wait {
+            None => call.send(&mut lent.connection).await.map(|value| (value, false)),
+            Some(wait) => call
+                .send_and_wait(&mut lent.connection, wait)
+                .await
+                .map(|(value, acknowledged)| (value, acknowledged >= wait.replicas)),
+        };
         self.call_seconds.record(start.elapsed());
-        let value = match sent {
-            Ok(value) => value,
+        let (value, replicated) = match sent {
+            Ok(sent) => sent,
             Err(error) => return Attempt::Failed(jobs, error),
         };
         if reply::is_fenced(&value) {
@@ -211,7 +226,7 @@ impl Runner {
         let asked = jobs.iter().map(|job| (&job.request, &*job.settings));
         let decisions = redeem::decisions(self.partition, &value, asked);
         match decisions {
-            Ok(decisions) => deliver(jobs, decisions, lent.settled),
+            Ok(decisions) => deliver(jobs, decisions, lent.settled, replicated),
             Err(error) => {
                 // The script has run, so what was decided is not known to anybody until they ask again.
                 tracing::error!(%error, "the reply to a batch can not be read");
@@ -245,7 +260,7 @@ pub(super) async fn run(runner: Runner, mut queue: mpsc::Receiver<Job>) {
     }
 }
 
-fn deliver(jobs: Vec<Job>, decisions: Vec<Decision>, settled: bool) {
+fn deliver(jobs: Vec<Job>, decisions: Vec<Decision>, settled: bool, replicated: bool) {
     for (job, decision) in jobs.into_iter().zip(decisions) {
         match decision {
             Decision::Answer(answer) => {
@@ -253,7 +268,7 @@ fn deliver(jobs: Vec<Job>, decisions: Vec<Decision>, settled: bool) {
                 let definite =
                     !job.unknown || settled || !matches!(answer.outcome, Outcome::Refused(_));
                 if definite {
-                    job.answer(Ok(Reply::Answer(answer)));
+                    job.answer(Ok(Reply::Answer(answer, replicated)));
                 } else {
                     job.answer(Err(GateError::OutcomeUnknown { cause: None }));
                 }

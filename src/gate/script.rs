@@ -1,6 +1,6 @@
 //! The scripts, each declared once, and how one is called.
 
-use std::sync::LazyLock;
+use std::{sync::LazyLock, time::Duration};
 
 use redis::{ErrorKind, RedisResult, ServerErrorKind, Value, aio::MultiplexedConnection};
 
@@ -49,6 +49,15 @@ scripts! {
     CLOSE = "close",
     ADOPT = "adopt",
     REBUILD = "rebuild",
+}
+
+/// How many replicas are to have a call, and how long that is waited for.
+#[derive(Debug, Clone, Copy)]
+pub struct Wait {
+    /// At least 1.
+    pub replicas: u32,
+    /// Shorter than the wait for the whole reply.
+    pub timeout: Duration,
 }
 
 /// A script with its keys and values, ready to be sent any number of times.
@@ -113,6 +122,41 @@ impl Call {
             }
             reply => reply,
         }
+    }
+
+    /// Sends the call and, right behind it on the same connection, WAIT: on another one it would answer for writes that
+    /// it never saw. Returns the reply and how many replicas have everything up to this call, also what an earlier call
+    /// wrote that this one repeats.
+    ///
+    /// # Errors
+    /// As [`Self::send`]. A WAIT that fails says that no replica has it.
+    pub async fn send_and_wait(
+        &self,
+        connection: &mut MultiplexedConnection,
+        wait: Wait,
+    ) -> RedisResult<(Value, u32)> {
+        match self.pipeline("EVALSHA", &self.script.sha1, wait, connection).await {
+            Err(error) if error.kind() == ErrorKind::Server(ServerErrorKind::NoScript) => {
+                self.pipeline("EVAL", self.script.source, wait, connection).await
+            }
+            reply => reply,
+        }
+    }
+
+    async fn pipeline(
+        &self,
+        name: &str,
+        script: &str,
+        wait: Wait,
+        connection: &mut MultiplexedConnection,
+    ) -> RedisResult<(Value, u32)> {
+        let mut pipeline = redis::pipe();
+        pipeline.add_command(self.command(name, script));
+        let millis = wait.timeout.as_millis().to_string();
+        pipeline.cmd("WAIT").arg(wait.replicas).arg(millis).ignore_errors();
+        let (reply, acknowledged): (RedisResult<Value>, RedisResult<u32>) =
+            pipeline.query_async(connection).await?;
+        Ok((reply?, acknowledged.unwrap_or_default()))
     }
 
     fn command(&self, name: &str, script: &str) -> redis::Cmd {

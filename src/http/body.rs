@@ -284,7 +284,7 @@ impl Body {
         let detail = match code {
             Code::CodeMalformed => "A code is 1 to 64 letters, digits, - and _.",
             Code::DurabilityUnavailable => {
-                "This version promises the durability levels gate and ledger."
+                "This service promises the durability levels gate and ledger; for replicated, the operator sets gate.replicas."
             }
             _ => "Mend the fields listed in `errors` and send the request again.",
         };

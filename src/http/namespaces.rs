@@ -61,7 +61,7 @@ pub(super) async fn put(
     let new = &state.new_namespace;
     let membership = body.optional("membership", MembershipRule::parse).value();
     let code_case = body.optional("code_case", CodeCase::parse).value();
-    let durability = durability(&mut body).unwrap_or(new.durability);
+    let durability = durability(&state, &mut body).unwrap_or(new.durability);
     let [user, ip, code, namespace, guess] = rates(&mut body);
     body.finish()?;
     // What is fixed and left out stays as it is.
@@ -95,7 +95,7 @@ pub(super) async fn patch(
     for fixed in ["membership", "code_case"] {
         body.typed::<()>(fixed, |_| Err("can not be changed once a namespace is made".to_owned()));
     }
-    let durability = durability(&mut body);
+    let durability = durability(&state, &mut body);
     let [rate_user, rate_ip, rate_code, rate_namespace, rate_guess] = rates(&mut body);
     body.finish()?;
     let patch =

@@ -86,19 +86,28 @@ pub(super) async fn settings_of(
     })
 }
 
-/// A durability level that this version can promise.
-pub(super) fn durability(body: &mut Body) -> Option<Durability> {
+/// A durability level that this node can promise.
+pub(super) fn durability(state: &State, body: &mut Body) -> Option<Durability> {
     let asked = body.optional("durability", Durability::parse).value()?;
-    if asked == Durability::Replicated {
-        let detail = "this version promises the levels gate and ledger";
+    if asked == Durability::Replicated && !state.gate.can_replicate() {
+        let detail = "this service waits for no replicas (gate.replicas)";
         body.wrong("durability", Code::DurabilityUnavailable, detail);
     }
     Some(asked)
 }
 
 /// What a client is told whose redemption only the gate has so far.
-const NOT_YET: &str = "The gate has granted it, and the ledger is not known to have it yet. Repeat the request with the \
+const NOT_LEDGER: &str = "The gate has granted it, and the ledger is not known to have it yet. Repeat the request with the \
                        same Idempotency-Key; nothing is spent twice.";
+
+/// What a client is told whose redemption the replicas are not known to have.
+const NOT_REPLICATED: &str = "The gate has granted it, and not enough replicas are known to have it. Repeat the request \
+                              with the same Idempotency-Key; nothing is spent twice.";
+
+/// A redemption that has not reached the level that was asked for.
+fn not_reached(detail: &str) -> Problem {
+    Problem::new(Code::OutcomeUnknown, detail).with("reached", Durability::Gate.as_str())
+}
 
 /// Waits until the ledger has a redemption that the gate has granted, until `deadline`.
 async fn wait_for_ledger(
@@ -106,22 +115,19 @@ async fn wait_for_ledger(
     redemption: &Redemption,
     deadline: Instant,
 ) -> Result<(), Problem> {
-    let unknown = |detail: &str| {
-        Problem::new(Code::OutcomeUnknown, detail).with("reached", Durability::Gate.as_str())
-    };
     let known = || state.ledger.redemption(&redemption.namespace, redemption.id);
     if tokio::time::timeout_at(deadline, state.progress.wait(redemption.position)).await.is_err() {
-        return Err(unknown(NOT_YET));
+        return Err(not_reached(NOT_LEDGER));
     }
     // The ledger has passed the place; only the row itself says that it is in it.
     match tokio::time::timeout_at(deadline, known()).await {
         Ok(Ok(Some(_))) => Ok(()),
-        Ok(Ok(None)) => Err(unknown(
+        Ok(Ok(None)) => Err(not_reached(
             "The gate had granted it, and the ledger could not take it. Repeat the request with the same \
              Idempotency-Key to learn what holds.",
         )),
-        Ok(Err(error)) => Err(unknown(NOT_YET).caused_by(&error)),
-        Err(_) => Err(unknown(NOT_YET)),
+        Ok(Err(error)) => Err(not_reached(NOT_LEDGER).caused_by(&error)),
+        Err(_) => Err(not_reached(NOT_LEDGER)),
     }
 }
 
@@ -138,7 +144,7 @@ pub(super) async fn redeem(
     let ip = body.ip();
     let email_domain = body.optional("email", EmailDomain::of_address).value();
     let metadata = body.metadata().value();
-    let asked = durability(&mut body);
+    let asked = durability(&state, &mut body);
     body.finish()?;
     let (Some(code), Some(user)) = (code, user) else { return Err(body.problem()) };
     // A request may ask for more than its namespace promises, never for less.
@@ -156,7 +162,18 @@ pub(super) async fn redeem(
         caller,
         mode,
     };
-    let answer = state.gate.redeem(question).await?;
+    if level == Durability::Replicated && !state.gate.can_replicate() {
+        return Err(Problem::new(
+            Code::DurabilityUnavailable,
+            "The namespace promises the level replicated, and this node waits for no replicas. Ask the operator to set \
+             gate.replicas.",
+        ));
+    }
+    let (answer, replicated) = if level == Durability::Replicated {
+        state.gate.redeem_replicated(question).await?
+    } else {
+        (state.gate.redeem(question).await?, false)
+    };
     // The rules may have changed while it waited, and a grant is decided by the newest. What is known must not wait for
     // Redis again.
     let newest = state.gate.known_settings(&namespace);
@@ -171,8 +188,10 @@ pub(super) async fn redeem(
             return Err(Problem::unexpected("a redemption was answered like a validation"));
         }
     };
-    if level == Durability::Ledger {
-        wait_for_ledger(&state, redemption, deadline).await?;
+    match level {
+        Durability::Replicated if !replicated => return Err(not_reached(NOT_REPLICATED)),
+        Durability::Gate | Durability::Replicated => {}
+        Durability::Ledger => wait_for_ledger(&state, redemption, deadline).await?,
     }
     for header in rate_headers(&answer.rates) {
         response.insert_header(header);

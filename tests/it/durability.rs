@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use crate::support::{
-    eventually,
+    eventually, free_port,
     ledger::{self, Sql},
     node::{Node, Reply, Settings, json_body, send, signal},
     redis::RedisServer,
@@ -178,4 +178,95 @@ async fn what_the_ledger_can_not_take_is_no_success() {
     assert_eq!(writer.number("SELECT COUNT(*) FROM dead_letters").await, 1);
     eventually("the others go on", async || redeem(&node, "carol", "ledger").await.status == 201)
         .await;
+}
+
+/// A node whose level `replicated` waits for one replica, the primary, and that replica.
+async fn replicated() -> (Node, RedisServer, RedisServer) {
+    let port = free_port().to_string();
+    let primary =
+        RedisServer::start_with(&["--port", &port, "--repl-diskless-sync-delay", "0"]).await;
+    let replica = RedisServer::start_with(&["--replicaof", &format!("127.0.0.1 {port}")]).await;
+    eventually("the replica follows", async || {
+        primary.run::<String>(&["INFO", "replication"]).await.contains("state=online")
+    })
+    .await;
+    let settings = Settings {
+        redis_url: Some(primary.url()),
+        env: vec![("REDEEMER_GATE__REPLICAS", "1".to_owned())],
+        ..Settings::default()
+    };
+    let node = start(settings).await;
+    node.invite("DURABLE", "team", 1000).await;
+    (node, primary, replica)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_answered_as_replicated_is_in_the_replica() {
+    let (node, _primary, replica) = replicated().await;
+    let rush = (0..100).map(|number| {
+        let node = &node;
+        async move { redeem(node, &format!("user-{number}"), "replicated").await }
+    });
+    for reply in futures_util::future::join_all(rush).await {
+        let told = (reply.status, &reply.body["durability"]);
+        assert_eq!(told, (201, &json!("replicated")), "{}", reply.text);
+    }
+    let keys: Vec<String> = replica.run(&["KEYS", "*:default:invite:DURABLE"]).await;
+    assert_eq!(replica.run::<u64>(&["HGET", &keys[0], "uses"]).await, 100);
+}
+
+/// The gate goes on without it; who asked for a replica is told the truth, and the same key gets the level later.
+#[tokio::test(flavor = "multi_thread")]
+async fn without_the_replica_the_level_is_not_reached_until_it_is_back() {
+    let (node, _primary, replica) = replicated().await;
+    assert_eq!(redeem(&node, "alice", "replicated").await.status, 201);
+    replica.signal("STOP");
+    for _ in 0..2 {
+        // The first is a grant; the second writes nothing, and must not be taken for acknowledged for that.
+        let unknown = redeem(&node, "bob", "replicated").await;
+        assert_eq!(
+            (unknown.status, unknown.code(), &unknown.body["reached"]),
+            (503, "outcome_unknown", &json!("gate")),
+            "{}",
+            unknown.text
+        );
+    }
+    // On another connection, which has written nothing at all.
+    assert_eq!(redeem(&node, "carol", "gate").await.status, 201);
+    let same = redeem(&node, "carol", "replicated").await;
+    assert_eq!((same.status, &same.body["reached"]), (503, &json!("gate")), "{}", same.text);
+    assert_eq!(redeem(&node, "bob", "ledger").await.body["durability"], "ledger");
+    replica.signal("CONT");
+    let known = until_some("the replica has it", async || {
+        let again = redeem(&node, "bob", "replicated").await;
+        (again.status != 503).then_some(again)
+    })
+    .await;
+    assert_eq!(
+        (known.status, &known.body["durability"], &known.body["use"]),
+        (200, &json!("replicated"), &json!(2))
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_namespace_may_promise_replicas_only_where_they_are_waited_for() {
+    let node = start(Settings::default()).await;
+    let told = node
+        .send(
+            reqwest::Method::PATCH,
+            "/v1/namespaces/default",
+            &json!({"durability": "replicated"}),
+        )
+        .await;
+    assert_eq!((told.status, told.code()), (400, "durability_unavailable"), "{}", told.text);
+    let (node, _primary, _replica) = replicated().await;
+    let told = node
+        .send(
+            reqwest::Method::PATCH,
+            "/v1/namespaces/default",
+            &json!({"durability": "replicated"}),
+        )
+        .await;
+    assert_eq!((told.status, &told.body["durability"]), (200, &json!("replicated")));
+    assert_eq!(node.redeem("DURABLE", "alice").await.body["durability"], "replicated");
 }

@@ -48,6 +48,7 @@ pub fn gate_options(url: String, clock: Option<Arc<AtomicI64>>) -> GateOptions {
         connections: 1,
         batch_max: 64,
         queue_max: 10_000,
+        replicas: 0,
         deadline: Duration::from_secs(10),
         outbox_max: 1_000_000,
         clock_ms: clock,

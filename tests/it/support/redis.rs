@@ -8,7 +8,7 @@ use std::{
 use redis::aio::MultiplexedConnection;
 use tempfile::TempDir;
 
-use super::eventually;
+use super::{eventually, node::signal};
 
 /// A server in a temporary directory, on a unix socket; gone when it is dropped.
 pub struct RedisServer {
@@ -51,6 +51,10 @@ impl RedisServer {
         let mut sent = redis::cmd(command[0]);
         sent.arg(&command[1..]);
         sent.query_async(&mut self.connect().await).await.unwrap()
+    }
+
+    pub fn signal(&self, name: &str) {
+        signal(self.child.id(), name);
     }
 
     /// How often a command was called, from INFO commandstats.
