@@ -24,7 +24,7 @@ use crate::{
     http::{self, Keys, Readiness, ServeOptions, State},
     ledger::{Deployment, Ledger, PostgresOptions, SNAPSHOTS_MAX, SqliteOptions},
     local_server::{self, DataDir, LocalServer, LocalServerError},
-    recovery,
+    recovery::claims,
     sync::{
         self, SyncOptions, chain,
         progress::{self, Progress},
@@ -310,6 +310,16 @@ impl App {
             connections_max: config.http.connections_max,
             drain_timeout: config.http.drain_timeout,
         };
+        let id = format!("{}-{}", std::process::id(), crate::ids::unique());
+        let node = claims::Node {
+            gate: gate.clone(),
+            ledger: ledger.clone(),
+            deployment: deployment.clone(),
+            id: id.clone(),
+            ttl: config.sync.lease_ttl,
+            // Whoever was there before was another process of this data directory, which is locked now.
+            is_alone: config.is_embedded(),
+        };
         let sync_context = sync::Context {
             gate: gate.clone(),
             ledger: ledger.clone(),
@@ -317,7 +327,7 @@ impl App {
             progress: progress.clone(),
             rebuilds: Arc::new(Semaphore::new(SNAPSHOTS_MAX as usize)),
             options: SyncOptions {
-                owner: format!("{}-{}", std::process::id(), crate::ids::unique()),
+                owner: id.clone(),
                 batch_max: config.sync.batch_max,
                 lease_ttl: config.sync.lease_ttl,
                 // Whoever held them was another process of this data directory, which is locked now.
@@ -353,10 +363,7 @@ impl App {
             );
         }
         rest.spawn("readiness", until(stop_rest.clone(), watcher.run()));
-        rest.spawn(
-            "the fences",
-            until(stop_rest.clone(), refresh_fences(gate.clone(), ledger.clone(), deployment)),
-        );
+        rest.spawn("the recoveries", until(stop_rest.clone(), node.attend()));
         rest.spawn(
             "the API keys",
             until(stop_rest.clone(), refresh_keys(keys, ledger.clone(), config.auth.refresh)),
@@ -389,6 +396,10 @@ impl App {
         syncing.join().await;
         stop_rest.cancel();
         rest.join().await;
+        // Nothing more is told, so nobody need wait for this node.
+        if let Err(error) = ledger.sign_off(&id).await {
+            tracing::debug!(error = chain(&error), "this node counts as dead a little later");
+        }
         drop(gate);
         stop_server.cancel();
         // A task that has been awaited to its end can not be awaited again.
@@ -479,22 +490,6 @@ fn watch_ended(ended: Result<Watched, tokio::task::JoinError>) -> TaskEnded {
         Err(panic) => Some(panic.to_string()),
     };
     TaskEnded { task: EMBEDDED_REDIS, why }
-}
-
-/// Asks the ledger what each partition is open on: every now and then, and at once when Redis disagreed.
-async fn refresh_fences(gate: Gate, ledger: Ledger, deployment: Deployment) {
-    const EVERY: Duration = Duration::from_millis(250);
-    const AT_MOST_EVERY: Duration = Duration::from_millis(10);
-    loop {
-        if let Err(error) = recovery::refresh_fences(&gate, &ledger, &deployment).await {
-            tracing::warn!(
-                error = chain(&error),
-                "the ledger can not be asked what is open; trying again"
-            );
-        }
-        tokio::time::sleep(AT_MOST_EVERY).await;
-        drop(tokio::time::timeout(EVERY, gate.doubted()).await);
-    }
 }
 
 /// Reads the API keys anew every now and then, so that other nodes' changes arrive.

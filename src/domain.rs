@@ -31,6 +31,6 @@ pub use member::{Member, MembershipRule};
 pub use name::{EmailDomain, Group, Malformed, Namespace, UserId};
 pub use partition::{Cursor, Fence, Partition, Position};
 pub use rate_limit::{Policy, Quota, RateStatus};
-pub use redemption::{Answer, Outcome, Redemption, Refusal};
+pub use redemption::{Acknowledgement, Answer, Outcome, Redemption, Refusal};
 pub use settings::{Durability, Settings};
 pub use time::Millis;

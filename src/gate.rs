@@ -22,6 +22,7 @@ mod fields;
 mod find_code;
 pub mod inspect;
 pub mod join;
+mod kept;
 pub mod key;
 mod lane;
 pub mod leave;
@@ -57,11 +58,14 @@ use tokio::{
 
 use self::{
     failure::Failure,
+    kept::Kept,
     key::Keyspace,
     link::Link,
     script::{Call, Script, Wait},
 };
-use crate::domain::{Answer, Fence, Namespace, Outcome, Partition, Refusal, Settings};
+use crate::domain::{
+    Acknowledgement, Answer, Cursor, Fence, Namespace, Outcome, Partition, Refusal, Settings,
+};
 
 /// Why the gate gave no answer. A refusal is not among them: that is an [`Answer`].
 #[derive(Debug, thiserror::Error)]
@@ -146,6 +150,7 @@ struct Inner {
     /// The lanes whose calls wait for replicas, on connections of their own: WAIT holds up whatever comes behind it.
     replicated: Option<Vec<lane::Lane>>,
     fences: Fences,
+    kept: Kept,
     settings: RwLock<HashMap<Namespace, Arc<Settings>>>,
     /// Turns to look through an outbox from end to end.
     scans: Semaphore,
@@ -217,6 +222,7 @@ impl Gate {
         let (replicated, waiting_queues) = wait.map(|_| channels()).unzip();
         let table = RwLock::new(vec![None; usize::from(options.partitions)]);
         let fences = Fences { table, doubt: Notify::new() };
+        let kept = Kept::new(options.partitions);
         let settings = RwLock::default();
         let scans = Semaphore::new(SCANS_MAX);
         let waiting_links: Vec<_> =
@@ -230,6 +236,7 @@ impl Gate {
             lanes,
             replicated,
             fences,
+            kept,
             settings,
             scans,
         });
@@ -273,6 +280,34 @@ impl Gate {
     #[must_use]
     pub fn fence(&self, partition: Partition) -> Option<Arc<Fence>> {
         self.inner.fences.get(partition)
+    }
+
+    /// Tells nobody any more of grants of epochs up to this one; returns those that were told, and that the ledger may
+    /// not have, until [`Self::release_told`].
+    #[must_use]
+    pub fn seal(&self, partition: Partition, epoch: u64) -> Vec<Acknowledgement> {
+        self.inner.kept.seal(partition, epoch)
+    }
+
+    /// Whether [`Self::seal`] would return any.
+    #[must_use]
+    pub fn has_told(&self, partition: Partition, epoch: u64) -> bool {
+        self.inner.kept.has(partition, epoch)
+    }
+
+    /// What was told of epochs up to this one is in good hands: it need not be kept.
+    pub fn release_told(&self, partition: Partition, epoch: u64) {
+        self.inner.kept.release(partition, epoch);
+    }
+
+    /// The ledger has everything of the cursor's epoch up to it: what was told of it need not be kept.
+    pub fn forget_told(&self, partition: Partition, cursor: Cursor) {
+        self.inner.kept.forget(partition, cursor);
+    }
+
+    /// Has the ledger asked again what is open, as if Redis had disagreed.
+    pub fn doubt(&self) {
+        self.inner.fences.doubt.notify_one();
     }
 
     /// Waits until Redis has disagreed with a fence, so that the ledger should be asked again.

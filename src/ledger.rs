@@ -1,11 +1,13 @@
 //! The ledger: SQL, which remembers what the gate has decided. It never decides, and it never sees the gate.
 //!
 //! * [`rows`] is what the sync brings, `append` writes it together with the cursor in one transaction.
+//! * `claims` are what nodes had told somebody when Redis lost it.
 //! * `partitions` holds what each partition is open on, and the leases of those who look after them.
 //! * `snapshot` reads a partition whole, for a rebuild; `read` answers the API; `keys` are the API keys.
 //! * `sqlite` and `postgres` open it; everything else is written once, for both (`sql`).
 
 mod append;
+mod claims;
 mod columns;
 mod keys;
 mod laws;
@@ -18,6 +20,7 @@ mod sql;
 mod sqlite;
 
 pub use append::Appended;
+pub use claims::{Claim, Claimed};
 pub use laws::Breach;
 pub use partitions::{Deployment, Lease, LeaseLost, PartitionRow, PartitionState};
 pub use postgres::PostgresOptions;

@@ -9,6 +9,7 @@
 //! touched.
 
 pub mod admission;
+pub mod claims;
 
 use std::{
     sync::atomic::{AtomicBool, Ordering},
@@ -17,7 +18,10 @@ use std::{
 
 use tokio::sync::{Semaphore, SemaphorePermit, mpsc};
 
-use self::admission::{Judgement, judge};
+use self::{
+    admission::{Judgement, judge},
+    claims::Collected,
+};
 use crate::{
     domain::{Cursor, Fence},
     gate::{
@@ -28,7 +32,9 @@ use crate::{
         rebuild::{Builder, RebuildError},
         survey,
     },
-    ledger::{Deployment, Lease, LeaseLost, Ledger, LedgerError, Page, PartitionState},
+    ledger::{
+        Deployment, Lease, LeaseLost, Ledger, LedgerError, Page, PartitionRow, PartitionState,
+    },
     sync::{self, Context, SyncError},
 };
 
@@ -128,7 +134,19 @@ pub async fn admit(
             Drained::Overtaken => return Ok(Admission::Overtaken),
             Drained::Stopped(reason) => return stay_closed(ledger, lease, None, reason).await,
         }
-        // (3) Open it as it is, if that is where the ledger is.
+    }
+    // (3) What nodes had told somebody and Redis has lost comes over too.
+    let claimed = match row.state {
+        PartitionState::New => 0,
+        PartitionState::Open | PartitionState::Closed => {
+            match claims::collect(gate, ledger, lease, epoch, alive).await? {
+                Collected::Applied(claimed) => claimed,
+                Collected::Overtaken => return Ok(Admission::Overtaken),
+            }
+        }
+    };
+    if has_meta && !discard && claimed == 0 {
+        // (4) Open it as it is, if that is where the ledger is.
         match adopt::run(gate, partition, &next, cursor).await? {
             Adopted::Adopted => return open(ledger, lease, next, discard, ADOPTED).await,
             Adopted::Moved => return Ok(Admission::Again),
@@ -149,7 +167,7 @@ pub async fn admit(
 
 /// The fence that a partition's row stands for, when it is open.
 #[must_use]
-pub fn fence_of(deployment: &Deployment, row: &crate::ledger::PartitionRow) -> Option<Fence> {
+pub fn fence_of(deployment: &Deployment, row: &PartitionRow) -> Option<Fence> {
     let lineage = row.lineage.clone().filter(|_| row.state == PartitionState::Open)?;
     Some(Fence { deployment: deployment.id.clone(), lineage, epoch: row.epoch })
 }
@@ -301,7 +319,7 @@ async fn rebuild(
     builder.finish(cursor).await.map_err(failed)
 }
 
-/// Every partition that the gate should serve, as the ledger says; the rest is closed.
+/// Tells the gate which partitions it should serve, as the ledger says; the rest is closed. Returns what the ledger said.
 ///
 /// # Errors
 /// [`LedgerError`] when the ledger gives no answer; the gate then keeps what it knew.
@@ -309,13 +327,10 @@ pub async fn refresh_fences(
     gate: &Gate,
     ledger: &Ledger,
     deployment: &Deployment,
-) -> Result<bool, LedgerError> {
+) -> Result<Vec<PartitionRow>, LedgerError> {
     let rows = ledger.partitions().await?;
-    let mut all_open = true;
     for row in &rows {
-        let fence = fence_of(deployment, row);
-        all_open &= fence.is_some();
-        gate.set_fence(row.partition, fence);
+        gate.set_fence(row.partition, fence_of(deployment, row));
     }
-    Ok(all_open)
+    Ok(rows)
 }

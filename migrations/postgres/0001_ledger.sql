@@ -148,3 +148,40 @@ CREATE TABLE api_keys (
     created_at    BIGINT           NOT NULL,
     revoked_at    BIGINT
 );
+
+-- The nodes that serve, and until when each is taken to be alive.
+CREATE TABLE nodes (
+    id         TEXT COLLATE "C" PRIMARY KEY,
+    expires_at BIGINT NOT NULL
+);
+
+-- Up to which epoch of a partition a node has claimed all that it had told anybody, and tells no more.
+CREATE TABLE confirmations (
+    node      TEXT COLLATE "C" NOT NULL,
+    partition BIGINT NOT NULL,
+    epoch     BIGINT NOT NULL,
+    PRIMARY KEY (node, partition)
+);
+
+-- What a node had told somebody and neither Redis nor this ledger had when the partition was recovered.
+CREATE TABLE claims (
+    id            UUID             PRIMARY KEY,                   -- of the redemption
+    node          TEXT COLLATE "C" NOT NULL,
+    namespace     TEXT COLLATE "C" NOT NULL,
+    partition     BIGINT           NOT NULL,
+    invite        UUID             NOT NULL,
+    code          TEXT COLLATE "C" NOT NULL,
+    grp           TEXT COLLATE "C" NOT NULL,
+    user_id       TEXT COLLATE "C" NOT NULL,
+    request       TEXT COLLATE "C" NOT NULL,
+    ordinal       BIGINT           NOT NULL,
+    remaining     BIGINT,
+    redeemed_at   BIGINT           NOT NULL,
+    rule          TEXT COLLATE "C" NOT NULL,
+    actor         TEXT COLLATE "C" NOT NULL,
+    metadata      TEXT COLLATE "C",
+    epoch         BIGINT           NOT NULL,
+    seq           BIGINT           NOT NULL,
+    outcome       TEXT COLLATE "C"                            -- nothing while it waits; applied, known, or why it was lost
+);
+CREATE INDEX claims_waiting ON claims (partition, epoch, seq) WHERE outcome IS NULL;

@@ -147,3 +147,40 @@ CREATE TABLE api_keys (
     created_at    INTEGER NOT NULL,
     revoked_at    INTEGER
 ) STRICT;
+
+-- The nodes that serve, and until when each is taken to be alive.
+CREATE TABLE nodes (
+    id         TEXT PRIMARY KEY,
+    expires_at INTEGER NOT NULL
+) STRICT;
+
+-- Up to which epoch of a partition a node has claimed all that it had told anybody, and tells no more.
+CREATE TABLE confirmations (
+    node      TEXT NOT NULL,
+    partition INTEGER NOT NULL,
+    epoch     INTEGER NOT NULL,
+    PRIMARY KEY (node, partition)
+) STRICT;
+
+-- What a node had told somebody and neither Redis nor this ledger had when the partition was recovered.
+CREATE TABLE claims (
+    id            TEXT    PRIMARY KEY,                   -- of the redemption
+    node          TEXT    NOT NULL,
+    namespace     TEXT    NOT NULL,
+    partition     INTEGER NOT NULL,
+    invite        TEXT    NOT NULL,
+    code          TEXT    NOT NULL,
+    grp           TEXT    NOT NULL,
+    user_id       TEXT    NOT NULL,
+    request       TEXT    NOT NULL,
+    ordinal       INTEGER NOT NULL,
+    remaining     INTEGER,
+    redeemed_at   INTEGER NOT NULL,
+    rule          TEXT    NOT NULL,
+    actor         TEXT    NOT NULL,
+    metadata      TEXT,
+    epoch         INTEGER NOT NULL,
+    seq           INTEGER NOT NULL,
+    outcome       TEXT                            -- nothing while it waits; applied, known, or why it was lost
+) STRICT;
+CREATE INDEX claims_waiting ON claims (partition, epoch, seq) WHERE outcome IS NULL;

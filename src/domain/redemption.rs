@@ -1,7 +1,8 @@
 //! What a redemption is, and every answer that asking for one can have.
 
 use super::{
-    Code, Group, InviteId, Millis, Namespace, Policy, Position, RateStatus, RedemptionId, UserId,
+    Code, EmailDomain, Group, InviteId, MembershipRule, Millis, Namespace, Policy, Position,
+    RateStatus, RedemptionId, RequestId, UserId,
 };
 
 /// One use spent by one user.
@@ -27,6 +28,23 @@ pub struct Redemption {
     pub redeemed_at: Millis,
     /// Where it stands among the changes of its partition.
     pub position: Position,
+}
+
+/// A redemption that somebody was told of, with everything that it takes to write it down or to ask for it again.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Acknowledgement {
+    /// What was told.
+    pub redemption: Redemption,
+    /// The request that it answered.
+    pub request: RequestId,
+    /// The rule under which it was granted.
+    pub rule: MembershipRule,
+    /// The domain of the person's e-mail address, if one was given.
+    pub email_domain: Option<EmailDomain>,
+    /// The application's own JSON object, as text.
+    pub metadata: Option<String>,
+    /// Who asked.
+    pub actor: String,
 }
 
 /// The gate's answer to one request. A refusal is an answer, not an error.

@@ -15,11 +15,11 @@ use super::{
     Attempts, GateError, Inner,
     failure::{Failure, classify},
     link::{Lent, Link},
-    redeem::{self, Decision, Redeem},
+    redeem::{self, Decision, Mode, Redeem},
     reply,
     script::{self, Wait},
 };
-use crate::domain::{Answer, Fence, Outcome, Partition, Settings};
+use crate::domain::{Acknowledgement, Answer, Fence, Outcome, Partition, Redemption, Settings};
 
 /// The entrance of a lane.
 pub(super) struct Lane {
@@ -146,6 +146,15 @@ impl Runner {
                     jobs = left;
                     continue;
                 }
+                Attempt::TooLate(left) => {
+                    gate.fences.doubt.notify_one();
+                    jobs = left;
+                    for job in &mut jobs {
+                        job.unknown = true;
+                    }
+                    rest(&mut pause).await;
+                    continue;
+                }
                 Attempt::Failed(left, error) => (left, error),
             };
             jobs = left;
@@ -226,7 +235,15 @@ impl Runner {
         let asked = jobs.iter().map(|job| (&job.request, &*job.settings));
         let decisions = redeem::decisions(self.partition, &value, asked);
         match decisions {
-            Ok(decisions) => deliver(jobs, decisions, lent.settled, replicated),
+            Ok(decisions) => {
+                // Before anybody hears of them. Once recovery has asked what was told, nothing more is: what is on its
+                // way from the old epoch counts as lost, and is asked for again.
+                let told = grants(&jobs, &decisions, fence.epoch);
+                if !gate.kept.keep(self.partition, fence.epoch, told) {
+                    return Attempt::TooLate(jobs);
+                }
+                deliver(jobs, decisions, lent.settled, replicated);
+            }
             Err(error) => {
                 // The script has run, so what was decided is not known to anybody until they ask again.
                 tracing::error!(%error, "the reply to a batch can not be read");
@@ -243,6 +260,8 @@ impl Runner {
 enum Attempt {
     Answered,
     Fenced(Vec<Job>),
+    /// It ran, but in an epoch of which nothing may be told any more.
+    TooLate(Vec<Job>),
     Failed(Vec<Job>, RedisError),
 }
 
@@ -258,6 +277,34 @@ pub(super) async fn run(runner: Runner, mut queue: mpsc::Receiver<Job>) {
         }
         runner.serve(&gate, batch).await;
     }
+}
+
+/// The redemptions of this epoch among the decisions. Older ones are in the ledger, from which the epoch began.
+fn grants(jobs: &[Job], decisions: &[Decision], epoch: u64) -> Vec<Acknowledgement> {
+    let told = jobs.iter().zip(decisions).filter_map(|(job, decision)| {
+        let Decision::Answer(answer) = decision else { return None };
+        let (Outcome::Granted(redemption) | Outcome::Replayed(redemption)) = &answer.outcome else {
+            return None;
+        };
+        if redemption.position.cursor.epoch != epoch {
+            return None;
+        }
+        acknowledgement(job, redemption)
+    });
+    told.collect()
+}
+
+fn acknowledgement(job: &Job, redemption: &Redemption) -> Option<Acknowledgement> {
+    let Redeem { email_domain, caller, mode, .. } = &job.request;
+    let Mode::Redeem { request, metadata, .. } = mode else { return None };
+    Some(Acknowledgement {
+        redemption: redemption.clone(),
+        request: request.clone(),
+        rule: job.settings.membership,
+        email_domain: email_domain.clone(),
+        metadata: metadata.clone(),
+        actor: caller.clone(),
+    })
 }
 
 fn deliver(jobs: Vec<Job>, decisions: Vec<Decision>, settled: bool, replicated: bool) {

@@ -5,7 +5,9 @@ use super::{
     rows::{AuditRow, InviteRow, MemberRow, NamespaceRow, RedemptionRow, Rows, UsesRow},
     sql::{Tx, Value, bulk, sql},
 };
-use crate::domain::{Cursor, EmailDomain, Group, Millis, Namespace, Partition, Quota, UserId};
+use crate::domain::{
+    Acknowledgement, Cursor, EmailDomain, Group, Millis, Namespace, Partition, Quota, UserId,
+};
 
 /// What became of a batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -102,7 +104,11 @@ async fn move_cursor(
 
 /// Writes the rows in an order in which every constraint holds at every step: what gives something up comes before
 /// what takes it.
-async fn write(tx: &mut Tx, partition: Partition, rows: &Rows) -> Result<(), sqlx::Error> {
+pub(super) async fn write(
+    tx: &mut Tx,
+    partition: Partition,
+    rows: &Rows,
+) -> Result<(), sqlx::Error> {
     namespaces(tx, partition, &rows.namespaces).await?;
     let ids = rows.deleted_invites.iter().map(|id| vec![id.0.into()]).collect();
     in_bulk(
@@ -351,6 +357,46 @@ async fn audit(tx: &mut Tx, partition: Partition, rows: &[AuditRow]) -> Result<(
         values.collect(),
         " ON CONFLICT (partition, epoch, seq) DO UPDATE SET at = excluded.at, actor = excluded.actor,
          action = excluded.action, namespace = excluded.namespace, subject = excluded.subject",
+    )
+    .await
+}
+
+/// Writes what a node had told as claims, waiting or with their outcome. One that is there already stays as it is.
+pub(super) async fn claim_rows(
+    tx: &mut Tx,
+    node: &str,
+    told: &[Acknowledgement],
+    outcome: Option<&str>,
+) -> Result<(), sqlx::Error> {
+    let values = told.iter().map(|one| {
+        let redemption = &one.redemption;
+        vec![
+            redemption.id.0.into(),
+            node.into(),
+            redemption.namespace.as_str().into(),
+            redemption.position.partition.0.into(),
+            redemption.invite.0.into(),
+            redemption.code.as_str().into(),
+            redemption.group.as_str().into(),
+            redemption.user.as_str().into(),
+            one.request.stored().into_owned().into(),
+            redemption.ordinal.into(),
+            redemption.remaining.into(),
+            redemption.redeemed_at.as_ms().into(),
+            one.rule.as_str().into(),
+            one.actor.as_str().into(),
+            one.metadata.as_deref().into(),
+            redemption.position.cursor.epoch.into(),
+            redemption.position.cursor.seq.into(),
+            outcome.into(),
+        ]
+    });
+    in_bulk(
+        tx,
+        "INSERT INTO claims (id, node, namespace, partition, invite, code, grp, user_id, request, ordinal, remaining,
+         redeemed_at, rule, actor, metadata, epoch, seq, outcome) ",
+        values.collect(),
+        " ON CONFLICT (id) DO NOTHING",
     )
     .await
 }

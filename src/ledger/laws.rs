@@ -4,7 +4,7 @@ use super::{Ledger, LedgerError, sql::sql};
 use crate::domain::Partition;
 
 /// Each with what it means when it finds something; each finds a namespace, if it is about one, and a line of text.
-const LAWS: [(&str, &str); 3] = [
+const LAWS: [(&str, &str); 4] = [
     (
         "an invite's uses are not its redemptions",
         "SELECT i.namespace, i.namespace || ' ' || i.code || ' (' || i.id || '): uses ' || i.uses || ', granted ' || i.granted
@@ -20,10 +20,16 @@ const LAWS: [(&str, &str); 3] = [
     (
         "changes are missing",
         "SELECT NULL AS namespace, 'epoch ' || epoch || ': ' || COUNT(*) || ' of ' || MAX(seq) AS what FROM (
-             SELECT epoch, seq FROM redemptions WHERE partition = $1
+             SELECT epoch, seq FROM redemptions WHERE partition = $1 AND NOT EXISTS (
+                 SELECT 1 FROM claims WHERE claims.id = redemptions.id AND outcome = 'applied')
              UNION SELECT epoch, seq FROM audit_log WHERE partition = $1
              UNION SELECT epoch, seq FROM dead_letters WHERE partition = $1) AS changes
          GROUP BY epoch HAVING COUNT(*) <> MAX(seq)",
+    ),
+    (
+        "somebody was told of a redemption that is lost",
+        "SELECT namespace, namespace || ' ' || code || ': ' || user_id || ', redemption ' || id || ', ' || outcome AS what
+         FROM claims WHERE partition = $1 AND outcome LIKE 'lost: %'",
     ),
 ];
 

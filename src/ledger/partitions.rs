@@ -316,7 +316,8 @@ impl Ledger {
     }
 
     /// Opens a partition on a history of Redis. The cursor moves to the beginning of the epoch. `discarded` says that
-    /// what the gate had was thrown away, as an operator had asked: then nothing of it stands in the way any more.
+    /// what the gate had was thrown away, as an operator had asked: then nothing of it stands in the way any more. A
+    /// partition with waiting claims is not opened; [`LeaseLost`] stands for that too.
     ///
     /// # Errors
     /// [`LedgerError`] when it can not be written.
@@ -329,11 +330,18 @@ impl Ledger {
     ) -> Result<Result<(), LeaseLost>, LedgerError> {
         let failed = LedgerError::of("opening a partition");
         let mut tx = self.writer.begin().await.map_err(&failed)?;
+        // Whoever is claiming comes before or after this, and what came before is seen below.
+        sql("UPDATE partitions SET lease_token = lease_token WHERE partition = $1")
+            .bind(lease.partition.0)
+            .execute(&mut tx)
+            .await
+            .map_err(&failed)?;
         // A request to discard that came while a recovery was under way is for the next one.
         let done = sql(
             "UPDATE partitions SET state = 'open', reason = NULL, lineage = $1, cursor_epoch = $2, cursor_seq = 0,
                  rebuild_requested = CASE WHEN $5 THEN FALSE ELSE rebuild_requested END
-             WHERE partition = $3 AND lease_token = $4 AND epoch = $2 AND state = 'closed'",
+             WHERE partition = $3 AND lease_token = $4 AND epoch = $2 AND state = 'closed'
+                 AND NOT EXISTS (SELECT 1 FROM claims WHERE partition = $3 AND outcome IS NULL)",
         )
         .bind(lineage)
         .bind(epoch)
@@ -428,7 +436,7 @@ fn held(rows: u64) -> Result<(), LeaseLost> {
     if rows == 1 { Ok(()) } else { Err(LeaseLost) }
 }
 
-fn ms(duration: Duration) -> i64 {
+pub(super) fn ms(duration: Duration) -> i64 {
     i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
 }
 

@@ -10,6 +10,7 @@
 mod api;
 mod audit;
 mod batch;
+mod claims;
 mod cli;
 mod docs;
 mod durability;

@@ -1,0 +1,305 @@
+//! What nodes had told somebody and Redis has lost: how it comes into the ledger all the same.
+//!
+//! When a partition is being recovered, every node that is alive hands in what it had told of it and the ledger does not
+//! have, as claims, and tells nothing more of the old epoch ([`Gate::seal`]). The leader waits for all of them, or until
+//! they count as dead, and writes the claims down before it opens the partition ([`collect`]).
+//!
+//! A node that was away meanwhile comes too late for that. It then asks the gate for each use again, with the same
+//! request and redemption id; what the gate refuses is written down as lost.
+
+use std::{
+    collections::HashMap,
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
+};
+
+use tokio::time::Instant;
+
+use super::refresh_fences;
+use crate::{
+    domain::{Acknowledgement, Answer, Change, Entry, InviteId, Outcome, Partition, Refusal},
+    gate::{
+        Gate, GateError,
+        redeem::{Mode, Redeem},
+    },
+    ledger::{
+        Appended, Claim, Claimed, Deployment, Lease, Ledger, LedgerError, PartitionRow,
+        PartitionState,
+    },
+    sync::{chain, plan},
+};
+
+/// How often the ledger is asked what is open, if Redis does not disagree before.
+const EVERY: Duration = Duration::from_millis(250);
+/// How often at most.
+const AT_MOST_EVERY: Duration = Duration::from_millis(10);
+/// How often a leader looks whether all nodes have confirmed.
+const LOOK: Duration = Duration::from_millis(5);
+
+/// A node, as the recovery of partitions sees it.
+pub struct Node {
+    /// Redis.
+    pub gate: Gate,
+    /// SQL.
+    pub ledger: Ledger,
+    /// Whose both are.
+    pub deployment: Deployment,
+    /// The node's own name.
+    pub id: String,
+    /// How long it counts as alive after it was last heard of.
+    pub ttl: Duration,
+    /// Whether no other node can be alive.
+    pub is_alone: bool,
+}
+
+/// What a node remembers of the recoveries that it has seen.
+#[derive(Default)]
+struct Known {
+    /// The last epoch of each partition for which it has claimed.
+    confirmed: HashMap<Partition, u64>,
+    /// What came too late.
+    late: Vec<Acknowledgement>,
+}
+
+impl Node {
+    /// Says that this node is alive, keeps the gate told what is open, and takes part in recoveries; for ever.
+    pub async fn attend(self) {
+        let mut beaten: Option<Instant> = None;
+        let mut known = Known::default();
+        loop {
+            if beaten.is_none_or(|at| at.elapsed() >= self.ttl / 4) {
+                match self.ledger.beat(&self.id, self.ttl, self.is_alone).await {
+                    Ok(()) => beaten = Some(Instant::now()),
+                    Err(error) => {
+                        tracing::warn!(
+                            error = chain(&error),
+                            "the ledger can not be told that this node is alive"
+                        );
+                    }
+                }
+            }
+            if let Err(error) = self.look(&mut known).await {
+                tracing::warn!(
+                    error = chain(&error),
+                    "the ledger can not be asked what is open; trying again"
+                );
+            }
+            known.late = self.ask_again(known.late).await;
+            tokio::time::sleep(AT_MOST_EVERY).await;
+            drop(tokio::time::timeout(EVERY, self.gate.doubted()).await);
+        }
+    }
+
+    /// Looks what is open, and hands in what is asked for.
+    async fn look(&self, known: &mut Known) -> Result<(), LedgerError> {
+        let Self { gate, ledger, deployment, .. } = self;
+        for row in refresh_fences(gate, ledger, deployment).await? {
+            let before = row.epoch.saturating_sub(1);
+            if row.state == PartitionState::Closed && row.epoch > 1 {
+                self.hand_in(&row, known).await?;
+            } else if row.state == PartitionState::Open && gate.has_told(row.partition, before) {
+                // It was recovered without this node.
+                known.late.extend(ledger.missing(gate.seal(row.partition, before)).await?);
+                gate.release_told(row.partition, before);
+            }
+            gate.forget_told(row.partition, row.cursor);
+        }
+        Ok(())
+    }
+
+    /// Claims what was told of a partition that is being recovered, once for each epoch.
+    async fn hand_in(&self, row: &PartitionRow, known: &mut Known) -> Result<(), LedgerError> {
+        let Self { gate, ledger, id, .. } = self;
+        if known.confirmed.get(&row.partition) == Some(&row.epoch) {
+            return Ok(());
+        }
+        let before = row.epoch - 1;
+        let told = gate.seal(row.partition, before);
+        match ledger.claim(id, row.partition, row.epoch, &told).await? {
+            Claimed::InTime => {
+                known.confirmed.insert(row.partition, row.epoch);
+            }
+            Claimed::TooLate => known.late.extend(ledger.missing(told).await?),
+        }
+        gate.release_told(row.partition, before);
+        Ok(())
+    }
+
+    /// Asks the gate for the uses that came too late to be claimed; returns those that it has not decided yet.
+    async fn ask_again(&self, late: Vec<Acknowledgement>) -> Vec<Acknowledgement> {
+        let mut undecided = Vec::new();
+        for told in late {
+            match self.gate.redeem(again(&told)).await {
+                Ok(answer) => match verdict(&answer) {
+                    Verdict::Kept => {}
+                    Verdict::Undecided => undecided.push(told),
+                    Verdict::Lost(reason) => {
+                        if !self.lose(&told, &reason).await {
+                            undecided.push(told);
+                        }
+                    }
+                },
+                Err(GateError::Unexpected { script, message }) => {
+                    tracing::error!(script, message, "a late claim can not be decided");
+                    undecided.push(told);
+                }
+                Err(_) => undecided.push(told),
+            }
+        }
+        undecided
+    }
+
+    /// Writes down that what was told does not hold; says whether that was possible.
+    async fn lose(&self, told: &Acknowledgement, reason: &str) -> bool {
+        let redemption = told.redemption.id;
+        match self.ledger.record_loss(&self.id, told, reason).await {
+            Ok(()) => {
+                metrics::counter!("redeemer_lost_acknowledgements_total").increment(1);
+                tracing::error!(%redemption, reason, "somebody was told of a redemption that is lost");
+                true
+            }
+            Err(error) => {
+                tracing::warn!(%redemption, error = chain(&error), "a loss can not be written down yet");
+                false
+            }
+        }
+    }
+}
+
+/// The question that was answered by what was told.
+fn again(told: &Acknowledgement) -> Redeem {
+    let redemption = &told.redemption;
+    Redeem {
+        namespace: redemption.namespace.clone(),
+        code: redemption.code.clone(),
+        user: Some(redemption.user.clone()),
+        ip: None,
+        email_domain: told.email_domain.clone(),
+        caller: told.actor.clone(),
+        mode: Mode::Redeem {
+            request: told.request.clone(),
+            redemption: redemption.id,
+            metadata: told.metadata.clone(),
+        },
+    }
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Verdict {
+    /// The user has a use by the same request.
+    Kept,
+    /// Not now.
+    Undecided,
+    Lost(String),
+}
+
+fn verdict(answer: &Answer) -> Verdict {
+    match &answer.outcome {
+        Outcome::Granted(_) | Outcome::Replayed(_) | Outcome::Allowed => Verdict::Kept,
+        Outcome::Refused(
+            Refusal::RateLimited { .. } | Refusal::TooManyAttempts { .. } | Refusal::Overloaded,
+        ) => Verdict::Undecided,
+        Outcome::Refused(refusal) => Verdict::Lost(format!("{refusal:?}")),
+    }
+}
+
+/// What came of collecting claims.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Collected {
+    /// All nodes that are alive have handed in theirs; so many were written down.
+    Applied(usize),
+    /// Somebody else looks after the partition now.
+    Overtaken,
+}
+
+/// Waits until every node that is alive has confirmed the epoch that is to be opened, and writes down what they claim.
+pub(super) async fn collect(
+    gate: &Gate,
+    ledger: &Ledger,
+    lease: &Lease,
+    epoch: u64,
+    alive: &AtomicBool,
+) -> Result<Collected, LedgerError> {
+    let partition = lease.partition;
+    // This process may be one of them.
+    gate.doubt();
+    while ledger.unconfirmed(partition, epoch).await? > 0 {
+        alive.store(true, Ordering::SeqCst);
+        if ledger.partition(partition).await?.epoch != epoch {
+            return Ok(Collected::Overtaken);
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+    ledger.settle_known_claims(partition).await?;
+    let claims = ledger.waiting_claims(partition).await?;
+    if claims.is_empty() {
+        return Ok(Collected::Applied(0));
+    }
+    tracing::warn!(%partition, claims = claims.len(), "Redis has lost what nodes had told; writing it down");
+    // All at once; where that is refused each alone, so that one that breaks a law does not keep the others out.
+    match apply(ledger, lease, &claims).await? {
+        Applied::Refused(_) => {}
+        Applied::Done => return Ok(Collected::Applied(claims.len())),
+        Applied::Overtaken => return Ok(Collected::Overtaken),
+    }
+    let mut applied = 0;
+    while let Some(oldest) = ledger.waiting_claims(partition).await?.into_iter().next() {
+        let id = oldest.0.redemption.id;
+        match apply(ledger, lease, &[oldest]).await? {
+            Applied::Done => applied += 1,
+            Applied::Overtaken => return Ok(Collected::Overtaken),
+            Applied::Refused(reason) => {
+                metrics::counter!("redeemer_lost_acknowledgements_total").increment(1);
+                tracing::error!(redemption = %id, reason, "somebody was told of a redemption that is lost");
+                if ledger.lose_claim(lease, id, &reason).await?.is_err() {
+                    return Ok(Collected::Overtaken);
+                }
+            }
+        }
+    }
+    Ok(Collected::Applied(applied))
+}
+
+enum Applied {
+    Done,
+    Overtaken,
+    /// The ledger can not hold them, for this reason.
+    Refused(String),
+}
+
+/// Writes claims down, all or none.
+async fn apply(
+    ledger: &Ledger,
+    lease: &Lease,
+    claims: &[(Claim, Option<u64>)],
+) -> Result<Applied, LedgerError> {
+    let Some(entries) = entries(claims) else {
+        return Ok(Applied::Refused("the ledger does not know its invite".to_owned()));
+    };
+    let ids: Vec<_> = claims.iter().map(|(claim, _)| claim.redemption.id).collect();
+    match ledger.apply_claims(lease, &ids, &plan::plan(&entries)).await {
+        Ok(Appended::Appended) => Ok(Applied::Done),
+        Ok(Appended::Overtaken) => Ok(Applied::Overtaken),
+        Err(error @ LedgerError::Rejected { .. }) => Ok(Applied::Refused(chain(&error))),
+        Err(error) => Err(error),
+    }
+}
+
+/// The changes that claims stand for, each with the uses that its invite has after it; nothing if one's invite is not
+/// known.
+fn entries(claims: &[(Claim, Option<u64>)]) -> Option<Vec<Entry>> {
+    let mut spent: HashMap<InviteId, u64> = HashMap::new();
+    let entry = |(claim, uses): &(Claim, Option<u64>)| {
+        let Claim { redemption, request, rule, metadata, actor } = claim.clone();
+        let spent = spent.entry(redemption.invite).or_insert((*uses)?);
+        *spent += 1;
+        Some(Entry {
+            cursor: redemption.position.cursor,
+            namespace: redemption.namespace.clone(),
+            at: redemption.redeemed_at,
+            actor,
+            change: Change::Redeemed { redemption, request, uses: *spent, rule, metadata },
+        })
+    };
+    claims.iter().map(entry).collect()
+}
