@@ -18,6 +18,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    audit::{self, Mend},
     config::{self, Config, LedgerPlace},
     domain::{CodeCase, Durability, MembershipRule, Token},
     gate::{Gate, GateOptions, put_namespace::Rules, server},
@@ -292,9 +293,10 @@ impl App {
             );
         }
         let progress = Progress::new(deployment.partitions);
+        let audits = Arc::new(Semaphore::new(1));
         let state = State {
             progress: progress.clone(),
-            audits: Arc::new(Semaphore::new(1)),
+            audits: audits.clone(),
             gate: gate.clone(),
             ledger: ledger.clone(),
             keys: keys.clone(),
@@ -369,6 +371,11 @@ impl App {
             until(stop_rest.clone(), refresh_keys(keys, ledger.clone(), config.auth.refresh)),
         );
         rest.spawn("the metrics", until(stop_rest.clone(), upkeep(self.metrics)));
+        if let Some(every) = config.sync.audit_every {
+            let (gate, ledger) = (gate.clone(), ledger.clone());
+            let audit = audit_own(gate, ledger, progress.clone(), audits, id.clone(), every);
+            rest.spawn("the audits", until(stop_rest.clone(), audit));
+        }
         rest.spawn(
             "the ledger's progress",
             until(stop_rest.clone(), progress::look(progress, ledger.clone())),
@@ -490,6 +497,43 @@ fn watch_ended(ended: Result<Watched, tokio::task::JoinError>) -> TaskEnded {
         Err(panic) => Some(panic.to_string()),
     };
     TaskEnded { task: EMBEDDED_REDIS, why }
+}
+
+/// Audits the partitions that this node leads, one after the other, every now and then. What it finds is in the metrics
+/// and in the log.
+async fn audit_own(
+    gate: Gate,
+    ledger: Ledger,
+    progress: Progress,
+    turns: Arc<Semaphore>,
+    id: String,
+    every: Duration,
+) {
+    loop {
+        tokio::time::sleep(every).await;
+        let led = match ledger.partitions().await {
+            Ok(rows) => rows.into_iter().filter(|row| row.lease_owner.as_ref() == Some(&id)),
+            Err(error) => {
+                tracing::warn!(error = chain(&error), "no audit this time");
+                continue;
+            }
+        };
+        for row in led {
+            let Ok(_turn) = turns.acquire().await else { return };
+            match audit::run(&gate, &ledger, &progress, row.partition, Mend::No).await {
+                Ok(report) if report.is_clean() => {}
+                Ok(report) => tracing::error!(
+                    partition = %row.partition,
+                    differences = report.differences.len(),
+                    broken_laws = report.broken.len(),
+                    "Redis and the ledger do not agree; run `redeemer audit`"
+                ),
+                Err(error) => {
+                    tracing::warn!(partition = %row.partition, error = chain(&error), "not audited");
+                }
+            }
+        }
+    }
 }
 
 /// Reads the API keys anew every now and then, so that other nodes' changes arrive.

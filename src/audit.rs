@@ -15,6 +15,7 @@ use crate::{
         Gate, GateError,
         audit::{self, Held},
         contents,
+        repair::{self, Repaired},
     },
     ledger::{Breach, Ledger, LedgerError, Page},
     sync::progress::Progress,
@@ -54,6 +55,17 @@ pub struct Report {
     pub broken: Vec<Breach>,
     /// Keys that changed each time they were looked at.
     pub busy: Vec<String>,
+    /// Keys that differed and now hold what the ledger says.
+    pub repaired: Vec<String>,
+}
+
+/// What to do about a key that does not hold what the ledger says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mend {
+    /// Tell of it.
+    No,
+    /// Make it hold that.
+    Yes,
 }
 
 /// A key that does not hold what the ledger says.
@@ -75,7 +87,7 @@ impl Report {
     }
 }
 
-/// Compares a partition on both sides.
+/// Compares a partition on both sides, and mends what differs if it is asked to.
 ///
 /// # Errors
 /// [`AuditError`] when a side does not answer, or the ledger does not come along.
@@ -84,6 +96,7 @@ pub async fn run(
     ledger: &Ledger,
     progress: &Progress,
     partition: Partition,
+    mend: Mend,
 ) -> Result<Report, AuditError> {
     // What the gate has lost of late would be missing on both sides, were the ledger not as far as the gate is.
     let (now, _) = audit::read(gate, partition, &[]).await?;
@@ -107,10 +120,14 @@ pub async fn run(
         if suspects.is_empty() {
             break;
         }
-        suspects = look_again(gate, ledger, progress, partition, suspects, &mut report).await?;
+        suspects =
+            look_again(gate, ledger, progress, partition, suspects, mend, &mut report).await?;
     }
     report.busy = suspects;
     report.differences.sort_by(|a, b| a.key.cmp(&b.key));
+    let drift = report.differences.len() + report.broken.len();
+    #[expect(clippy::cast_precision_loss, reason = "counts of what should not be there at all")]
+    metrics::gauge!("redeemer_drift", "partition" => partition.to_string()).set(drift as f64);
     Ok(report)
 }
 
@@ -127,6 +144,7 @@ async fn look_again(
     progress: &Progress,
     partition: Partition,
     suspects: Vec<String>,
+    mend: Mend,
     report: &mut Report,
 ) -> Result<Vec<String>, AuditError> {
     let mut before = BTreeMap::new();
@@ -150,7 +168,22 @@ async fn look_again(
                 continue;
             }
             let says = expected.get(key).cloned().unwrap_or_default();
-            report.differences.extend(difference(key, &compared(held), &says));
+            let Some(difference) = difference(key, &compared(held.clone()), &says) else {
+                continue;
+            };
+            if mend == Mend::No {
+                report.differences.push(difference);
+                continue;
+            }
+            match repair::run(gate, partition, key, &held, &with_what_is_not_compared(&held, says))
+                .await?
+            {
+                Repaired::Repaired => {
+                    tracing::warn!(key, gate = ?difference.gate, ledger = ?difference.ledger, "repaired");
+                    report.repaired.push(key.clone());
+                }
+                Repaired::Changed => moving.push(key.clone()),
+            }
         }
     }
     Ok(moving)
@@ -179,6 +212,18 @@ fn compared(mut held: Held) -> Held {
         .collect();
     held.retain(|name, value| !value.starts_with("joined ") || current.contains(name));
     held
+}
+
+/// What the ledger says of a key, and of what the key holds that which the ledger does not keep.
+fn with_what_is_not_compared(held: &Held, mut says: Held) -> Held {
+    let compared = compared(held.clone());
+    if !says.is_empty() {
+        let kept = held.iter().filter(|(name, _)| !compared.contains_key(*name));
+        for (name, value) in kept {
+            says.entry(name.clone()).or_insert_with(|| value.clone());
+        }
+    }
+    says
 }
 
 /// What the keys of a partition must hold by the ledger, or only some of them.

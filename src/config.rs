@@ -110,6 +110,8 @@ pub struct Sync {
     pub lease_ttl: Duration,
     pub block: Duration,
     pub backoff_max: Duration,
+    /// Nothing means never.
+    pub audit_every: Option<Duration>,
 }
 
 #[derive(Debug, Clone)]
@@ -324,11 +326,14 @@ impl Sync {
         let lease_ttl = read.millis("sync.lease_ttl_ms", 500..=600_000);
         let block = read.millis("sync.block_ms", 10..=10_000);
         let backoff_max = read.millis("sync.backoff_max_ms", 10..=600_000);
+        let audit_every = read.number("sync.audit_every_seconds", 0..=604_800);
         Some(Self {
             batch_max: batch_max?,
             lease_ttl: lease_ttl?,
             block: block?,
             backoff_max: backoff_max?,
+            audit_every: audit_every
+                .map(|seconds: u64| (seconds > 0).then(|| Duration::from_secs(seconds)))?,
         })
     }
 }

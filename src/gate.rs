@@ -31,6 +31,7 @@ pub mod outbox;
 pub mod put_namespace;
 pub mod rebuild;
 pub mod redeem;
+pub mod repair;
 mod reply;
 pub mod script;
 pub mod server;

@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     app,
-    audit::{self, Difference, Report},
+    audit::{self, Difference, Mend, Report},
     recovery,
     sync::progress::{self, Progress},
 };
@@ -27,6 +27,9 @@ Example:
   redeemer audit --output json"
 )]
 pub(super) struct Audit {
+    /// Make every key that differs hold what the ledger says, also while nodes run
+    #[arg(long)]
+    repair: bool,
     /// Only this partition
     #[arg(long, value_name = "NUMBER")]
     partition: Option<u16>,
@@ -48,13 +51,14 @@ impl Audit {
         if partitions.is_empty() {
             bail!("there is no such partition");
         }
+        let mend = if self.repair { Mend::Yes } else { Mend::No };
         let style = ProgressStyle::with_template("{bar:40} {pos}/{len} partitions, {msg}")?;
         let bar = ProgressBar::new(partitions.len() as u64).with_style(style);
         let mut reports = Vec::new();
         for partition in partitions {
             // What other processes commit is looked up meanwhile.
             let report = tokio::select! {
-                report = audit::run(&gate, &ledger, &progress, partition) => report,
+                report = audit::run(&gate, &ledger, &progress, partition, mend) => report,
                 () = progress::look(progress.clone(), ledger.clone()) => bail!("it never ends by itself"),
             };
             let report = report.with_context(|| format!("comparing partition {partition}"))?;
@@ -95,6 +99,7 @@ fn view(partition: u16, report: &Report) -> Value {
         "differences": report.differences,
         "broken": report.broken,
         "busy": report.busy,
+        "repaired": report.repaired,
     })
 }
 
@@ -106,6 +111,9 @@ fn tell(partition: u16, report: &Report) {
         say(key);
         say(&format!("  Redis   {}", json!(gate)));
         say(&format!("  ledger  {}", json!(ledger)));
+    }
+    for key in &report.repaired {
+        say(&format!("{key} differed and holds now what the ledger says"));
     }
     for key in &report.busy {
         say(&format!("{key} changed each time it was looked at; it was not compared"));

@@ -45,6 +45,7 @@ scripts! {
     PUT_NAMESPACE = "put_namespace",
     SHOW_NAMESPACE = "show_namespace",
     AUDIT = "audit",
+    REPAIR = "repair",
     SURVEY = "survey",
     CLOSE = "close",
     ADOPT = "adopt",

@@ -10,7 +10,7 @@ use super::{
     problem::{Code, Problem},
     scope::Scope,
 };
-use crate::audit::{self, AuditError};
+use crate::audit::{self, AuditError, Mend};
 
 /// Differences of one answer; `redeemer audit` lists all.
 const SHOWN_MAX: usize = 1000;
@@ -26,7 +26,8 @@ pub(super) async fn show(
     };
     let keys = state.gate.keys();
     let partition = keys.partition_of(&scope.namespace);
-    let report = audit::run(&state.gate, &state.ledger, &state.progress, partition).await?;
+    let report =
+        audit::run(&state.gate, &state.ledger, &state.progress, partition, Mend::No).await?;
     let own = |key: &str| keys.is_of(&scope.namespace, key);
     let differences: Vec<_> =
         report.differences.into_iter().filter(|difference| own(&difference.key)).collect();

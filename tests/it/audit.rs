@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use redeemer::{
-    audit::{self, Report},
+    audit::{self, Mend, Report},
     domain::{
         Code, CodeCase, Group, InviteId, MembershipRule, Namespace, Partition, RedemptionId,
         RequestId, UserId,
@@ -85,7 +85,11 @@ impl Audited {
     }
 
     async fn audit(&self) -> Report {
-        audit::run(&self.bench.gate, &self.bench.ledger, &self.progress, Partition(0))
+        self.audit_and(Mend::No).await
+    }
+
+    async fn audit_and(&self, mend: Mend) -> Report {
+        audit::run(&self.bench.gate, &self.bench.ledger, &self.progress, Partition(0), mend)
             .await
             .unwrap()
     }
@@ -221,4 +225,47 @@ fn the_command_tells_by_its_exit_code() {
         (&false.into(), &"1/1".into()),
         "{report}"
     );
+}
+
+/// Whatever somebody did to Redis by hand comes right again, while users go on redeeming.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_repair_makes_every_key_hold_what_the_ledger_says_also_under_load() {
+    let it = Audited::start().await;
+    eventually("the ledger has all", async || it.audit().await.is_clean()).await;
+    let run = async |command: &[&str]| {
+        it.bench.redis.run::<redis::Value>(command).await;
+    };
+    let keys: Vec<String> = it.bench.redis.run(&["KEYS", "*"]).await;
+    let key = |ending: &str| keys.iter().find(|key| key.ends_with(ending)).unwrap().clone();
+    let invite = keys.iter().find(|key| key.contains(":invite:")).unwrap().clone();
+    let stray = key(":member:user-7").replace("user-7", "user-stray");
+    let spoil = async || {
+        run(&["HSET", &invite, "uses", "1"]).await;
+        run(&["DEL", &key(":member:user-3")]).await;
+        run(&["HSET", &key(":member:user-4"), "group:other", "1-1"]).await;
+        run(&["HDEL", &key(":settings"), "membership"]).await;
+        run(&["HSET", &stray, "group:team", "1-9"]).await;
+    };
+    spoil().await;
+    let report = it.audit_and(Mend::Yes).await;
+    assert_eq!((report.repaired.len(), report.differences.len()), (5, 0), "{report:?}");
+    let report = it.audit().await;
+    assert!(report.is_clean() && report.busy.is_empty(), "{report:?}");
+
+    let load = async {
+        for number in 10_000..10_200 {
+            it.redeem(number).await;
+        }
+    };
+    let mend = async {
+        for _ in 0..5 {
+            run(&["DEL", &key(":member:user-3")]).await;
+            run(&["HSET", &key(":member:user-4"), "group:other", "1-1"]).await;
+            it.audit_and(Mend::Yes).await;
+        }
+    };
+    tokio::join!(load, mend);
+    eventually("both sides agree", async || it.audit_and(Mend::Yes).await.is_clean()).await;
+    let report = it.audit().await;
+    assert!(report.is_clean() && report.busy.is_empty(), "{report:?}");
 }
