@@ -39,6 +39,7 @@ pub mod show_invite;
 pub mod show_member;
 pub mod show_namespace;
 pub mod survey;
+pub mod take;
 
 use std::{
     collections::HashMap,

@@ -18,11 +18,12 @@ pub mod rows;
 mod snapshot;
 mod sql;
 mod sqlite;
+mod take;
 
 pub use append::Appended;
 pub use claims::{Claim, Claimed};
 pub use laws::Breach;
-pub use partitions::{Deployment, Lease, LeaseLost, PartitionRow, PartitionState};
+pub use partitions::{Deployment, Lease, LeaseLost, PartitionRow, PartitionState, Rebuild};
 pub use postgres::PostgresOptions;
 pub use read::{
     InviteFilter, InvitePage, MemberFilter, MemberPage, NamespacePage, RedemptionFilter,

@@ -12,6 +12,7 @@ pub mod admission;
 pub mod claims;
 
 use std::{
+    collections::{HashMap, HashSet},
     sync::atomic::{AtomicBool, Ordering},
     time::Duration,
 };
@@ -23,17 +24,19 @@ use self::{
     claims::Collected,
 };
 use crate::{
-    domain::{Cursor, Fence},
+    domain::{Change, Cursor, Entry, Fence, Partition},
     gate::{
         Gate, GateError,
         adopt::{self, Adopted},
         close::{self, Closed},
-        outbox::Reader,
+        outbox::{Read, Reader},
         rebuild::{Builder, RebuildError},
         survey,
+        take::{self, TakeError, Taken},
     },
     ledger::{
         Deployment, Lease, LeaseLost, Ledger, LedgerError, Page, PartitionRow, PartitionState,
+        Rebuild,
     },
     sync::{self, Context, SyncError},
 };
@@ -94,30 +97,39 @@ pub async fn admit(
     let partition = lease.partition;
     let row = ledger.partition(partition).await?;
     let survey = survey::run(gate, partition).await?;
-    let discard = match judge(&deployment.id, &row, &survey) {
+    let asked = match judge(&deployment.id, &row, &survey) {
         Judgement::StayClosed(reason) => {
             return stay_closed(ledger, lease, row.reason.as_deref(), reason).await;
         }
-        Judgement::Proceed => false,
-        Judgement::Discard => true,
+        Judgement::Proceed => None,
+        Judgement::Discard => Some(Rebuild::FromLedger),
+        Judgement::TakeGate => Some(Rebuild::FromGate),
     };
+    let discard = asked == Some(Rebuild::FromLedger);
     if let Some(fence) = fence_of(deployment, &row)
         && survey.is_open_on(&fence)
-        && !discard
+        && asked.is_none()
     {
         return Ok(Admission::Open(fence, row.cursor));
     }
     tracing::debug!(%partition, was = %row.cursor, lineage = survey.lineage, "recovery begins");
 
+    if asked == Some(Rebuild::FromGate)
+        && let Err(reason) = takeable(gate, ledger, lease).await?
+    {
+        // Before anything of it is closed: it may be another deployment's.
+        return stay_closed(ledger, lease, None, reason).await;
+    }
+
     // (1) The ledger first: from here on every other recovery of this partition has a higher epoch.
-    // A gate of our own that is to be discarded may be ahead of the ledger.
-    let ours = survey.meta.as_ref().filter(|meta| meta.deployment == deployment.id);
-    let above = ours.filter(|_| discard).map_or(0, |meta| meta.cursor.epoch);
+    // A gate that is to be discarded or taken may be ahead of the ledger; positions must never come twice.
+    let above =
+        survey.meta.as_ref().filter(|_| asked.is_some()).map_or(0, |meta| meta.cursor.epoch);
     let Ok(epoch) = ledger.close_partition(lease, above, UNDER_WAY).await? else {
         return Ok(Admission::Overtaken);
     };
     let next = Fence { deployment: deployment.id.clone(), lineage: survey.lineage.clone(), epoch };
-    let has_meta = match close::run(gate, partition, &next, discard).await? {
+    let has_meta = match close::run(gate, partition, &next, asked.is_some()).await? {
         Closed::Closed => true,
         Closed::Empty => false,
         Closed::Moved => return Ok(Admission::Again),
@@ -126,6 +138,9 @@ pub async fn admit(
             return stay_closed(ledger, lease, Some(reason.as_str()), reason.clone()).await;
         }
     };
+    if asked == Some(Rebuild::FromGate) {
+        return take_gate(context, lease, next, alive).await;
+    }
     // (2) The outbox stands still now; whatever it has that the ledger has not comes over.
     let mut cursor = row.cursor;
     if has_meta && !discard {
@@ -148,7 +163,7 @@ pub async fn admit(
     if has_meta && !discard && claimed == 0 {
         // (4) Open it as it is, if that is where the ledger is.
         match adopt::run(gate, partition, &next, cursor).await? {
-            Adopted::Adopted => return open(ledger, lease, next, discard, ADOPTED).await,
+            Adopted::Adopted => return open(ledger, lease, next, None, ADOPTED).await,
             Adopted::Moved => return Ok(Admission::Again),
             Adopted::Differs => {}
         }
@@ -159,7 +174,7 @@ pub async fn admit(
         return stay_closed(ledger, lease, None, reason.to_owned()).await;
     }
     match rebuild(context, lease, &next, cursor, discard, alive).await {
-        Ok(()) => open(ledger, lease, next, discard, "rebuilt from the ledger").await,
+        Ok(()) => open(ledger, lease, next, asked, "rebuilt from the ledger").await,
         Err(RecoveryError::Rebuild(RebuildError::Moved)) => Ok(Admission::Again),
         Err(error) => Err(error),
     }
@@ -176,10 +191,10 @@ async fn open(
     ledger: &Ledger,
     lease: &Lease,
     next: Fence,
-    discarded: bool,
+    rebuilt: Option<Rebuild>,
     how: &str,
 ) -> Result<Admission, RecoveryError> {
-    let Ok(()) = ledger.open_partition(lease, next.epoch, &next.lineage, discarded).await? else {
+    let Ok(()) = ledger.open_partition(lease, next.epoch, &next.lineage, rebuilt).await? else {
         return Ok(Admission::Overtaken);
     };
     // A first start and a restart are no news; sixteen lines of it would hide what is.
@@ -205,6 +220,93 @@ async fn stay_closed(
         }
     }
     Ok(Admission::StaysClosed(reason))
+}
+
+/// What the gate has, if that can be the truth for this ledger; else why not.
+async fn takeable(
+    gate: &Gate,
+    ledger: &Ledger,
+    lease: &Lease,
+) -> Result<Result<Taken, String>, RecoveryError> {
+    let taken = match take::read(gate, lease.partition).await {
+        Ok(taken) => taken,
+        Err(TakeError::Gate(error)) => return Err(error.into()),
+        Err(error) => return Ok(Err(format!("what Redis has can not be taken: {error}"))),
+    };
+    let redemptions = taken.users.iter().flat_map(|user| &user.redemptions);
+    let known: HashSet<_> = redemptions.map(|(redemption, ..)| redemption.id).collect();
+    let besides = ledger.redemptions_besides(lease, &known).await?;
+    if besides > 0 {
+        return Ok(Err(format!(
+            "the ledger has {besides} redemptions of this partition that Redis does not have, so Redis can not be taken for \
+             the truth; run `redeemer rebuild --from-ledger --discard-gate`, or use the ledger that belongs to this Redis"
+        )));
+    }
+    Ok(Ok(taken))
+}
+
+/// Writes what a closed gate has into the ledger, as an operator has asked, and opens it as it is.
+async fn take_gate(
+    Context { gate, ledger, options, .. }: &Context,
+    lease: &Lease,
+    next: Fence,
+    alive: &AtomicBool,
+) -> Result<Admission, RecoveryError> {
+    let partition = lease.partition;
+    let survey = survey::run(gate, partition).await?;
+    let Some(at) = survey.meta.map(|meta| meta.cursor) else { return Ok(Admission::Again) };
+    let taken = match takeable(gate, ledger, lease).await? {
+        Ok(taken) => taken,
+        Err(reason) => return stay_closed(ledger, lease, None, reason).await,
+    };
+    alive.store(true, Ordering::SeqCst);
+    // What is told of in the outbox alone: who did what, and what applications said about redemptions.
+    let entries = outbox_entries(gate, partition, options.batch_max).await?;
+    let mut metadata = HashMap::new();
+    for entry in &entries {
+        if let Change::Redeemed { redemption, metadata: Some(text), .. } = &entry.change {
+            metadata.insert(redemption.id, text.clone());
+        }
+    }
+    let audit = sync::plan::plan(&entries).audit;
+    let wrote = ledger.take_invites(lease, at, &taken.namespaces, &taken.invites, audit).await?;
+    if wrote.is_err() {
+        return Ok(Admission::Overtaken);
+    }
+    for users in taken.users.chunks(TELL_EVERY) {
+        if ledger.take_users(lease, users, |id| metadata.get(&id).cloned()).await?.is_err() {
+            return Ok(Admission::Overtaken);
+        }
+        alive.store(true, Ordering::SeqCst);
+    }
+    match adopt::run(gate, partition, &next, at).await? {
+        Adopted::Adopted => {
+            open(ledger, lease, next, Some(Rebuild::FromGate), "taken from Redis").await
+        }
+        Adopted::Moved | Adopted::Differs => Ok(Admission::Again),
+    }
+}
+
+/// All that a closed partition's outbox has and that can be read.
+async fn outbox_entries(
+    gate: &Gate,
+    partition: Partition,
+    batch_max: usize,
+) -> Result<Vec<Entry>, RecoveryError> {
+    let unavailable = |cause| GateError::Unavailable { doing: "reading an outbox", cause };
+    let none = Duration::ZERO;
+    let mut reader = Reader::connect(gate, partition, none).await.map_err(unavailable)?;
+    let mut cursor = Cursor { epoch: 0, seq: 0 };
+    let mut entries = Vec::new();
+    loop {
+        let read = reader.read(cursor, batch_max, none).await.map_err(unavailable)?;
+        let Some(last) = read.last() else { return Ok(entries) };
+        cursor = last.cursor();
+        entries.extend(read.into_iter().filter_map(|read| match read {
+            Read::Entry(entry) => Some(entry),
+            Read::Undecodable { .. } => None,
+        }));
+    }
 }
 
 enum Drained {

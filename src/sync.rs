@@ -310,7 +310,7 @@ impl Leader {
             if looked.elapsed() >= options.lease_ttl / 4 {
                 looked = Instant::now();
                 let row = ledger.partition(partition).await?;
-                if row.rebuild_requested || row.epoch != fence.epoch {
+                if row.requested.is_some() || row.epoch != fence.epoch {
                     return Ok(Ended::Reopen);
                 }
                 // It goes on again, so whatever stood in the way does not any more.

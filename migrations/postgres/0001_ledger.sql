@@ -25,7 +25,8 @@ CREATE TABLE partitions (
     lease_token      BIGINT           NOT NULL,  -- counts the leases ever given: the fencing token
     lease_expires_at BIGINT           NOT NULL,
     synced_at        BIGINT,
-    rebuild_requested BOOLEAN         NOT NULL  -- an operator wants the gate built anew
+    requested        TEXT COLLATE "C",  -- what an operator wants: from_ledger or from_gate
+    whole_from       BIGINT           NOT NULL  -- the first epoch of which every change is here
 );
 
 CREATE TABLE namespaces (

@@ -24,7 +24,8 @@ CREATE TABLE partitions (
     lease_token      INTEGER NOT NULL,            -- counts the leases ever given: the fencing token
     lease_expires_at INTEGER NOT NULL,
     synced_at        INTEGER,
-    rebuild_requested INTEGER NOT NULL            -- an operator wants the gate built anew
+    requested        TEXT,                        -- what an operator wants: from_ledger or from_gate
+    whole_from       INTEGER NOT NULL             -- the first epoch of which every change is here
 ) STRICT;
 
 CREATE TABLE namespaces (

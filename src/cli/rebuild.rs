@@ -3,13 +3,14 @@
 use std::time::Duration;
 
 use anyhow::bail;
-use clap::Args;
+use clap::{ArgGroup, Args};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::{Common, output::say};
 use crate::{
     domain::Partition,
-    ledger::{PartitionRow, PartitionState},
+    ledger::{PartitionRow, PartitionState, Rebuild as From},
+    recovery::UNDER_WAY,
 };
 
 /// How often it looks whether a node has done it.
@@ -17,19 +18,29 @@ const LOOK: Duration = Duration::from_millis(100);
 
 #[derive(Debug, Args)]
 #[command(
-    after_help = "What Redis has and the ledger does not have is lost for good: redemptions of the last moments, which the
-ledger then does not know. A running node does the work; this command waits for it.
+    group(ArgGroup::new("truth").required(true).args(["from_ledger", "from_gate"])),
+    after_help = "For partitions that stay closed until a person has decided (`redeemer status` says why). A running node does
+the work; this command waits for it.
 
-Example:
-  redeemer rebuild --from-ledger --discard-gate --partition 6"
+--from-ledger --discard-gate: what Redis has and the ledger does not have is lost for good, redemptions of the last
+moments, which the ledger then does not know.
+--from-gate: for a ledger that is empty or was restored from an older copy. What Redis has is written into it. Metadata
+of redemptions and the log of administrative changes are not in Redis, and stay as the ledger has them.
+
+Examples:
+  redeemer rebuild --from-ledger --discard-gate --partition 6
+  redeemer rebuild --from-gate"
 )]
 pub(super) struct Rebuild {
     /// Take the ledger for the truth
-    #[arg(long, required = true)]
+    #[arg(long, requires = "discard_gate")]
     from_ledger: bool,
     /// Throw away what Redis has
-    #[arg(long, required = true)]
+    #[arg(long, requires = "from_ledger")]
     discard_gate: bool,
+    /// Take Redis for the truth
+    #[arg(long)]
+    from_gate: bool,
     /// Only this partition
     #[arg(long, value_name = "NUMBER")]
     partition: Option<u16>,
@@ -47,7 +58,8 @@ impl Rebuild {
                 row.partition
             );
         }
-        let total = ledger.request_rebuild(self.partition.map(Partition)).await?;
+        let from = if self.from_gate { From::FromGate } else { From::FromLedger };
+        let total = ledger.request_rebuild(self.partition.map(Partition), from).await?;
         if total == 0 {
             bail!("there is no such partition");
         }
@@ -59,6 +71,11 @@ impl Rebuild {
                 rows.iter().filter(|row| self.concerns(row) && is_waiting(row)).collect();
             bar.set_position(total.saturating_sub(waiting.len() as u64));
             let Some(first) = waiting.first() else { break };
+            if first.requested.is_none()
+                && let Some(reason) = first.reason.as_deref().filter(|reason| *reason != UNDER_WAY)
+            {
+                bail!("partition {} stays closed: {reason}", first.partition);
+            }
             let leader =
                 if first.lease_live { "" } else { "; no node looks after it: is one running?" };
             bar.set_message(format!("partition {}{leader}", first.partition));
@@ -66,7 +83,9 @@ impl Rebuild {
         }
         bar.finish_and_clear();
         ledger.close().await;
-        say(&format!("Rebuilt {total} partition(s) from the ledger."));
+        let (what, from) =
+            if self.from_gate { ("the ledger", "Redis") } else { ("Redis", "the ledger") };
+        say(&format!("Rebuilt {total} partition(s) of {what} from {from}."));
         Ok(())
     }
 
@@ -76,5 +95,5 @@ impl Rebuild {
 }
 
 fn is_waiting(row: &PartitionRow) -> bool {
-    row.rebuild_requested || row.state != PartitionState::Open
+    row.requested.is_some() || row.state != PartitionState::Open
 }

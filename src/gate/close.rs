@@ -26,7 +26,7 @@ pub enum Closed {
 }
 
 /// Closes a partition on behalf of the recovery that will open `next` (its deployment, the lineage seen, the epoch to
-/// open). `discard` closes another deployment's gate, or one from the future, too.
+/// open). `take_over` makes another deployment's gate ours.
 ///
 /// # Errors
 /// [`GateError`] when there is no answer.
@@ -34,13 +34,13 @@ pub async fn run(
     gate: &Gate,
     partition: Partition,
     next: &Fence,
-    discard: bool,
+    take_over: bool,
 ) -> Result<Closed, GateError> {
     let args = vec![
         next.deployment.clone(),
         next.lineage.clone(),
         next.epoch.to_string(),
-        if discard { "discard" } else { "" }.to_owned(),
+        if take_over { "take_over" } else { "" }.to_owned(),
     ];
     let value = gate.once(&Call::new(&CLOSE, vec![gate.keys().meta(partition)], args)).await?;
     let mut reply = Reply::new(&CLOSE, &value)?;

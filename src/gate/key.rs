@@ -136,6 +136,26 @@ impl Keyspace {
             .is_some_and(|(_, what)| what.starts_with("rate:"))
     }
 
+    /// What a key of a partition is; nothing for one that none of ours can be.
+    #[must_use]
+    pub fn parse(&self, partition: Partition, key: &str) -> Option<Named> {
+        let rest = key.strip_prefix(self.stem(partition))?.strip_prefix(':')?;
+        let (namespace, what) = rest.split_once(':')?;
+        let namespace = Namespace::parse(namespace).ok()?;
+        if self.partition_of(&namespace) != partition {
+            return None;
+        }
+        let (what, name) = what.split_once(':').unwrap_or((what, ""));
+        Some(match what {
+            "settings" => Named::Settings(namespace),
+            "invite" => Named::Invite(namespace),
+            "retired" => Named::Retired(namespace),
+            "invite-id" => Named::InviteId,
+            "member" => Named::Member(namespace, UserId::parse(name).ok()?),
+            _ => return None,
+        })
+    }
+
     /// Whether a key is one of this namespace.
     #[must_use]
     pub fn is_of(&self, namespace: &Namespace, key: &str) -> bool {
@@ -149,6 +169,21 @@ impl Keyspace {
     fn named(&self, namespace: &Namespace, what: &str, name: impl Display) -> String {
         format!("{}:{namespace}:{what}:{name}", self.stem(self.partition_of(namespace)))
     }
+}
+
+/// What a key is, as far as its values do not say it themselves.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Named {
+    /// The rules of a namespace.
+    Settings(Namespace),
+    /// The current invite of a code.
+    Invite(Namespace),
+    /// An invite that has lost its code.
+    Retired(Namespace),
+    /// The code of an invite.
+    InviteId,
+    /// A user's memberships and answers.
+    Member(Namespace, UserId),
 }
 
 /// The tag whose slot lies nearest to the middle of the partition's share of the slots: with as few letters as put it

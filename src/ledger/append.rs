@@ -152,7 +152,7 @@ pub(super) async fn write(
 }
 
 /// Runs a statement for all rows, in as few pieces as the database takes.
-async fn in_bulk(
+pub(super) async fn in_bulk(
     tx: &mut Tx,
     head: &str,
     rows: Vec<Vec<Value>>,

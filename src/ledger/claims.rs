@@ -264,7 +264,7 @@ impl Ledger {
 }
 
 /// Whether a lease still holds; its partition stays as it is until the transaction ends.
-async fn holds(tx: &mut Tx, lease: &Lease) -> Result<bool, sqlx::Error> {
+pub(super) async fn holds(tx: &mut Tx, lease: &Lease) -> Result<bool, sqlx::Error> {
     let rows = sql(
         "UPDATE partitions SET lease_token = lease_token WHERE partition = $1 AND lease_token = $2",
     )

@@ -24,6 +24,7 @@ const LAWS: [(&str, &str); 4] = [
                  SELECT 1 FROM claims WHERE claims.id = redemptions.id AND outcome = 'applied')
              UNION SELECT epoch, seq FROM audit_log WHERE partition = $1
              UNION SELECT epoch, seq FROM dead_letters WHERE partition = $1) AS changes
+         WHERE epoch >= (SELECT whole_from FROM partitions WHERE partition = $1)
          GROUP BY epoch HAVING COUNT(*) <> MAX(seq)",
     ),
     (

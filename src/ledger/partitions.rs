@@ -36,6 +36,32 @@ pub enum PartitionState {
     Closed,
 }
 
+/// Which side is to be made like the other, by an operator's word.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rebuild {
+    /// The gate is thrown away and built from the ledger.
+    FromLedger,
+    /// What the gate has is written into the ledger.
+    FromGate,
+}
+
+impl Rebuild {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::FromLedger => "from_ledger",
+            Self::FromGate => "from_gate",
+        }
+    }
+
+    fn parse(text: &str) -> Result<Self, &'static str> {
+        match text {
+            "from_ledger" => Ok(Self::FromLedger),
+            "from_gate" => Ok(Self::FromGate),
+            _ => Err("neither from_ledger nor from_gate"),
+        }
+    }
+}
+
 /// A partition as the ledger knows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PartitionRow {
@@ -57,8 +83,8 @@ pub struct PartitionRow {
     pub lease_live: bool,
     /// When the ledger last got something of it.
     pub synced_at: Option<Millis>,
-    /// Whether an operator wants the gate thrown away and built anew from the ledger.
-    pub rebuild_requested: bool,
+    /// What an operator wants of it.
+    pub requested: Option<Rebuild>,
 }
 
 /// The right to look after a partition, while it lasts.
@@ -102,8 +128,8 @@ impl Ledger {
                 sql(
                     "INSERT INTO partitions
                      (partition, state, epoch, cursor_epoch, cursor_seq, lease_token, lease_expires_at,
-                      rebuild_requested)
-                     VALUES ($1, 'new', 0, 0, 0, 0, 0, FALSE)",
+                      whole_from)
+                     VALUES ($1, 'new', 0, 0, 0, 0, 0, 0)",
                 )
                 .bind(partition)
                 .execute(&mut tx)
@@ -293,7 +319,7 @@ impl Ledger {
         Ok(Ok(row.number("epoch")?))
     }
 
-    /// Says why a partition stays closed. Its epoch stays what it is.
+    /// Says why a partition stays closed. Its epoch stays what it is. A request to take the gate has its answer with it.
     ///
     /// # Errors
     /// [`LedgerError`] when it can not be written.
@@ -303,7 +329,8 @@ impl Ledger {
         reason: &str,
     ) -> Result<Result<(), LeaseLost>, LedgerError> {
         let done = sql(
-            "UPDATE partitions SET state = CASE state WHEN 'new' THEN 'new' ELSE 'closed' END, reason = $1
+            "UPDATE partitions SET state = CASE state WHEN 'new' THEN 'new' ELSE 'closed' END, reason = $1,
+                 requested = CASE WHEN requested = 'from_gate' THEN NULL ELSE requested END
              WHERE partition = $2 AND lease_token = $3",
         )
         .bind(reason)
@@ -315,8 +342,8 @@ impl Ledger {
         Ok(held(done))
     }
 
-    /// Opens a partition on a history of Redis. The cursor moves to the beginning of the epoch. `discarded` says that
-    /// what the gate had was thrown away, as an operator had asked: then nothing of it stands in the way any more. A
+    /// Opens a partition on a history of Redis. The cursor moves to the beginning of the epoch. `rebuilt` says what was
+    /// done because an operator had asked for it: then nothing of before stands in the way any more. A
     /// partition with waiting claims is not opened; [`LeaseLost`] stands for that too.
     ///
     /// # Errors
@@ -326,7 +353,7 @@ impl Ledger {
         lease: &Lease,
         epoch: u64,
         lineage: &str,
-        discarded: bool,
+        rebuilt: Option<Rebuild>,
     ) -> Result<Result<(), LeaseLost>, LedgerError> {
         let failed = LedgerError::of("opening a partition");
         let mut tx = self.writer.begin().await.map_err(&failed)?;
@@ -336,10 +363,11 @@ impl Ledger {
             .execute(&mut tx)
             .await
             .map_err(&failed)?;
-        // A request to discard that came while a recovery was under way is for the next one.
+        // A request that came while a recovery was under way is for the next one.
         let done = sql(
             "UPDATE partitions SET state = 'open', reason = NULL, lineage = $1, cursor_epoch = $2, cursor_seq = 0,
-                 rebuild_requested = CASE WHEN $5 THEN FALSE ELSE rebuild_requested END
+                 requested = CASE WHEN requested = $5 THEN NULL ELSE requested END,
+                 whole_from = CASE WHEN $5 = 'from_gate' THEN $2 ELSE whole_from END
              WHERE partition = $3 AND lease_token = $4 AND epoch = $2 AND state = 'closed'
                  AND NOT EXISTS (SELECT 1 FROM claims WHERE partition = $3 AND outcome IS NULL)",
         )
@@ -347,11 +375,11 @@ impl Ledger {
         .bind(epoch)
         .bind(lease.partition.0)
         .bind(lease.token)
-        .bind(discarded)
+        .bind(rebuilt.map(Rebuild::as_str))
         .execute(&mut tx)
         .await
         .map_err(&failed)?;
-        if discarded && done == 1 {
+        if rebuilt.is_some() && done == 1 {
             sql("UPDATE dead_letters SET handled = TRUE WHERE partition = $1")
                 .bind(lease.partition.0)
                 .execute(&mut tx)
@@ -362,14 +390,19 @@ impl Ledger {
         Ok(held(done))
     }
 
-    /// Notes that an operator wants the gate of a partition, or of all, thrown away and built anew from the ledger. Its
-    /// leader does it. Returns how many partitions that are.
+    /// Notes that an operator wants one side of a partition, or of all, made like the other. Its leader does it. Returns
+    /// how many partitions that are.
     ///
     /// # Errors
     /// [`LedgerError`] when it can not be written.
-    pub async fn request_rebuild(&self, partition: Option<Partition>) -> Result<u64, LedgerError> {
-        sql("UPDATE partitions SET rebuild_requested = TRUE WHERE $1 IS NULL OR partition = $1")
+    pub async fn request_rebuild(
+        &self,
+        partition: Option<Partition>,
+        rebuild: Rebuild,
+    ) -> Result<u64, LedgerError> {
+        sql("UPDATE partitions SET requested = $2 WHERE $1 IS NULL OR partition = $1")
             .bind(partition.map(|partition| partition.0))
+            .bind(rebuild.as_str())
             .execute(&self.writer)
             .await
             .map_err(LedgerError::of("requesting a rebuild"))
@@ -457,6 +490,6 @@ fn partition_row(row: &Row) -> Result<PartitionRow, LedgerError> {
         lease_owner: row.maybe_text("lease_owner")?,
         lease_live: row.get("lease_live")?,
         synced_at: row.maybe_time("synced_at")?,
-        rebuild_requested: row.get("rebuild_requested")?,
+        requested: row.maybe_parsed("requested", Rebuild::parse)?,
     })
 }

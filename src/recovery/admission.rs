@@ -3,7 +3,7 @@
 use crate::{
     domain::Cursor,
     gate::survey::{Meta, Survey},
-    ledger::PartitionRow,
+    ledger::{PartitionRow, Rebuild},
 };
 
 /// What may be done.
@@ -13,6 +13,8 @@ pub enum Judgement {
     Proceed,
     /// Throw the gate away and rebuild it: an operator has said so.
     Discard,
+    /// Write what the gate has into the ledger: an operator has said so.
+    TakeGate,
     /// Nothing, until a person has looked.
     StayClosed(String),
 }
@@ -20,8 +22,17 @@ pub enum Judgement {
 /// Judges a partition by what the ledger and Redis say of it.
 #[must_use]
 pub fn judge(deployment: &str, row: &PartitionRow, survey: &Survey) -> Judgement {
-    if row.rebuild_requested {
-        return Judgement::Discard;
+    match (row.requested, &survey.meta) {
+        (Some(Rebuild::FromLedger), _) => return Judgement::Discard,
+        (Some(Rebuild::FromGate), Some(meta)) if !meta.building => return Judgement::TakeGate,
+        (Some(Rebuild::FromGate), _) => {
+            return Judgement::StayClosed(
+                "Redis has nothing whole of this partition that could be taken; run `redeemer rebuild --from-ledger \
+                 --discard-gate` to build it from the ledger"
+                    .to_owned(),
+            );
+        }
+        (None, _) => {}
     }
     let Some(meta) = &survey.meta else {
         // Redis knows nothing: a first start, or an emptied Redis. A rebuild from the ledger is right for both, and
@@ -32,7 +43,7 @@ pub fn judge(deployment: &str, row: &PartitionRow, survey: &Survey) -> Judgement
         return Judgement::StayClosed(format!(
             "this Redis holds the partition of another deployment ({}); point redis.url or redis.key_prefix somewhere \
              else, use the ledger of that deployment, or run `redeemer rebuild --from-ledger --discard-gate` to throw \
-             away what Redis has",
+             away what Redis has, or `redeemer rebuild --from-gate` to write it into this ledger",
             meta.deployment
         ));
     }
@@ -41,7 +52,8 @@ pub fn judge(deployment: &str, row: &PartitionRow, survey: &Survey) -> Judgement
     {
         return Judgement::StayClosed(format!(
             "the ledger is older than the gate: {what}; restore the newer ledger, or run `redeemer rebuild \
-             --from-ledger --discard-gate` to go back to what this ledger has"
+             --from-gate` to write what Redis has into this one, or `redeemer rebuild --from-ledger --discard-gate` to \
+             go back to what this ledger has"
         ));
     }
     Judgement::Proceed
@@ -95,7 +107,7 @@ mod tests {
             lease_owner: None,
             lease_live: true,
             synced_at: None,
-            rebuild_requested: false,
+            requested: None,
         }
     }
 
@@ -119,6 +131,7 @@ mod tests {
         match judge("ours", row, survey) {
             Judgement::Proceed => "proceed",
             Judgement::Discard => "discard",
+            Judgement::TakeGate => "take the gate",
             Judgement::StayClosed(_) => "stay closed",
         }
     }
@@ -172,7 +185,13 @@ mod tests {
         }
         let mut row = row(3, at(3, 9));
         assert_eq!(judged(&row, &survey), "stay closed");
-        row.rebuild_requested = true;
+        row.requested = Some(Rebuild::FromLedger);
         assert_eq!(judged(&row, &survey), "discard");
+        row.requested = Some(Rebuild::FromGate);
+        assert_eq!(judged(&row, &survey), "take the gate");
+        if let Some(meta) = &mut survey.meta {
+            meta.building = true;
+        }
+        assert_eq!(judged(&row, &survey), "stay closed");
     }
 }

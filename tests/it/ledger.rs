@@ -26,7 +26,7 @@ async fn opened(url: &str) -> (Ledger, Lease) {
     ledger.deployment(1, Uuid::from_u128(1)).await.unwrap();
     let lease = lease_of(&ledger, "first").await;
     let epoch = ledger.close_partition(&lease, 0, "test").await.unwrap().unwrap();
-    ledger.open_partition(&lease, epoch, "lineage", false).await.unwrap().unwrap();
+    ledger.open_partition(&lease, epoch, "lineage", None).await.unwrap().unwrap();
     (ledger, lease)
 }
 
@@ -86,7 +86,7 @@ async fn a_leader_that_was_replaced_while_it_was_paused_changes_nothing() {
     assert!(ledger.renew_leases(std::slice::from_ref(&old), TTL).await.unwrap().is_empty());
     assert!(ledger.close_partition(&old, 0, "late").await.unwrap().is_err());
     assert!(ledger.keep_closed(&old, "late").await.unwrap().is_err());
-    assert!(ledger.open_partition(&old, 1, "other", false).await.unwrap().is_err());
+    assert!(ledger.open_partition(&old, 1, "other", None).await.unwrap().is_err());
     let row = ledger.partition(Partition(0)).await.unwrap();
     assert_eq!((row.cursor, row.lineage.as_deref()), (from, Some("lineage")));
     // Nor does the new one write twice what it has written.

@@ -16,7 +16,7 @@ use redeemer::{
         redeem::{Mode, Redeem},
         survey,
     },
-    ledger::{Lease, Ledger, PartitionState},
+    ledger::{Lease, Ledger, PartitionState, Rebuild},
     recovery::Admission,
     sync::{self, plan},
 };
@@ -111,7 +111,7 @@ impl Deployment {
 }
 
 /// An empty ledger of the deployment with this id, and its partition's lease.
-async fn another_ledger(id: u128) -> (Ledger, redeemer::ledger::Deployment, Lease, TempDir) {
+pub async fn another_ledger(id: u128) -> (Ledger, redeemer::ledger::Deployment, Lease, TempDir) {
     let directory = tempfile::tempdir().unwrap();
     let ledger = open_ledger(&directory).await;
     let deployment = ledger.deployment(1, Uuid::from_u128(id)).await.unwrap();
@@ -265,7 +265,7 @@ async fn another_deployments_gate_stays_closed_until_an_operator_discards_it() {
     // Both nodes' owners see it; the first one is still served.
     it.grant(5..6).await;
 
-    assert_eq!(ledger.request_rebuild(Some(Partition(0))).await.unwrap(), 1);
+    assert_eq!(ledger.request_rebuild(Some(Partition(0)), Rebuild::FromLedger).await.unwrap(), 1);
     assert!(matches!(admit().await, Admission::Open(..)));
     assert!(contents(bench).await.is_empty(), "the ledger that it was built from is empty");
     assert!(
@@ -313,7 +313,7 @@ async fn a_builder_that_was_paused_can_not_destroy_what_a_later_one_opened() {
     let bench = &it.bench;
     let lineage = survey::run(&bench.gate, Partition(0)).await.unwrap().lineage;
     // An operator wants the gate discarded. The first leader closes the partition in the ledger, and is paused.
-    bench.ledger.request_rebuild(None).await.unwrap();
+    bench.ledger.request_rebuild(None, Rebuild::FromLedger).await.unwrap();
     let old = bench.ledger.close_partition(&bench.lease, 0, "paused").await.unwrap().unwrap();
     // Another one does the work, and serves.
     bench.admit().await;
@@ -427,4 +427,71 @@ async fn a_rebuild_that_takes_longer_than_a_lease_comes_to_its_end() {
     .await;
     stop.cancel();
     syncing.await.unwrap();
+}
+
+#[tokio::test]
+async fn an_operator_may_take_the_gate_for_the_truth_when_the_ledger_was_lost() {
+    let it = Deployment::start().await;
+    it.grant(0..5).await;
+    carry(&it.bench).await;
+    it.grant(5..8).await;
+    let before = contents(&it.bench).await;
+    let (ledger, deployment, lease, _directory) = another_ledger(2).await;
+    let bench = &it.bench;
+    let admit = async || admit(&bench.gate, &ledger, &deployment, &lease).await;
+    let Admission::StaysClosed(reason) = admit().await else { panic!("it must stay closed") };
+    assert!(reason.contains("redeemer rebuild --from-gate"), "{reason}");
+    ledger.request_rebuild(Some(Partition(0)), Rebuild::FromGate).await.unwrap();
+    let admitted = admit().await;
+    let Admission::Open(fence, cursor) = admitted else { panic!("{admitted:?}") };
+    assert_eq!((fence.deployment.as_str(), cursor.seq), (deployment.id.as_str(), 0));
+    assert_eq!(contents(bench).await, before, "the gate keeps what it has");
+    // What a rebuild from the new ledger would load is what the gate holds, and the ledger's rows obey the laws.
+    assert!(ledger.broken_laws(Partition(0)).await.unwrap().is_empty());
+    bench.redis.run::<()>(&["FLUSHALL"]).await;
+    assert!(matches!(admit().await, Admission::Open(..)));
+    assert_eq!(contents(bench).await, before);
+}
+
+#[tokio::test]
+async fn an_older_ledger_may_be_brought_up_to_the_gate() {
+    let it = Deployment::start().await;
+    it.grant(0..5).await;
+    carry(&it.bench).await;
+    it.grant(5..9).await;
+    let cursor = it.gate_cursor().await;
+    redeemer::gate::outbox::trim(&it.bench.gate, Partition(0), cursor).await.unwrap();
+    let before = contents(&it.bench).await;
+    it.bench.redis.run::<()>(&["DEBUG", "CHANGE-REPL-ID"]).await;
+    let reason = it.reason_to_stay_closed().await;
+    assert!(reason.contains("redeemer rebuild --from-gate"), "{reason}");
+    it.bench.ledger.request_rebuild(None, Rebuild::FromGate).await.unwrap();
+    it.bench.admit().await;
+    assert_eq!(it.redemptions_in_ledger().await, 9);
+    assert_eq!(contents(&it.bench).await, before);
+    assert!(it.bench.ledger.broken_laws(Partition(0)).await.unwrap().is_empty());
+    it.assert_replayed(0..9).await;
+    it.grant(9..12).await;
+    carry(&it.bench).await;
+    assert!(it.bench.ledger.broken_laws(Partition(0)).await.unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn a_gate_that_lacks_what_the_ledger_has_is_never_taken_for_the_truth() {
+    let it = Deployment::start().await;
+    it.grant(0..5).await;
+    let dump = dump(&it.bench).await;
+    it.grant(5..8).await;
+    carry(&it.bench).await;
+    restore(&it.bench, dump).await;
+    it.bench.ledger.request_rebuild(None, Rebuild::FromGate).await.unwrap();
+    let reason = it.reason_to_stay_closed().await;
+    assert!(
+        reason.contains("3 redemptions of this partition that Redis does not have"),
+        "{reason}"
+    );
+    assert_eq!(it.redemptions_in_ledger().await, 8);
+    // Left to itself it comes right.
+    it.bench.admit().await;
+    it.assert_replayed(0..8).await;
 }

@@ -1,0 +1,180 @@
+//! What the keys of a closed partition say, as the ledger's rows: the opposite of [`contents`](super::contents), for an
+//! operator who wants the gate's word written into the ledger.
+
+use std::collections::HashMap;
+
+use super::{
+    Gate, GateError, audit,
+    fields::{Fields, millis, stored_code},
+    key::Named,
+    link,
+};
+use crate::domain::{
+    Cursor, Group, Invite, MembershipRule, Namespace, Partition, Position, Redemption, Settings,
+    UserId, member::UserRecord, name::Malformed,
+};
+
+/// Keys that are read at once.
+const CHUNK_KEYS: usize = 500;
+
+/// Everything that a partition holds.
+#[derive(Debug, Default)]
+pub struct Taken {
+    /// The namespaces and their rules.
+    pub namespaces: Vec<(Namespace, Settings)>,
+    /// The invites, and whether their codes stand for them.
+    pub invites: Vec<(Invite, bool)>,
+    /// The users.
+    pub users: Vec<UserRecord>,
+}
+
+/// Why it can not be taken.
+#[derive(Debug, thiserror::Error)]
+pub enum TakeError {
+    /// Redis did not answer.
+    #[error(transparent)]
+    Gate(#[from] GateError),
+    /// A key holds what none of ours does.
+    #[error("{key}: {what}")]
+    Unreadable {
+        /// Which.
+        key: String,
+        /// What is wrong with it.
+        what: String,
+    },
+}
+
+/// Reads a partition that stands still.
+///
+/// # Errors
+/// [`TakeError`] when Redis does not answer, or holds what can not be understood.
+pub async fn read(gate: &Gate, partition: Partition) -> Result<Taken, TakeError> {
+    let mut taken = Taken::default();
+    let (mut members, mut rest) = (Vec::new(), Vec::new());
+    for key in audit::keys(gate, partition).await? {
+        match gate.keys().parse(partition, &key) {
+            Some(Named::Member(namespace, user)) => members.push((key, namespace, user)),
+            // It says only what the invite itself says.
+            Some(Named::InviteId) => {}
+            Some(named) => rest.push((key, named)),
+            None => return Err(unreadable(&key)("it is no key of this partition")),
+        }
+    }
+    for chunk in rest.chunks(CHUNK_KEYS) {
+        let keys: Vec<&str> = chunk.iter().map(|(key, _)| key.as_str()).collect();
+        for ((key, named), fields) in chunk.iter().zip(hashes(gate, &keys).await?) {
+            let failed = |error: Malformed| unreadable(key)(&error.0);
+            match named {
+                Named::Settings(namespace) => {
+                    taken.namespaces.push((namespace.clone(), fields.settings().map_err(failed)?));
+                }
+                Named::Invite(namespace) => {
+                    taken.invites.push((fields.invite(namespace).map_err(failed)?, true));
+                }
+                Named::Retired(namespace) => {
+                    taken.invites.push((fields.invite(namespace).map_err(failed)?, false));
+                }
+                Named::Member(..) | Named::InviteId => {}
+            }
+        }
+    }
+    let rules: HashMap<_, _> = taken
+        .namespaces
+        .iter()
+        .map(|(name, settings)| (name.clone(), settings.membership))
+        .collect();
+    for chunk in members.chunks(CHUNK_KEYS) {
+        let keys: Vec<&str> = chunk.iter().map(|(key, ..)| key.as_str()).collect();
+        for ((key, namespace, user), fields) in chunk.iter().zip(hashes(gate, &keys).await?) {
+            let Some(rule) = rules.get(namespace) else {
+                return Err(unreadable(key)("its namespace does not exist"));
+            };
+            let record = user_record(partition, namespace, user, *rule, &fields);
+            taken.users.push(record.map_err(|error| unreadable(key)(&error.0))?);
+        }
+    }
+    Ok(taken)
+}
+
+fn unreadable(key: &str) -> impl Fn(&str) -> TakeError {
+    move |what| TakeError::Unreadable { key: key.to_owned(), what: what.to_owned() }
+}
+
+async fn hashes(gate: &Gate, keys: &[&str]) -> Result<Vec<Fields>, GateError> {
+    let unavailable = |cause| GateError::Unavailable { doing: "reading a partition", cause };
+    let mut connection =
+        gate.inner.pool.get().await.map_err(|error| unavailable(link::pool_error(error)))?;
+    let mut pipeline = redis::pipe();
+    for key in keys {
+        pipeline.cmd("HGETALL").arg(key);
+    }
+    let hashes: Vec<HashMap<String, String>> =
+        pipeline.query_async(&mut connection).await.map_err(unavailable)?;
+    Ok(hashes.into_iter().map(Fields).collect())
+}
+
+/// A member's hash as what is remembered of the user.
+fn user_record(
+    partition: Partition,
+    namespace: &Namespace,
+    user: &UserId,
+    rule: MembershipRule,
+    fields: &Fields,
+) -> Result<UserRecord, Malformed> {
+    let mut record = UserRecord {
+        namespace: namespace.clone(),
+        user: user.clone(),
+        rule,
+        memberships: Vec::new(),
+        redemptions: Vec::new(),
+    };
+    for (name, value) in &fields.0 {
+        if let Some(group) = name.strip_prefix("group:") {
+            let joined = fields.text(value)?.strip_prefix("joined ").map(millis).transpose()?;
+            record.memberships.push((Group::parse(group)?, value.parse()?, joined));
+        } else if let Some(request) = name.strip_prefix("request:") {
+            let redemption = redemption(partition, namespace, user, value, fields)?;
+            let pointer = match rule {
+                MembershipRule::OneGroup | MembershipRule::OnePerGroup => {
+                    format!("group:{}", redemption.group)
+                }
+                MembershipRule::OnePerInvite => format!("invite:{}", redemption.invite),
+                MembershipRule::Unlimited => String::new(),
+            };
+            let counts = fields.0.get(&pointer) == Some(value);
+            record.redemptions.push((redemption, request.to_owned(), counts));
+        }
+    }
+    record.memberships.sort_by(|a, b| a.0.cmp(&b.0));
+    record.redemptions.sort_by_key(|(redemption, ..)| redemption.position.cursor);
+    Ok(record)
+}
+
+fn redemption(
+    partition: Partition,
+    namespace: &Namespace,
+    user: &UserId,
+    position: &str,
+    fields: &Fields,
+) -> Result<Redemption, Malformed> {
+    let short = || Malformed(format!("what stands at {position} is no redemption"));
+    let cursor: Cursor = position.parse()?;
+    let told: Vec<&str> = fields.text(position)?.split(' ').collect();
+    let [id, ordinal, remaining, at] = told[..] else { return Err(short()) };
+    // A group may hold spaces, and is last.
+    let about: Vec<&str> = fields.text(&format!("{position}:invite"))?.splitn(3, ' ').collect();
+    let [invite, code, group] = about[..] else { return Err(short()) };
+    let number = |text: &str| text.parse::<u64>().map_err(|_| short());
+    Ok(Redemption {
+        id: id.parse()?,
+        namespace: namespace.clone(),
+        invite: invite.parse()?,
+        code: stored_code(code)?,
+        group: Group::parse(group)?,
+        user: user.clone(),
+        ordinal: number(ordinal)?,
+        remaining: if remaining == "-" { None } else { Some(number(remaining)?) },
+        redeemed_at: millis(at)?,
+        position: Position { partition, cursor },
+    })
+}

@@ -1,0 +1,180 @@
+//! Writing what a gate has into a ledger that is older than it, or empty: by an operator's word.
+
+use std::collections::HashSet;
+
+use super::{
+    Lease, LeaseLost, Ledger, LedgerError,
+    append::{in_bulk, write},
+    claims::holds,
+    rows::{AuditRow, InviteRow, MemberRow, NamespaceRow, RedemptionRow, Rows},
+    sql::sql,
+};
+use crate::domain::{
+    Cursor, Invite, MembershipRule, Namespace, RedemptionId, Settings, change::exclusive_key,
+    member::UserRecord,
+};
+
+/// Users that are written in one transaction.
+const CHUNK_USERS: usize = 1000;
+
+impl Ledger {
+    /// How many redemptions of a partition the ledger has that are not among these: a gate without them is not the one
+    /// that this ledger belongs to.
+    ///
+    /// # Errors
+    /// [`LedgerError`] when they can not be read.
+    pub async fn redemptions_besides(
+        &self,
+        lease: &Lease,
+        known: &HashSet<RedemptionId>,
+    ) -> Result<u64, LedgerError> {
+        let rows = sql("SELECT id FROM redemptions WHERE partition = $1")
+            .bind(lease.partition.0)
+            .fetch_all(&self.snapshots)
+            .await
+            .map_err(LedgerError::of("reading redemptions"))?;
+        let mut besides = 0;
+        for row in rows {
+            besides += u64::from(!known.contains(&RedemptionId(row.id("id")?)));
+        }
+        Ok(besides)
+    }
+
+    /// Writes a gate's namespaces and invites. An invite that the gate does not have any more was deleted, unless
+    /// somebody redeemed it. `at` stands for the moment of all that the gate does not tell apart.
+    ///
+    /// # Errors
+    /// [`LedgerError`] when they can not be written; what was written before stays, and writing it again is safe.
+    pub async fn take_invites(
+        &self,
+        lease: &Lease,
+        at: Cursor,
+        namespaces: &[(Namespace, Settings)],
+        invites: &[(Invite, bool)],
+        audit: Vec<AuditRow>,
+    ) -> Result<Result<(), LeaseLost>, LedgerError> {
+        let failed = LedgerError::of("writing what the gate has");
+        let mut tx = self.writer.begin().await.map_err(&failed)?;
+        if !holds(&mut tx, lease).await.map_err(&failed)? {
+            return Ok(Err(LeaseLost));
+        }
+        sql("DELETE FROM invites WHERE partition = $1
+             AND NOT EXISTS (SELECT 1 FROM redemptions WHERE redemptions.invite = invites.id)")
+        .bind(lease.partition.0)
+        .execute(&mut tx)
+        .await
+        .map_err(&failed)?;
+        sql("UPDATE invites SET holds_code = FALSE WHERE partition = $1")
+            .bind(lease.partition.0)
+            .execute(&mut tx)
+            .await
+            .map_err(&failed)?;
+        let rows = Rows {
+            namespaces: namespaces
+                .iter()
+                .map(|(name, settings)| NamespaceRow {
+                    name: name.clone(),
+                    settings: settings.clone(),
+                    cursor: at,
+                })
+                .collect(),
+            invites: invites
+                .iter()
+                .map(|(invite, holds_code)| InviteRow {
+                    invite: invite.clone(),
+                    holds_code: *holds_code,
+                    cursor: at,
+                })
+                .collect(),
+            audit,
+            ..Rows::default()
+        };
+        write(&mut tx, lease.partition, &rows).await.map_err(&failed)?;
+        tx.commit().await.map_err(&failed)?;
+        Ok(Ok(()))
+    }
+
+    /// Writes a gate's users: their memberships become exactly these, their redemptions are added to.
+    ///
+    /// # Errors
+    /// [`LedgerError`] when they can not be written; what was written before stays, and writing it again is safe.
+    pub async fn take_users(
+        &self,
+        lease: &Lease,
+        users: &[UserRecord],
+        metadata: impl Fn(RedemptionId) -> Option<String>,
+    ) -> Result<Result<(), LeaseLost>, LedgerError> {
+        let failed = LedgerError::of("writing what the gate has");
+        for chunk in users.chunks(CHUNK_USERS) {
+            let mut tx = self.writer.begin().await.map_err(&failed)?;
+            if !holds(&mut tx, lease).await.map_err(&failed)? {
+                return Ok(Err(LeaseLost));
+            }
+            let named = || {
+                let name = |user: &UserRecord| {
+                    vec![user.namespace.as_str().into(), user.user.as_str().into()]
+                };
+                chunk.iter().map(name).collect()
+            };
+            for tail in [
+                ") UPDATE redemptions SET exclusive_key = NULL
+                 WHERE (namespace, user_id) IN (SELECT namespace, user_id FROM taken)",
+                ") DELETE FROM members WHERE (namespace, user_id) IN (SELECT namespace, user_id FROM taken)",
+            ] {
+                in_bulk(&mut tx, "WITH taken (namespace, user_id) AS (", named(), tail)
+                    .await
+                    .map_err(&failed)?;
+            }
+            let rows = rows(chunk, &metadata);
+            let live = rows.redemptions.iter().filter(|row| row.exclusive_key.is_some());
+            let live = live
+                .map(|row| vec![row.redemption.id.0.into(), row.exclusive_key.as_deref().into()]);
+            let live = live.collect();
+            write(&mut tx, lease.partition, &rows).await.map_err(&failed)?;
+            // Those that were there before lost it above.
+            in_bulk(
+                &mut tx,
+                "WITH live (id, exclusive_key) AS (",
+                live,
+                ") UPDATE redemptions SET exclusive_key = live.exclusive_key FROM live WHERE redemptions.id = live.id",
+            )
+            .await
+            .map_err(&failed)?;
+            tx.commit().await.map_err(&failed)?;
+        }
+        Ok(Ok(()))
+    }
+}
+
+fn rows(users: &[UserRecord], metadata: impl Fn(RedemptionId) -> Option<String>) -> Rows {
+    let mut rows = Rows::default();
+    for user in users {
+        for (group, cursor, joined_at) in &user.memberships {
+            let made_by =
+                user.redemptions.iter().map(|(redemption, ..)| redemption).find(|redemption| {
+                    redemption.position.cursor == *cursor && redemption.group == *group
+                });
+            rows.members.push(MemberRow {
+                namespace: user.namespace.clone(),
+                user: user.user.clone(),
+                group: group.clone(),
+                redemption: made_by.map(|redemption| redemption.id),
+                joined_at: joined_at
+                    .or(made_by.map(|redemption| redemption.redeemed_at))
+                    .unwrap_or_default(),
+                exclusive_key: (user.rule == MembershipRule::OneGroup).then(|| "*".to_owned()),
+                cursor: *cursor,
+            });
+        }
+        for (redemption, request, counts) in &user.redemptions {
+            let key = exclusive_key(user.rule, &redemption.group, Some(redemption.invite));
+            rows.redemptions.push(RedemptionRow {
+                redemption: redemption.clone(),
+                request: request.clone(),
+                exclusive_key: key.filter(|_| *counts),
+                metadata: metadata(redemption.id),
+            });
+        }
+    }
+    rows
+}
