@@ -567,3 +567,163 @@ async fn while_postgresql_gives_no_answer_redemptions_go_on_and_none_is_lost() {
         known.text
     );
 }
+
+/// A node, a Redis that writes to disk every second, and one invite, `OUTAGE`.
+async fn node_on_a_redis_with_a_file() -> (Node, RedisServer, Settings) {
+    let redis =
+        RedisServer::start_with(&["--appendonly", "yes", "--appendfsync", "everysec"]).await;
+    let settings = Settings { redis_url: Some(redis.url()), ..Settings::default() };
+    let of_node = settings.clone();
+    let node = tokio::task::spawn_blocking(move || Node::start(&of_node)).await.unwrap();
+    node.invite("OUTAGE", "team", 1000).await;
+    (node, redis, settings)
+}
+
+/// What a user is told once the gate answers.
+async fn told(node: &Node, user: &str) -> Reply {
+    until_some("the gate answers", async || {
+        let reply = node.redeem("OUTAGE", user).await;
+        (reply.status != 503).then_some(reply)
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn while_redis_gives_no_answer_the_outcome_is_unknown_and_no_use_is_spent_twice() {
+    let redis = RedisServer::start().await;
+    let mut env = QUICK.map(|(name, value)| (name, value.to_owned())).to_vec();
+    env.push(("REDEEMER_LOG__LEVEL", "error".to_owned()));
+    let settings = Settings { redis_url: Some(redis.url()), env, ..Settings::default() };
+    let node = tokio::task::spawn_blocking(move || Node::start(&settings)).await.unwrap();
+    node.invite("OUTAGE", "team", 1000).await;
+    grant_all(&node, 0..5).await;
+    redis.signal("STOP");
+    let asked = (5..25).map(|number| {
+        let node = &node;
+        async move {
+            let (user, key) = (format!("user-{number}"), format!("key-{number}"));
+            let reply = node.try_redeem("OUTAGE", &user, &key).await.unwrap();
+            assert_eq!(reply.status, 503, "{}", reply.text);
+            assert!(["outcome_unknown", "gate_unavailable", "overloaded"].contains(&reply.code()));
+            (user, key)
+        }
+    });
+    let unknown = futures_util::future::join_all(asked).await;
+    redis.signal("CONT");
+    for (user, key) in unknown {
+        let known = until_some("the gate answers", async || {
+            let reply = node.try_redeem("OUTAGE", &user, &key).await.unwrap();
+            (reply.status != 503).then_some(reply)
+        })
+        .await;
+        assert!([200, 201].contains(&known.status), "{}", known.text);
+    }
+    the_ledger_has(&node, 25).await;
+    let shown = node.get("/v1/namespaces/default/invites/by-code/OUTAGE").await;
+    assert_eq!(shown.body["uses"], 25);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_killed_redis_of_ones_own_comes_back_with_what_it_had_answered() {
+    let (node, mut redis, _settings) = node_on_a_redis_with_a_file().await;
+    for round in 0..3 {
+        grant_all(&node, round * 10..round * 10 + 10).await;
+        redis.kill();
+        redis.restart().await;
+        for number in 0..round * 10 + 10 {
+            let again = told(&node, &format!("user-{number}")).await;
+            assert_eq!(again.status, 200, "{}", again.text);
+        }
+    }
+    the_ledger_has(&node, 30).await;
+}
+
+/// The machine dies: node, Redis, and what of Redis's file was not synced to disk yet, the last entry torn.
+#[tokio::test(flavor = "multi_thread")]
+async fn after_a_loss_of_power_nothing_is_lost_that_the_ledger_had() {
+    let directory = tempfile::tempdir().unwrap();
+    let ledger = ledger::url_in(directory.path());
+    let mut redis =
+        RedisServer::start_with(&["--appendonly", "yes", "--appendfsync", "everysec"]).await;
+    let settings = Settings {
+        redis_url: Some(redis.url()),
+        ledger: Some(ledger.clone()),
+        ..Settings::default()
+    };
+    let start = async || {
+        let settings = settings.clone();
+        tokio::task::spawn_blocking(move || Node::start(&settings)).await.unwrap()
+    };
+    let mut node = start().await;
+    node.invite("OUTAGE", "team", 1000).await;
+    let mut sql = Sql::connect(&ledger).await;
+    for lost in [0, 10] {
+        let before = node.get("/v1/namespaces/default/invites/by-code/OUTAGE").await.body["uses"]
+            .as_u64()
+            .unwrap();
+        let first = usize::try_from(before).unwrap();
+        grant_all(&node, first..first + 10).await;
+        the_ledger_has(&node, first + 10).await;
+        let synced = std::fs::metadata(redis.append_only_file()).unwrap().len();
+        grant_all(&node, first + 10..first + 20).await;
+        the_ledger_has(&node, first + 20).await;
+        // What the ledger does not have by now is nowhere but in that part of the file, and in the node.
+        sql.hold().await;
+        grant_all(&node, first + 20..first + 20 + lost).await;
+        node.kill();
+        redis.kill();
+        sql.let_go().await;
+        let file = redis.append_only_file();
+        std::fs::OpenOptions::new().write(true).open(&file).unwrap().set_len(synced + 7).unwrap();
+        redis.restart().await;
+        node = start().await;
+        for number in 0..first + 20 + lost {
+            let again = told(&node, &format!("user-{number}")).await;
+            let is_lost = number >= first + 20;
+            assert_eq!(again.status, if is_lost { 201 } else { 200 }, "{number}: {}", again.text);
+        }
+        the_ledger_has(&node, first + 20 + lost).await;
+        let report = node.get("/v1/namespaces/default/consistency").await;
+        assert_eq!(report.body["consistent"], true, "{}", report.text);
+    }
+}
+
+/// Each batch takes PostgreSQL a while.
+#[tokio::test(flavor = "multi_thread")]
+async fn with_a_slow_ledger_everybody_gets_what_was_asked_for() {
+    let redis = RedisServer::start().await;
+    let postgres = tokio::task::spawn_blocking(PostgresServer::start).await.unwrap();
+    let url = postgres.create_database("slow");
+    let settings = Settings {
+        redis_url: Some(redis.url()),
+        ledger: Some(url.clone()),
+        env: vec![("REDEEMER_SYNC__LEASE_TTL_MS", "2000".to_owned())],
+    };
+    let node = tokio::task::spawn_blocking(move || Node::start(&settings)).await.unwrap();
+    node.invite("OUTAGE", "team", 1000).await;
+    Sql::connect(&url)
+        .await
+        .execute(
+            "CREATE FUNCTION slowly() RETURNS trigger LANGUAGE plpgsql AS
+                 'BEGIN PERFORM pg_sleep(0.3); RETURN NULL; END';
+             CREATE TRIGGER slowly AFTER INSERT ON redemptions FOR EACH STATEMENT EXECUTE FUNCTION slowly();",
+        )
+        .await;
+    let careful = (0..20).map(|number| {
+        let body =
+            json!({"code": "OUTAGE", "user": format!("careful-{number}"), "durability": "ledger"});
+        let node = &node;
+        async move { node.post("/v1/namespaces/default/redemptions", &body).await }
+    });
+    let (careful, ()) =
+        tokio::join!(futures_util::future::join_all(careful), grant_all(&node, 0..200));
+    for reply in careful {
+        assert_eq!(
+            (reply.status, &reply.body["durability"]),
+            (201, &json!("ledger")),
+            "{}",
+            reply.text
+        );
+    }
+    the_ledger_has(&node, 220).await;
+}

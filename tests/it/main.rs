@@ -16,6 +16,7 @@ mod docs;
 mod durability;
 mod faults;
 mod input;
+mod leaders;
 mod ledger;
 mod model;
 mod race;

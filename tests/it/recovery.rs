@@ -31,13 +31,13 @@ use crate::support::{
 };
 
 /// An open partition with one invite, and users who come one after the other.
-struct Deployment {
-    bench: Bench,
-    namespace: Namespace,
+pub struct Deployment {
+    pub bench: Bench,
+    pub namespace: Namespace,
 }
 
 impl Deployment {
-    async fn start() -> Self {
+    pub async fn start() -> Self {
         let bench = Bench::start().await;
         let namespace = bench.namespace("acme", MembershipRule::OneGroup).await;
         let create = CreateInvite {
@@ -74,20 +74,20 @@ impl Deployment {
         self.bench.gate.redeem(request).await.map(|answer| answer.outcome)
     }
 
-    async fn grant(&self, numbers: std::ops::Range<u32>) {
+    pub async fn grant(&self, numbers: std::ops::Range<u32>) {
         for number in numbers {
             assert!(matches!(self.redeem(number).await.unwrap(), Outcome::Granted(_)));
         }
     }
 
-    async fn assert_replayed(&self, numbers: std::ops::Range<u32>) {
+    pub async fn assert_replayed(&self, numbers: std::ops::Range<u32>) {
         for number in numbers {
             let outcome = self.redeem(number).await.unwrap();
             assert!(matches!(outcome, Outcome::Replayed(_)), "{number}: {outcome:?}");
         }
     }
 
-    async fn ledger_cursor(&self) -> Cursor {
+    pub async fn ledger_cursor(&self) -> Cursor {
         self.bench.ledger.partition(Partition(0)).await.unwrap().cursor
     }
 

@@ -13,6 +13,7 @@ use super::{eventually, node::signal};
 /// A server in a temporary directory, on a unix socket; gone when it is dropped.
 pub struct RedisServer {
     directory: TempDir,
+    options: Vec<String>,
     child: Child,
 }
 
@@ -24,8 +25,9 @@ impl RedisServer {
     /// With more options, such as `--port 7001`.
     pub async fn start_with(options: &[&str]) -> Self {
         let directory = tempfile::Builder::new().prefix("rdm-redis-").tempdir().unwrap();
-        let child = spawn(&directory, options);
-        let server = Self { directory, child };
+        let options: Vec<String> = options.iter().map(|&option| option.to_owned()).collect();
+        let child = spawn(&directory, &options);
+        let server = Self { directory, options, child };
         server.wait().await;
         server
     }
@@ -53,6 +55,25 @@ impl RedisServer {
         sent.query_async(&mut self.connect().await).await.unwrap()
     }
 
+    /// Kills it without a warning; the page cache of the machine survives.
+    pub fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    /// Starts it again on what it has left behind.
+    pub async fn restart(&mut self) {
+        self.child = spawn(&self.directory, &self.options);
+        self.wait().await;
+    }
+
+    /// The file to which it appends what has changed since it was started (`--appendonly yes`).
+    pub fn append_only_file(&self) -> PathBuf {
+        let files = std::fs::read_dir(self.directory.path().join("appendonlydir")).unwrap();
+        let mut paths = files.map(|file| file.unwrap().path());
+        paths.find(|path| path.to_string_lossy().ends_with(".incr.aof")).unwrap()
+    }
+
     pub fn signal(&self, name: &str) {
         signal(self.child.id(), name);
     }
@@ -74,7 +95,7 @@ impl RedisServer {
     }
 }
 
-fn spawn(directory: &TempDir, options: &[&str]) -> Child {
+fn spawn(directory: &TempDir, options: &[String]) -> Child {
     Command::new("redis-server")
         .args(["--port", "0", "--save", "", "--enable-debug-command", "yes", "--unixsocket"])
         .arg(directory.path().join("s"))
