@@ -29,7 +29,7 @@ const AUDIT: &str = "/v1/namespaces/default/consistency";
 
 /// Nodes that share a Redis and a ledger, and one invite, `LED`.
 struct Nodes {
-    nodes: Vec<Node>,
+    all: Vec<Node>,
     redis: RedisServer,
     sql: Sql,
     settings: Settings,
@@ -52,12 +52,12 @@ impl Nodes {
         }
         nodes[0].invite("LED", "team", 1_000_000).await;
         let sql = Sql::connect(&url).await;
-        Self { nodes, redis, sql, settings, _directory: directory }
+        Self { all: nodes, redis, sql, settings, _directory: directory }
     }
 
     /// The node that leads the partition of the namespace `default`, and its place among all.
     async fn leader(&mut self) -> usize {
-        let Self { nodes, sql, .. } = self;
+        let Self { all: nodes, sql, .. } = self;
         until_some("somebody leads", async || {
             let owner = sql
                 .texts(
@@ -76,7 +76,7 @@ impl Nodes {
         for number in users {
             let user = format!("user-{number}");
             let reply = until_some("the gate answers", async || {
-                let reply = self.nodes[node].redeem("LED", &user).await;
+                let reply = self.all[node].redeem("LED", &user).await;
                 (reply.status != 503).then_some(reply)
             })
             .await;
@@ -93,7 +93,7 @@ impl Nodes {
         .await;
         let of_invite = "SELECT uses FROM invites WHERE code = 'LED'";
         assert_eq!(sql.number(of_invite).await, users);
-        let report = self.nodes[node].get(AUDIT).await;
+        let report = self.all[node].get(AUDIT).await;
         assert_eq!(report.body["consistent"], true, "{}", report.text);
     }
 }
@@ -109,7 +109,7 @@ async fn a_dead_leader_is_replaced_and_nothing_is_lost() {
     let leader = it.leader().await;
     let other = 1 - leader;
     it.grant(leader, 0..50).await;
-    it.nodes[leader].kill();
+    it.all[leader].kill();
     it.grant(other, 50..100).await;
     it.all_is_well(other, 100).await;
     assert_eq!(it.leader().await, other);
@@ -126,9 +126,9 @@ async fn a_leader_killed_between_its_commit_and_its_trim_leaves_nothing_twice() 
         sql.number("SELECT COUNT(*) FROM redemptions").await > 0
     })
     .await;
-    it.nodes[0].kill();
+    it.all[0].kill();
     it.redis.run::<()>(&["ACL", "SETUSER", "default", "+xtrim"]).await;
-    it.nodes[0] = start(&it.settings).await;
+    it.all[0] = start(&it.settings).await;
     it.grant(0, 20..25).await;
     it.all_is_well(0, 25).await;
     eventually("the outbox is empty", async || {
@@ -154,10 +154,10 @@ async fn a_leader_that_is_paused_and_wakes_up_late_changes_nothing() {
         // paused keeps it from everybody; PostgreSQL ends its transaction.)
         it.sql.hold().await;
         it.grant(leader, first + 10..first + 20).await;
-        signal(it.nodes[leader].pid(), "STOP");
+        signal(it.all[leader].pid(), "STOP");
         it.sql.let_go().await;
         it.grant(other, first + 20..first + 40).await;
-        let Nodes { sql, nodes, .. } = &mut it;
+        let Nodes { sql, all: nodes, .. } = &mut it;
         let pid = nodes[other].pid().to_string();
         eventually("the other one leads everything", async || {
             let owners =
@@ -165,7 +165,7 @@ async fn a_leader_that_is_paused_and_wakes_up_late_changes_nothing() {
             owners.iter().all(|owner| owner.starts_with(&format!("{pid}-")))
         })
         .await;
-        signal(it.nodes[leader].pid(), "CONT");
+        signal(it.all[leader].pid(), "CONT");
         it.grant(leader, first + 40..first + 60).await;
         it.all_is_well(other, i64::try_from(first).unwrap() + 60).await;
     }
@@ -192,12 +192,12 @@ async fn a_builder_killed_in_the_middle_is_replaced_by_another() {
         it.redis.run::<Option<u64>>(&["HGET", &meta, "chunk"]).await.is_some_and(|chunk| chunk > 2)
     })
     .await;
-    it.nodes[leader].kill();
+    it.all[leader].kill();
     assert!(it.redis.run::<Option<String>>(&["HGET", &meta, "builder"]).await.is_some());
     let other = 1 - leader;
     it.grant(other, 1..5).await;
     it.all_is_well(other, 5).await;
-    let members = it.nodes[other].get("/v1/namespaces/default/members/member-30000").await;
+    let members = it.all[other].get("/v1/namespaces/default/members/member-30000").await;
     assert_eq!((members.status, &members.body["memberships"][0]["group"]), (200, &json!("team")));
 }
 
