@@ -20,6 +20,7 @@ mod leaders;
 mod ledger;
 mod model;
 mod race;
+mod race_conditions;
 mod recovery;
 mod support;
 mod tidy;

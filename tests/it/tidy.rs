@@ -265,3 +265,45 @@ fn every_fault_in_the_documents_names_a_test() {
         assert!(tests.contains(&format!("fn {test}()")), "no test {test}");
     }
 }
+
+/// What stands between single backquotes, outside of code blocks.
+fn quoted(text: &str) -> Vec<&str> {
+    let prose = text.split("```").step_by(2);
+    prose.flat_map(|part| part.split('`').skip(1).step_by(2)).collect()
+}
+
+#[test]
+fn every_test_in_the_document_about_races_exists() {
+    let tests: String =
+        files("tests").into_iter().map(|path| fs::read_to_string(path).unwrap()).collect();
+    let text = read("docs/race-conditions.md");
+    // Nothing else there is a word of so many words.
+    let named: BTreeSet<_> =
+        quoted(&text).into_iter().filter(|word| word.matches('_').count() > 3).collect();
+    assert!(named.len() > 15);
+    for test in &named {
+        assert!(tests.contains(&format!("fn {test}()")), "no test {test}");
+    }
+    // And nothing is shown that the document does not tell.
+    let own = read("tests/it/race_conditions.rs");
+    for part in own.split("#[tokio::test").skip(1) {
+        let (_, name) = part.split_once("async fn ").unwrap();
+        let (name, _) = name.split_once('(').unwrap();
+        assert!(named.contains(name), "docs/race-conditions.md lacks {name}");
+    }
+}
+
+#[test]
+fn the_sql_in_the_document_about_races_is_what_its_tests_run() {
+    let one_line = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
+    let tests = one_line(&read("tests/it/race_conditions.rs"));
+    let text = read("docs/race-conditions.md");
+    let blocks = text.split("```sql\n").skip(1).map(|rest| rest.split("```").next().unwrap());
+    let lines = blocks.flat_map(str::lines).filter(|line| !line.starts_with("--"));
+    let all = lines.collect::<Vec<_>>().join("\n");
+    let statements: Vec<_> = all.split(';').map(one_line).filter(|one| !one.is_empty()).collect();
+    assert!(statements.len() > 10);
+    for statement in statements {
+        assert!(tests.contains(&statement), "no test runs: {statement}");
+    }
+}
