@@ -22,5 +22,6 @@ mod model;
 mod race;
 mod race_conditions;
 mod recovery;
+mod scripts;
 mod support;
 mod tidy;

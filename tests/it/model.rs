@@ -125,7 +125,7 @@ fn ask() -> impl Strategy<Value = Ask> {
         proptest::option::weighted(0.9, 0..4u8),
         0..8u8,
         proptest::option::of(0..2u8),
-        proptest::option::of(0..2u8),
+        proptest::option::of(0..3u8),
     )
         .prop_map(|(redeem, code, user, request, ip, email)| Ask {
             redeem: redeem > 1 && user.is_some(),
@@ -262,7 +262,7 @@ fn group(number: u8) -> Group {
 }
 
 fn domain(number: u8) -> EmailDomain {
-    EmailDomain::parse(["example.com", "example.org"][usize::from(number)]).unwrap()
+    EmailDomain::parse(["example.com", "example.org", "ample.com"][usize::from(number)]).unwrap()
 }
 
 /// Windows are so long that nothing of a budget runs out in real time while a case runs.

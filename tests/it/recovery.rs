@@ -202,6 +202,16 @@ async fn an_emptied_redis_is_rebuilt_from_the_ledger() {
 }
 
 #[tokio::test]
+async fn a_node_that_was_not_told_of_a_rebuild_is_fenced() {
+    let it = Deployment::start().await;
+    it.grant(0..3).await;
+    // The same server, so deployment and lineage are as before; only the epoch is another one.
+    it.bench.ledger.request_rebuild(None).await.unwrap();
+    assert!(matches!(it.bench.try_admit().await, Admission::Open(..)));
+    assert!(matches!(it.redeem(3).await, Err(GateError::Fenced)));
+}
+
+#[tokio::test]
 async fn a_gate_that_lost_its_last_changes_is_rebuilt_and_grants_nobody_twice() {
     let it = Deployment::start().await;
     it.grant(0..3).await;
