@@ -1,6 +1,6 @@
 # `make run` and `make test` do all the set-up themselves.
 
-.PHONY: help run test fmt demo clean
+.PHONY: help run test mutants fmt demo clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -17,6 +17,11 @@ test: ## Install what is missing, then check format and lints and run every test
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --quiet
 	cargo test --locked --quiet
 	TEST_LEDGER=postgres cargo test --locked --quiet --test it
+	tests/mutants.py --check
+
+mutants: ## Plant small faults in the scripts, one at a time, and show that the tests catch each
+	@scripts/setup test
+	tests/mutants.py
 
 fmt: ## Format the code
 	cargo fmt

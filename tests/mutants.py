@@ -1,0 +1,236 @@
+#!/usr/bin/env python3
+"""Plants small faults in the scripts, one at a time, and shows that the tests notice each of them.
+
+    tests/mutants.py                 every mutant
+    tests/mutants.py redeem expired  only those whose script or meaning has one of these words
+    tests/mutants.py --check         only whether every mutant still fits its script
+
+It works on a copy of the checkout below target/mutants, which it keeps, so that only what differs is built again.
+A mutant counts as caught only if the same tests pass without it. Headers and documents are not among these tests: what
+catches a mutant is what the scripts do. Ends with 1 if a mutant survives, with 2 if one no longer fits.
+"""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+WORK = ROOT / "target" / "mutants"
+COPY = WORK / "checkout"
+
+HISTORIES = ["model::the_scripts_do_what_the_model_says_on_random_histories"]
+LEDGER = ["model::the_ledger_knows_all_that_the_gate_knows_on_random_histories"]
+RECOVERY = ["recovery::", "scripts::"]
+REST = ["batch::", "race::", "faults::", "durability::", "api::", "audit::"]
+
+# Nobody may be waiting for ever because of a fault.
+PATIENCE_S = 900
+
+# Script, what the fault means, the exact text, what stands there instead.
+MUTANTS = [
+    ("redeem", "one use too many", "invite.uses >= tonumber(invite.max_uses)", "invite.uses > tonumber(invite.max_uses)"),
+    ("redeem", "a repeat is a new request", "    if position then\n      local before", "    if false then\n      local before"),
+    ("redeem", "a key that was used for another code gets that answer",
+     "if before.code ~= request.code then return {'refused', 'request_id_reused', '', '', {}} end", ""),
+    ("redeem", "another invite's use counts as a repeat of this one",
+     "return redemption and redemption.invite == invite.id and redemption or nil", "return redemption"),
+    ("redeem", "no fence", "if lineage ~= ARGV[2] or meta[1] ~= ARGV[1] or meta[2] ~= ARGV[2] or meta[3] ~= ARGV[3] then",
+     "if false then"),
+    ("redeem", "the fence forgets the server's own lineage", "if lineage ~= ARGV[2] or meta[1]", "if meta[1]"),
+    ("redeem", "the fence forgets the epoch", " or meta[3] ~= ARGV[3] then", " then"),
+    ("redeem", "decided by settings that have changed",
+     "if namespace.revision ~= namespace.known then return {'settings_changed'} end", ""),
+    ("redeem", "redeemed in an archived namespace", "namespace.live = values[1] and not values[3]", "namespace.live = values[1]"),
+    ("redeem", "one entry too many in the outbox", "if #entries >= room then", "if #entries > room then"),
+    ("redeem", "valid at the moment of its end", "invite.expires_at and now >= tonumber", "invite.expires_at and now > tonumber"),
+    ("redeem", "not yet valid at the moment of its start", "invite.starts_at and now < tonumber", "invite.starts_at and now <= tonumber"),
+    ("redeem", "a disabled invite works", "if invite.disabled then return 'disabled' end", ""),
+    ("redeem", "an invite for one user works for all", "and invite.user ~= request.user then", "and false then"),
+    ("redeem", "half of a domain's name is enough", "',' .. request.email_domain .. ',', 1, true)", "request.email_domain, 1, true)"),
+    ("redeem", "a second group where one is the rule", "if not pointer and rule == 'one_group' then", "if false then"),
+    ("redeem", "those in a batch do not see whom it let in",
+     "  for i = 1, #written, 2 do fields[written[i]] = written[i + 1] end\n", ""),
+    ("redeem", "attempts are not charged", "tat = tat + quota.interval_us\n", "tat = tat\n"),
+    ("redeem", "charges are not kept", "tats[index], changed_tats[index] = tat, true", "tats[index] = tat"),
+    ("redeem", "one attempt too few", "if over_us > 0 then", "if over_us >= 0 then"),
+    ("redeem", "every attempt counts as a guess", "if budgets[b] == GUESS then charged = missed end", ""),
+    ("redeem", "a clock that went back leaves a budget spent for long", "math.min(math.max(tat, now_us), now_us + quota.window_us)",
+     "math.max(tat, now_us)"),
+    ("redeem", "rate limits stay in memory for ever",
+     "int(tats[index]), 'PX', int(math.ceil((tats[index] - now_us) / 1000)))", "int(tats[index]))"),
+    ("redeem", "a validation spends a use", "if not redeeming then return {'allowed', rates} end", ""),
+    ("redeem", "ordinals begin with 0", "ordinal = int(invite.granted), remaining", "ordinal = int(invite.granted - 1), remaining"),
+    ("redeem", "the use is not written", "redis.call('HSET', KEYS[index], 'uses', int(invite.uses), 'granted'",
+     "redis.call('HSET', KEYS[index], 'granted'"),
+    ("redeem", "the member is not written", "  redis.call('HSET', KEYS[entry.request.member], unpack(entry.written))\n", ""),
+    ("redeem", "the ledger is told another request", "'request', request.id,\n", "'request', redemption.id,\n"),
+    ("create_invite", "a live invite loses its code",
+     "if not (exhausted or expired or holder[5]) then return {'code_taken', holder[1]} end", ""),
+    ("create_invite", "at the moment of its end an invite keeps its code", "holder[4] and now >= tonumber", "holder[4] and now > tonumber"),
+    ("create_invite", "the ended invite is written over", "if holder[1] then redis.call('RENAME', KEYS[4], KEYS[7]) end", ""),
+    ("create_invite", "one id makes two invites", "if known and known ~= code then return {'id_taken', known} end", ""),
+    ("change_invite", "a limit below what is used", "if max_uses and max_uses < uses then", "if false then"),
+    ("change_invite", "any revision will do",
+     "if ARGV[9] ~= '' and ARGV[9] ~= invite.revision then", "if false then"),
+    ("change_invite", "a repeated change is made twice", "if invite.last_change == ARGV[8] then", "if false then"),
+    ("change_invite", "re-opened over the invite that has the code now",
+     "if reopened and holder then return {'code_taken', holder} end", ""),
+    ("change_invite", "a limit can not be taken away", "if #removed > 0 then redis.call('HDEL', key, unpack(removed)) end\n", ""),
+    ("delete_invite", "an invite with redemptions is deleted", "if tonumber(invite[3]) > 0 then", "if false then"),
+    ("delete_invite", "the id of what is deleted stays", "redis.call('DEL', key, KEYS[6])", "redis.call('DEL', key)"),
+    ("join", "a second group where one is the rule", "if not pointer and settings[3] == 'one_group' then", "if false then"),
+    ("leave", "the invite stays spent for who has left", "if of == group then removed[#removed + 1] = name end", ""),
+    ("leave", "a past join stays with the member",
+     "if string.match(fields[position], '^joined ') then removed[#removed + 1] = position end", ""),
+    ("put_namespace", "the membership rule changes under its members",
+     "if exists and (name == 'membership' or name == 'code_case') and settings[name] ~= value then", "if false then"),
+    ("put_namespace", "brought back and still archived", "  removed[#removed + 1] = 'archived_at'\n", ""),
+    ("put_namespace", "any revision will do", "if ARGV[9] ~= '' and ARGV[9] ~= settings.revision then", "if false then"),
+    ("adopt", "a gate is adopted that is not where the ledger is", "if meta[6] or not same then", "if meta[6] then"),
+    ("adopt", "one who was paused opens what a later recovery has closed",
+     "if meta[1] ~= ARGV[1] or meta[2] ~= ARGV[3] then", "if meta[1] ~= ARGV[1] then"),
+    ("close", "another deployment's gate is closed", "if not ours and ARGV[4] ~= 'discard' then", "if false then"),
+    ("close", "one who was paused closes what a later recovery has opened",
+     "  if tonumber(meta[2]) >= tonumber(ARGV[3]) then return {'foreign', meta[1], meta[2]} end\n", ""),
+    ("close", "the closed partition goes on", "'lineage', '', 'closing'", "'closing'"),
+    ("rebuild", "another deployment's gate is replaced",
+     "if meta[2] and not ours and ARGV[7] ~= 'discard' then", "if false then"),
+    ("rebuild", "two builders at once", " or meta[4] ~= builder then", " then"),
+    ("rebuild", "one who was paused removes what a later one has built",
+     "  if meta[2] and ours and meta[3] ~= epoch then return {'moved'} end\n", ""),
+    ("rebuild", "a missing chunk is not missed", "  if tonumber(chunk) ~= tonumber(meta[5]) + 1 then return {'moved'} end\n", ""),
+    ("rebuild", "the count is not checked",
+     "if meta[5] ~= chunk or meta[6] ~= ARGV[7] then return {'miscounted', meta[5], meta[6]} end\n", ""),
+    ("rebuild", "what is there is not removed", "for i = 3, #KEYS do redis.call('UNLINK', KEYS[i]) end", ""),
+]
+
+
+def main():
+    words = [word for word in sys.argv[1:] if word != "--check"]
+    check_that_all_fit()
+    if "--check" in sys.argv:
+        return 0
+    chosen = [mutant for mutant in MUTANTS if not words or any(word in f"{mutant[0]} {mutant[1]}" for word in words)]
+    if not chosen:
+        sys.exit(f"no mutant has {' or '.join(words)} in its name")
+    copy_checkout()
+    tests = build()
+    check_that_tests_exist(tests)
+    failed = first_failure(tests, [HISTORIES + LEDGER + RECOVERY + REST])
+    if failed:
+        sys.exit(f"without any mutant this fails: {failed}")
+    survivors = [mutant for mutant in chosen if not is_caught(mutant)]
+    print(f"\n{len(chosen) - len(survivors)} of {len(chosen)} mutants were caught")
+    for script, meaning, _, _ in survivors:
+        print(f"SURVIVED  {script}: {meaning}")
+    return 1 if survivors else 0
+
+
+def check_that_all_fit():
+    """What has gone from a script, or stands there twice, would plant nothing or too much."""
+    wrong = False
+    for script, meaning, original, _ in MUTANTS:
+        count = source_of(script).count(original)
+        if count != 1:
+            print(f"{script}: {meaning}: its text occurs {count} times instead of once:\n{original}", file=sys.stderr)
+            wrong = True
+    if wrong:
+        sys.exit(2)
+
+
+def check_that_tests_exist(tests):
+    """A filter that fits no test would catch nothing, and nobody would notice."""
+    listed = subprocess.run([tests, "--list"], check=True, capture_output=True, text=True).stdout
+    for wanted in HISTORIES + LEDGER + RECOVERY + REST:
+        if not any(line.startswith(wanted) for line in listed.splitlines()):
+            sys.exit(f"no test is called {wanted}")
+
+
+def is_caught(mutant):
+    script, meaning, original, replacement = mutant
+    path = COPY / "lua" / f"{script}.lua"
+    path.write_text(source_of(script).replace(original, replacement))
+    began = time.monotonic()
+    try:
+        caught_by = first_failure(build(), suites_of(script))
+    finally:
+        path.write_text(source_of(script))
+    told = f"caught by {caught_by}" if caught_by else "SURVIVED"
+    print(f"{script:14} {meaning:62} {told}  ({time.monotonic() - began:.0f} s)", flush=True)
+    return bool(caught_by)
+
+
+def suites_of(script):
+    """Every suite, the one that most likely catches a fault of this script first."""
+    if script in ("adopt", "close", "rebuild"):
+        return [RECOVERY, LEDGER, REST, HISTORIES]
+    return [HISTORIES, LEDGER, RECOVERY, REST]
+
+
+def source_of(script):
+    return (ROOT / "lua" / f"{script}.lua").read_text()
+
+
+def copy_checkout():
+    """Only what differs is copied, so that nothing else looks new to cargo; what has gone is removed."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT, check=True, capture_output=True, text=True)
+    names = {name for name in listed.stdout.split("\0") if name and (ROOT / name).is_file()}
+    for name in names:
+        source, target = ROOT / name, COPY / name
+        if not target.exists() or target.read_bytes() != source.read_bytes():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(source, target)
+    for path in COPY.rglob("*"):
+        if path.is_file() and str(path.relative_to(COPY)) not in names:
+            path.unlink()
+
+
+def build():
+    """Builds the tests, and the program that they start; returns the path of the tests."""
+    command = ["cargo", "test", "--locked", "--quiet", "--no-run", "--test", "it", "--message-format=json"]
+    environment = os.environ | {"CARGO_TARGET_DIR": str(WORK / "target")}
+    built = subprocess.run(command, cwd=COPY, env=environment, stdout=subprocess.PIPE, text=True)
+    if built.returncode:
+        sys.exit("the copy can not be built")
+    messages = (json.loads(line) for line in built.stdout.splitlines() if line.startswith("{"))
+    return next(
+        message["executable"] for message in messages
+        if message.get("executable") and message["target"]["name"] == "it")
+
+
+def first_failure(tests, suites):
+    """The tests that fail of the first suite where one does, or nothing."""
+    # Nobody needs the smallest history: that there is one is enough.
+    environment = os.environ | {"PROPTEST_MAX_SHRINK_ITERS": "0", "CARGO_MANIFEST_DIR": str(COPY)}
+    for filters in suites:
+        with subprocess.Popen(
+            [tests, *filters], cwd=COPY, env=environment, start_new_session=True,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace") as ran:
+            try:
+                said, _ = ran.communicate(timeout=PATIENCE_S)
+            except subprocess.TimeoutExpired:
+                return f"{' '.join(filters)}: no end"
+            finally:
+                # The servers of a test that did not end are in its group.
+                if ran.poll() is None:
+                    os.killpg(ran.pid, signal.SIGKILL)
+        if "Error compiling script" in said:
+            sys.exit(f"this mutant is no Lua, and everything would catch it:\n{said[-2000:]}")
+        if ran.returncode:
+            failed = sorted(set(re.findall(r"^test (\S+) \.\.\. FAILED$", said, re.MULTILINE)))
+            if not failed:
+                sys.exit(f"the tests came to an end that says nothing:\n{said[-2000:]}")
+            return ", ".join(failed)
+    return None
+
+
+if __name__ == "__main__":
+    sys.exit(main())
