@@ -95,7 +95,7 @@ MUTANTS = [
     ("adopt", "a gate is adopted that is not where the ledger is", "if meta[6] or not same then", "if meta[6] then"),
     ("adopt", "one who was paused opens what a later recovery has closed",
      "if meta[1] ~= ARGV[1] or meta[2] ~= ARGV[3] then", "if meta[1] ~= ARGV[1] then"),
-    ("close", "another deployment's gate is closed", "if not ours and ARGV[4] ~= 'discard' then", "if false then"),
+    ("close", "another deployment's gate is closed", "if not ours and ARGV[4] ~= 'take_over' then", "if false then"),
     ("close", "one who was paused closes what a later recovery has opened",
      "  if tonumber(meta[2]) >= tonumber(ARGV[3]) then return {'foreign', meta[1], meta[2]} end\n", ""),
     ("close", "the closed partition goes on", "'lineage', '', 'closing'", "'closing'"),

@@ -206,7 +206,7 @@ async fn a_node_that_was_not_told_of_a_rebuild_is_fenced() {
     let it = Deployment::start().await;
     it.grant(0..3).await;
     // The same server, so deployment and lineage are as before; only the epoch is another one.
-    it.bench.ledger.request_rebuild(None).await.unwrap();
+    it.bench.ledger.request_rebuild(None, Rebuild::FromLedger).await.unwrap();
     assert!(matches!(it.bench.try_admit().await, Admission::Open(..)));
     assert!(matches!(it.redeem(3).await, Err(GateError::Fenced)));
 }
