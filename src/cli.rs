@@ -2,6 +2,7 @@
 
 mod audit;
 mod config;
+mod dead_letters;
 mod demo;
 mod healthcheck;
 mod inspect;
@@ -95,6 +96,9 @@ enum Command {
     Rebuild(rebuild::Rebuild),
     /// Compare what Redis holds with what the ledger says
     Audit(audit::Audit),
+    /// Show the changes that the ledger could not take, and try them again
+    #[command(subcommand)]
+    DeadLetters(dead_letters::Command),
     /// Check and show the configuration
     #[command(subcommand)]
     Config(config::Command),
@@ -150,6 +154,7 @@ async fn execute(Cli { command, common }: Cli) -> anyhow::Result<ExitCode> {
         Command::Status => return status::run(&common).await,
         Command::Rebuild(rebuild) => rebuild.run(&common).await?,
         Command::Audit(audit) => return audit.run(&common).await,
+        Command::DeadLetters(command) => return command.run(&common).await,
         Command::Config(command) => command.run(&common)?,
         Command::Healthcheck => return healthcheck::run(&common).await,
         Command::Demo(demo) => return demo.run(&common).await,

@@ -9,6 +9,7 @@
 mod append;
 mod claims;
 mod columns;
+mod dead_letters;
 mod keys;
 mod laws;
 mod partitions;
@@ -22,6 +23,7 @@ mod take;
 
 pub use append::Appended;
 pub use claims::{Claim, Claimed};
+pub use dead_letters::DeadLetter;
 pub use laws::Breach;
 pub use partitions::{Deployment, Lease, LeaseLost, PartitionRow, PartitionState, Rebuild};
 pub use postgres::PostgresOptions;

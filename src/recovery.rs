@@ -29,7 +29,7 @@ use crate::{
         Gate, GateError,
         adopt::{self, Adopted},
         close::{self, Closed},
-        outbox::{Read, Reader},
+        outbox::Reader,
         rebuild::{Builder, RebuildError},
         survey,
         take::{self, TakeError, Taken},
@@ -301,11 +301,8 @@ async fn outbox_entries(
     loop {
         let read = reader.read(cursor, batch_max, none).await.map_err(unavailable)?;
         let Some(last) = read.last() else { return Ok(entries) };
-        cursor = last.cursor();
-        entries.extend(read.into_iter().filter_map(|read| match read {
-            Read::Entry(entry) => Some(entry),
-            Read::Undecodable { .. } => None,
-        }));
+        cursor = last.cursor;
+        entries.extend(read.into_iter().filter_map(|read| read.entry.ok()));
     }
 }
 

@@ -4,6 +4,7 @@
 //! [`recovery`]), then reads its outbox from the ledger's cursor, writes rows and cursor in one
 //! transaction, and removes from the outbox what is written. It never removes an entry that the ledger does not have.
 
+pub mod dead_letters;
 pub mod plan;
 pub mod progress;
 
@@ -340,19 +341,13 @@ pub(crate) async fn carry(
     cursor: Cursor,
     read: Vec<Read>,
 ) -> Result<Carried, SyncError> {
-    let known = match plan::contiguous(cursor, read.iter().map(Read::cursor)) {
+    let known = match plan::contiguous(cursor, read.iter().map(|read| read.cursor)) {
         Ok(known) => known,
         Err(gap) => return Ok(Carried::Stopped(gap.to_string())),
     };
     let read = &read[known..];
-    let Some(end) = read.last().map(Read::cursor) else { return Ok(Carried::To(cursor)) };
-    let entries: Option<Vec<Entry>> = read
-        .iter()
-        .map(|read| match read {
-            Read::Entry(entry) => Some(entry.clone()),
-            Read::Undecodable { .. } => None,
-        })
-        .collect();
+    let Some(end) = read.last().map(|read| read.cursor) else { return Ok(Carried::To(cursor)) };
+    let entries: Option<Vec<Entry>> = read.iter().map(|read| read.entry.clone().ok()).collect();
     if let Some(entries) = entries {
         match ledger.append(lease, cursor, end, &plan::plan(&entries)).await {
             Ok(Appended::Appended) => return Ok(Carried::To(end)),
@@ -363,8 +358,8 @@ pub(crate) async fn carry(
     }
     let mut cursor = cursor;
     for one in read {
-        let (text, reason) = match one {
-            Read::Entry(entry) => {
+        let reason = match &one.entry {
+            Ok(entry) => {
                 match ledger
                     .append(lease, cursor, entry.cursor, &plan::plan(std::slice::from_ref(entry)))
                     .await
@@ -374,26 +369,24 @@ pub(crate) async fn carry(
                         continue;
                     }
                     Ok(Appended::Overtaken) => return Ok(Carried::Overtaken),
-                    Err(error @ LedgerError::Rejected { .. }) => {
-                        (format!("{entry:?}"), chain(&error))
-                    }
+                    Err(error @ LedgerError::Rejected { .. }) => chain(&error),
                     Err(error) => return Err(error.into()),
                 }
             }
-            Read::Undecodable { text, reason, .. } => (text.clone(), reason.clone()),
+            Err(malformed) => malformed.0.clone(),
         };
         // Counted in the ledger, or every new try would give up some more.
         let below = ledger.dead_letters_below(lease.partition, cursor, DEAD_IN_A_ROW_MAX).await?;
         if below + 1 >= DEAD_IN_A_ROW_MAX {
             return Ok(Carried::Stopped(format!(
                 "{DEAD_IN_A_ROW_MAX} entries in a row can not be applied, the last at {}: {reason}",
-                one.cursor()
+                one.cursor
             )));
         }
-        tracing::error!(partition = %lease.partition, at = %one.cursor(), reason, "an entry became a dead letter");
+        tracing::error!(partition = %lease.partition, at = %one.cursor, reason, "an entry became a dead letter");
         metrics::counter!("redeemer_dead_letters_total").increment(1);
-        match ledger.append_dead(lease, cursor, one.cursor(), &text, &reason).await? {
-            Appended::Appended => cursor = one.cursor(),
+        match ledger.append_dead(lease, cursor, one.cursor, &one.text(), &reason).await? {
+            Appended::Appended => cursor = one.cursor,
             Appended::Overtaken => return Ok(Carried::Overtaken),
         }
     }

@@ -8,7 +8,7 @@ use crate::domain::{
 };
 
 /// The fields of a hash or of an outbox entry.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Fields(pub(super) HashMap<String, String>);
 
 impl Fields {

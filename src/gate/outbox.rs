@@ -1,6 +1,9 @@
 //! The outbox: what the scripts wrote down for the ledger, one stream per partition.
 
-use std::time::Duration;
+use std::{
+    collections::{BTreeMap, HashMap},
+    time::Duration,
+};
 
 use redis::{
     RedisError,
@@ -20,29 +23,31 @@ use crate::domain::{
 
 /// An entry as it stands in the stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Read {
-    /// An entry that this program understands.
-    Entry(Entry),
-    /// One that it does not: it belongs among the dead letters.
-    Undecodable {
-        /// Its place.
-        cursor: Cursor,
-        /// Its fields as text.
-        text: String,
-        /// What is wrong with it.
-        reason: String,
-    },
+pub struct Read {
+    /// Its place.
+    pub cursor: Cursor,
+    /// What it says, or why nobody understands it: then it belongs among the dead letters.
+    pub entry: Result<Entry, Malformed>,
+    fields: Fields,
 }
 
 impl Read {
-    /// Its place.
+    /// Its fields, as [`decode_text`] reads them: a JSON object of text.
     #[must_use]
-    pub fn cursor(&self) -> Cursor {
-        match self {
-            Self::Entry(entry) => entry.cursor,
-            Self::Undecodable { cursor, .. } => *cursor,
-        }
+    pub fn text(&self) -> String {
+        let fields: BTreeMap<_, _> = self.fields.0.iter().collect();
+        serde_json::to_string(&fields).unwrap_or_else(|_| format!("{fields:?}"))
     }
+}
+
+/// What an entry says of which only the text was kept.
+///
+/// # Errors
+/// [`Malformed`] when nobody understands it.
+pub fn decode_text(partition: Partition, cursor: Cursor, text: &str) -> Result<Entry, Malformed> {
+    let fields = serde_json::from_str(text)
+        .map_err(|error| Malformed(format!("it is no JSON object of text: {error}")))?;
+    entry(partition, cursor, &Fields(fields))
 }
 
 /// Reads one partition's outbox over a connection of its own, since a read that finds nothing waits.
@@ -138,11 +143,12 @@ pub async fn find_redemption(
         let Some(last) = page.ids.last() else { return Ok(None) };
         end = format!("({}", last.id);
         for id_and_fields in &page.ids {
-            let Ok(Read::Entry(Entry {
+            let read = decode(partition, id_and_fields).ok().and_then(|read| read.entry.ok());
+            let Some(Entry {
                 namespace: ns,
                 change: Change::Redeemed { redemption, metadata, .. },
                 ..
-            })) = decode(partition, id_and_fields)
+            }) = read
             else {
                 continue;
             };
@@ -162,16 +168,12 @@ fn decode(partition: Partition, stream_id: &StreamId) -> Result<Read, RedisError
     let text = |value: &redis::Value| redis::from_redis_value_ref::<String>(value).ok();
     let fields: Option<_> =
         stream_id.map.iter().map(|(name, value)| Some((name.clone(), text(value)?))).collect();
-    let Some(fields) = fields.map(Fields) else {
-        let reason = "its fields are not text".to_owned();
-        return Ok(Read::Undecodable { cursor, text: format!("{:?}", stream_id.map), reason });
-    };
-    Ok(match entry(partition, cursor, &fields) {
-        Ok(entry) => Read::Entry(entry),
-        Err(error) => {
-            let mut pairs: Vec<_> = fields.0.into_iter().collect();
-            pairs.sort();
-            Read::Undecodable { cursor, text: format!("{pairs:?}"), reason: error.0 }
+    Ok(match fields.map(Fields) {
+        Some(fields) => Read { cursor, entry: entry(partition, cursor, &fields), fields },
+        None => {
+            let shown = HashMap::from([("unreadable".to_owned(), format!("{:?}", stream_id.map))]);
+            let entry = Err(Malformed("its fields are not text".to_owned()));
+            Read { cursor, entry, fields: Fields(shown) }
         }
     })
 }

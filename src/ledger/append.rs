@@ -2,12 +2,10 @@
 
 use super::{
     Lease, Ledger, LedgerError,
-    rows::{AuditRow, InviteRow, MemberRow, NamespaceRow, RedemptionRow, Rows, UsesRow},
+    rows::{AuditRow, EndedRow, InviteRow, MemberRow, NamespaceRow, RedemptionRow, Rows, UsesRow},
     sql::{Tx, Value, bulk, sql},
 };
-use crate::domain::{
-    Acknowledgement, Cursor, EmailDomain, Group, Millis, Namespace, Partition, Quota, UserId,
-};
+use crate::domain::{Acknowledgement, Cursor, EmailDomain, Millis, Partition, Quota, UserId};
 
 /// What became of a batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -103,7 +101,8 @@ async fn move_cursor(
 }
 
 /// Writes the rows in an order in which every constraint holds at every step: what gives something up comes before
-/// what takes it.
+/// what takes it. No row is replaced by an older one, so a change that comes late, as a replayed dead letter does, is
+/// applied only as far as nothing newer has overtaken it.
 pub(super) async fn write(
     tx: &mut Tx,
     partition: Partition,
@@ -132,18 +131,21 @@ pub(super) async fn write(
     uses(tx, &rows.uses).await?;
     in_bulk(
         tx,
-        "WITH released (namespace, user_id, grp) AS (",
+        "WITH released (namespace, user_id, grp, epoch, seq) AS (",
         rows.released.iter().map(membership).collect(),
-        ") UPDATE redemptions SET exclusive_key = NULL
-         WHERE (namespace, user_id, grp) IN (SELECT namespace, user_id, grp FROM released)",
+        ") UPDATE redemptions SET exclusive_key = NULL FROM released
+         WHERE redemptions.namespace = released.namespace AND redemptions.user_id = released.user_id
+             AND redemptions.grp = released.grp
+             AND (redemptions.epoch, redemptions.seq) < (released.epoch, released.seq)",
     )
     .await?;
     in_bulk(
         tx,
-        "WITH gone (namespace, user_id, grp) AS (",
+        "WITH gone (namespace, user_id, grp, epoch, seq) AS (",
         rows.left.iter().map(membership).collect(),
-        ") DELETE FROM members
-         WHERE (namespace, user_id, grp) IN (SELECT namespace, user_id, grp FROM gone)",
+        ") DELETE FROM members WHERE EXISTS (
+             SELECT 1 FROM gone WHERE gone.namespace = members.namespace AND gone.user_id = members.user_id
+                 AND gone.grp = members.grp AND (members.epoch, members.seq) < (gone.epoch, gone.seq))",
     )
     .await?;
     members(tx, partition, &rows.members).await?;
@@ -169,8 +171,14 @@ pub(super) async fn in_bulk(
     }
 }
 
-fn membership((namespace, user, group): &(Namespace, UserId, Group)) -> Vec<Value> {
-    vec![namespace.as_str().into(), user.as_str().into(), group.as_str().into()]
+fn membership(row: &EndedRow) -> Vec<Value> {
+    vec![
+        row.namespace.as_str().into(),
+        row.user.as_str().into(),
+        row.group.as_str().into(),
+        row.cursor.epoch.into(),
+        row.cursor.seq.into(),
+    ]
 }
 
 async fn namespaces(
@@ -210,7 +218,8 @@ async fn namespaces(
          rate_code = excluded.rate_code, rate_namespace = excluded.rate_namespace,
          rate_guess = excluded.rate_guess, revision = excluded.revision, created_at = excluded.created_at,
          updated_at = excluded.updated_at, archived_at = excluded.archived_at, epoch = excluded.epoch,
-         seq = excluded.seq",
+         seq = excluded.seq
+         WHERE (namespaces.epoch, namespaces.seq) <= (excluded.epoch, excluded.seq)",
     )
     .await
 }
@@ -256,7 +265,8 @@ async fn invites(
          granted = excluded.granted, starts_at = excluded.starts_at, expires_at = excluded.expires_at,
          disabled = excluded.disabled, user_id = excluded.user_id, email_domains = excluded.email_domains,
          metadata = excluded.metadata, revision = excluded.revision, updated_at = excluded.updated_at,
-         holds_code = excluded.holds_code, epoch = excluded.epoch, seq = excluded.seq",
+         holds_code = excluded.holds_code, epoch = excluded.epoch, seq = excluded.seq
+         WHERE (invites.epoch, invites.seq) <= (excluded.epoch, excluded.seq)",
     )
     .await
 }
@@ -276,7 +286,8 @@ async fn uses(tx: &mut Tx, rows: &[UsesRow]) -> Result<(), sqlx::Error> {
         "WITH changed (id, uses, granted, epoch, seq) AS (",
         values.collect(),
         ") UPDATE invites SET uses = changed.uses, granted = changed.granted, epoch = changed.epoch,
-         seq = changed.seq FROM changed WHERE invites.id = changed.id",
+         seq = changed.seq FROM changed
+         WHERE invites.id = changed.id AND (invites.epoch, invites.seq) <= (changed.epoch, changed.seq)",
     )
     .await
 }
@@ -301,7 +312,8 @@ async fn members(tx: &mut Tx, partition: Partition, rows: &[MemberRow]) -> Resul
         values.collect(),
         " ON CONFLICT (namespace, user_id, grp) DO UPDATE SET redemption = excluded.redemption,
          joined_at = excluded.joined_at, exclusive_key = excluded.exclusive_key, epoch = excluded.epoch,
-         seq = excluded.seq",
+         seq = excluded.seq
+         WHERE (members.epoch, members.seq) <= (excluded.epoch, excluded.seq)",
     )
     .await
 }

@@ -4,7 +4,7 @@ use super::{Ledger, LedgerError, sql::sql};
 use crate::domain::Partition;
 
 /// Each with what it means when it finds something; each finds a namespace, if it is about one, and a line of text.
-const LAWS: [(&str, &str); 4] = [
+const LAWS: [(&str, &str); 5] = [
     (
         "an invite's uses are not its redemptions",
         "SELECT i.namespace, i.namespace || ' ' || i.code || ' (' || i.id || '): uses ' || i.uses || ', granted ' || i.granted
@@ -26,6 +26,11 @@ const LAWS: [(&str, &str); 4] = [
              UNION SELECT epoch, seq FROM dead_letters WHERE partition = $1) AS changes
          WHERE epoch >= (SELECT whole_from FROM partitions WHERE partition = $1)
          GROUP BY epoch HAVING COUNT(*) <> MAX(seq)",
+    ),
+    (
+        "the ledger could not take a change",
+        "SELECT NULL AS namespace, partition || '/' || epoch || '-' || seq || ': ' || reason AS what
+         FROM dead_letters WHERE partition = $1 AND NOT handled",
     ),
     (
         "somebody was told of a redemption that is lost",

@@ -18,9 +18,9 @@ pub struct Rows {
     /// Invites of which only the uses have changed.
     pub uses: Vec<UsesRow>,
     /// Memberships that ended at some point of the batch: what was redeemed for them before counts no more.
-    pub released: Vec<(Namespace, UserId, Group)>,
+    pub released: Vec<EndedRow>,
     /// Memberships that do not exist after the batch.
-    pub left: Vec<(Namespace, UserId, Group)>,
+    pub left: Vec<EndedRow>,
     pub members: Vec<MemberRow>,
     pub redemptions: Vec<RedemptionRow>,
     pub audit: Vec<AuditRow>,
@@ -67,6 +67,16 @@ pub struct MemberRow {
     pub joined_at: Millis,
     /// `*` where the rule allows one group.
     pub exclusive_key: Option<String>,
+    pub cursor: Cursor,
+}
+
+/// A membership that ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the fields say it")]
+pub struct EndedRow {
+    pub namespace: Namespace,
+    pub user: UserId,
+    pub group: Group,
     pub cursor: Cursor,
 }
 

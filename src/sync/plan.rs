@@ -10,7 +10,9 @@ use crate::{
         Change, Cursor, Entry, Group, InviteId, MembershipRule, Namespace, RedemptionId, UserId,
         change::{InviteAction, exclusive_key},
     },
-    ledger::rows::{AuditRow, InviteRow, MemberRow, NamespaceRow, RedemptionRow, Rows, UsesRow},
+    ledger::rows::{
+        AuditRow, EndedRow, InviteRow, MemberRow, NamespaceRow, RedemptionRow, Rows, UsesRow,
+    },
 };
 
 /// A hole in a partition's row of changes: an alarm, since entries are never lost one by one.
@@ -60,10 +62,10 @@ type MemberKey = (Namespace, UserId, Group);
 struct Fold {
     namespaces: BTreeMap<Namespace, NamespaceRow>,
     invites: BTreeMap<InviteId, InviteFold>,
-    members: BTreeMap<MemberKey, Option<MemberRow>>,
+    members: BTreeMap<MemberKey, Result<MemberRow, EndedRow>>,
     redemptions: Vec<RedemptionRow>,
     /// Memberships that ended: what was redeemed for them counts no more under the rule.
-    released: Vec<MemberKey>,
+    released: Vec<EndedRow>,
     audit: Vec<AuditRow>,
 }
 
@@ -132,7 +134,7 @@ impl Fold {
                 self.audit(entry, "joined", format!("{user} in {group}"));
             }
             Change::Left { user, group } => {
-                self.release(namespace, user, group);
+                self.release(*cursor, namespace, user, group);
                 self.audit(entry, "left", format!("{user} from {group}"));
             }
         }
@@ -167,10 +169,10 @@ impl Fold {
             exclusive_key: (rule == MembershipRule::OneGroup).then(|| "*".to_owned()),
             cursor: entry.cursor,
         };
-        self.members.insert((entry.namespace.clone(), user.clone(), group.clone()), Some(row));
+        self.members.insert((entry.namespace.clone(), user.clone(), group.clone()), Ok(row));
     }
 
-    fn release(&mut self, namespace: &Namespace, user: &UserId, group: &Group) {
+    fn release(&mut self, cursor: Cursor, namespace: &Namespace, user: &UserId, group: &Group) {
         for row in &mut self.redemptions {
             let redemption = &row.redemption;
             if (&redemption.namespace, &redemption.user, &redemption.group)
@@ -180,8 +182,14 @@ impl Fold {
             }
         }
         let key = (namespace.clone(), user.clone(), group.clone());
-        self.released.push(key.clone());
-        self.members.insert(key, None);
+        let row = EndedRow {
+            namespace: namespace.clone(),
+            user: user.clone(),
+            group: group.clone(),
+            cursor,
+        };
+        self.released.push(row.clone());
+        self.members.insert(key, Err(row));
     }
 
     fn audit(&mut self, entry: &Entry, action: &'static str, subject: String) {
@@ -203,10 +211,10 @@ impl Fold {
             audit: self.audit,
             ..Rows::default()
         };
-        for (key, member) in self.members {
+        for member in self.members.into_values() {
             match member {
-                Some(row) => rows.members.push(row),
-                None => rows.left.push(key),
+                Ok(row) => rows.members.push(row),
+                Err(row) => rows.left.push(row),
             }
         }
         for (id, fold) in self.invites {

@@ -5,7 +5,7 @@ use serde_json::json;
 use crate::support::{
     eventually, free_port,
     ledger::{self, Sql},
-    node::{Node, Reply, Settings, json_body, send, signal},
+    node::{Node, Reply, Settings, command, json_body, send, signal},
     redis::RedisServer,
     until_some,
 };
@@ -269,4 +269,73 @@ async fn a_namespace_may_promise_replicas_only_where_they_are_waited_for() {
         .await;
     assert_eq!((told.status, &told.body["durability"]), (200, &json!("replicated")));
     assert_eq!(node.redeem("DURABLE", "alice").await.body["durability"], "replicated");
+}
+
+/// Runs a command of the program against this node's ledger; returns whether it succeeded, and what it printed.
+fn run(node: &Node, arguments: &[&str]) -> (bool, String) {
+    let output = command(node.directory(), &Settings::default())
+        .args(arguments)
+        .env("REDEEMER_LEDGER__URL", node.ledger_url())
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+    (output.status.success(), text.into_owned())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dead_letter_is_listed_and_replayed_when_what_stood_in_its_way_is_gone() {
+    let node = start(Settings::default()).await;
+    let invite = node.invite("DURABLE", "team", 100).await;
+    assert_eq!(redeem(&node, "alice", "ledger").await.status, 201);
+    let mut sql = Sql::connect(&node.ledger_url()).await;
+    let in_the_way = "019ab000-0000-7000-8000-000000000000";
+    sql.execute(&format!(
+        "INSERT INTO redemptions SELECT '{in_the_way}', namespace, partition, invite, code, grp, 'nobody', 'nothing', 2,
+             remaining, redeemed_at, NULL, metadata, epoch, 1000000 FROM redemptions WHERE invite = '{invite}'"
+    ))
+    .await;
+    let bob = redeem(&node, "bob", "ledger").await;
+    assert_eq!(bob.code(), "outcome_unknown", "{}", bob.text);
+    // What comes later has the newer word on the invite's uses.
+    assert_eq!(redeem(&node, "carol", "ledger").await.status, 201);
+    let (_, listed) = run(&node, &["dead-letters", "list"]);
+    assert!(listed.contains("bob") && listed.contains("ordinal"), "{listed}");
+    let (clean, audited) = run(&node, &["audit"]);
+    assert!(!clean && audited.contains("the ledger could not take a change"), "{audited}");
+    let (done, told) = run(&node, &["dead-letters", "replay"]);
+    assert!(!done && told.contains("still not possible"), "{told}");
+
+    sql.execute(&format!("DELETE FROM redemptions WHERE id = '{in_the_way}'")).await;
+    let (done, told) = run(&node, &["dead-letters", "replay"]);
+    assert!(done && told.contains("1 of 1 applied"), "{told}");
+    let again = redeem(&node, "bob", "ledger").await;
+    assert_eq!((again.status, &again.body["use"]), (200, &json!(2)), "{}", again.text);
+    assert_eq!(sql.number("SELECT uses FROM invites").await, 3);
+    let (clean, audited) = run(&node, &["audit"]);
+    assert!(clean, "{audited}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dead_letter_that_nobody_can_mend_is_dropped_by_an_operators_word() {
+    let redis = RedisServer::start().await;
+    let node = start(Settings { redis_url: Some(redis.url()), ..Settings::default() }).await;
+    node.invite("DURABLE", "team", 100).await;
+    assert_eq!(redeem(&node, "alice", "ledger").await.status, 201);
+    let invites: Vec<String> = redis.run(&["KEYS", "*:default:invite:DURABLE"]).await;
+    let stem = invites[0].split(":default").next().unwrap();
+    let (meta, outbox) = (format!("{stem}:meta"), format!("{stem}:outbox"));
+    let epoch: u64 = redis.run(&["HGET", &meta, "epoch"]).await;
+    let seq: u64 = redis.run(&["HINCRBY", &meta, "seq", "1"]).await;
+    let place = format!("{epoch}-{seq}");
+    redis.run::<()>(&["XADD", &outbox, &place, "type", "non\0sense"]).await;
+    assert_eq!(redeem(&node, "bob", "ledger").await.status, 201);
+    let (_, listed) = run(&node, &["dead-letters", "list", "--output", "json"]);
+    let listed: serde_json::Value = serde_json::from_str(&listed).unwrap();
+    let position = listed[0]["position"].as_str().unwrap();
+    assert!(position.ends_with(&place), "{listed}");
+    let (done, told) = run(&node, &["dead-letters", "drop", "6/1-999"]);
+    assert!(!done && told.contains("there is no dead letter"), "{told}");
+    assert!(run(&node, &["dead-letters", "drop", position]).0);
+    let (done, told) = run(&node, &["dead-letters", "replay"]);
+    assert!(done && told.contains("0 of 0 applied"), "{told}");
 }

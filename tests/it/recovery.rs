@@ -11,7 +11,7 @@ use redeemer::{
         GateError,
         close::{self, Closed},
         create_invite::CreateInvite,
-        outbox::{Read, Reader},
+        outbox::Reader,
         rebuild::{Builder, RebuildError},
         redeem::{Mode, Redeem},
         survey,
@@ -126,12 +126,7 @@ pub async fn entries(bench: &Bench) -> Vec<Entry> {
     let mut reader = Reader::connect(&bench.gate, Partition(0), none).await.unwrap();
     let cursor = bench.ledger.partition(Partition(0)).await.unwrap().cursor;
     let read = reader.read(cursor, 1_000_000, none).await.unwrap();
-    read.into_iter()
-        .map(|read| match read {
-            Read::Entry(entry) => entry,
-            Read::Undecodable { reason, text, .. } => panic!("{reason}: {text}"),
-        })
-        .collect()
+    read.into_iter().map(|read| read.entry.unwrap()).collect()
 }
 
 /// Brings the outbox into the ledger, as the sync would, without trimming.
