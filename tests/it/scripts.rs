@@ -14,9 +14,11 @@ use redeemer::{
     gate::{
         Gate, GateError, adopt,
         adopt::Adopted,
+        audit::{self, Held},
         close,
         close::Closed,
         rebuild::{Builder, RebuildError},
+        repair::{self, Repaired},
         script, survey,
     },
 };
@@ -236,4 +238,43 @@ async fn a_rebuild_takes_each_chunk_once_and_in_order_and_counts_what_it_loaded(
     assert_eq!(step(&["finish", "1", "2", "1-0"], &[]).await, "miscounted 1 1");
     assert_eq!(step(&["finish", "1", "1", "1-0"], &[]).await, "done");
     assert_eq!(bench.redis.run::<u32>(&["EXISTS", "key-2", "key-3"]).await, 0);
+}
+
+/// An audit looked at a key some time ago; what it holds by now may be right, and must not be written over.
+#[tokio::test]
+async fn a_repair_touches_no_key_that_has_changed_since_it_was_looked_at() {
+    let bench = Bench::start().await;
+    let key = bench.gate.keys().pattern(PARTITION).replace('*', "acme:member:alice");
+    let held = |pairs: &[(&str, &str)]| -> Held {
+        pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
+    };
+    let repair = async |seen: &Held, wanted: &Held| {
+        repair::run(&bench.gate, PARTITION, &key, seen, wanted).await.unwrap()
+    };
+    let now = async || {
+        audit::read(&bench.gate, PARTITION, std::slice::from_ref(&key)).await.unwrap().1.remove(0)
+    };
+    let (good, text) = (held(&[("a", "1"), ("b", "2")]), held(&[("", "text")]));
+    bench.redis.run::<()>(&["HSET", &key, "a", "1", "b", "2"]).await;
+    for stale in [
+        held(&[]),
+        held(&[("a", "1")]),
+        held(&[("a", "1"), ("b", "3")]),
+        held(&[("a", "1"), ("c", "2")]),
+        held(&[("a", "1"), ("b", "2"), ("c", "3")]),
+        text.clone(),
+    ] {
+        assert_eq!(repair(&stale, &held(&[("x", "y")])).await, Repaired::Changed, "{stale:?}");
+        assert_eq!(now().await, good);
+    }
+    // From a hash to a text, from there to nothing, and to a hash with other fields.
+    assert_eq!(repair(&good, &text).await, Repaired::Repaired);
+    assert_eq!(now().await, text);
+    assert_eq!(repair(&held(&[("", "other")]), &good).await, Repaired::Changed);
+    assert_eq!(now().await, text);
+    assert_eq!(repair(&text, &held(&[])).await, Repaired::Repaired);
+    assert_eq!(now().await, held(&[]));
+    assert_eq!(repair(&held(&[]), &good).await, Repaired::Repaired);
+    assert_eq!(repair(&good, &held(&[("c", "3")])).await, Repaired::Repaired);
+    assert_eq!(now().await, held(&[("c", "3")]), "what it held before is gone");
 }
