@@ -49,8 +49,8 @@ impl Row {
         name: &'static str,
         parse: impl FnOnce(&str) -> Result<T, E>,
     ) -> Result<T, LedgerError> {
-        let text = self.text(name)?;
-        parse(&text)
+        let text: &str = self.get(name)?;
+        parse(text)
             .map_err(|error| LedgerError::Corrupt(format!("column {name} is {text:?}: {error}")))
     }
 

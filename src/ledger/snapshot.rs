@@ -1,15 +1,15 @@
 //! A partition read whole, as it was at one moment: what a rebuild of the gate is made from.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, iter::Peekable, slice::IterMut};
 
 use uuid::Uuid;
 
 use super::{
     Ledger, LedgerError,
-    sql::{Tx, sql},
+    sql::{Row, Tx, sql},
 };
 use crate::domain::{
-    Invite, MembershipRule, Namespace, Partition, Settings, UserId, member::UserRecord,
+    Group, Invite, MembershipRule, Namespace, Partition, Settings, UserId, member::UserRecord,
 };
 
 /// One read transaction over a partition.
@@ -114,97 +114,117 @@ impl Snapshot {
         after: Option<(String, String)>,
         limit: u32,
     ) -> Result<Option<Page>, LedgerError> {
-        let failed = LedgerError::of("reading a snapshot");
-        let (namespace, user) = after.unwrap_or_default();
+        let mut users = self.next_users(after.as_ref(), limit).await?;
+        let Some(last) = users.last().map(name_of) else {
+            self.next = Next::Done;
+            return Ok(None);
+        };
+        let last = (last.0.to_owned(), last.1.to_owned());
+        // Both come in the order of the users, so that each finds its own by going on from the one before.
+        let mut of_users = users.iter_mut().peekable();
+        for row in self.rows_of("members", "members_partition", after.as_ref(), &last).await? {
+            if let Some(user) = owner(&mut of_users, &row)? {
+                let direct = row.maybe_id("redemption")?.is_none().then(|| row.time("joined_at"));
+                let membership =
+                    (row.parsed("grp", Group::parse)?, row.cursor()?, direct.transpose()?);
+                user.memberships.push(membership);
+            }
+        }
+        let mut of_users = users.iter_mut().peekable();
+        for row in
+            self.rows_of("redemptions", "redemptions_partition", after.as_ref(), &last).await?
+        {
+            if let Some(user) = owner(&mut of_users, &row)? {
+                let counts = row.maybe_text("exclusive_key")?.is_some();
+                user.redemptions.push((row.redemption()?, row.text("request")?, counts));
+            }
+        }
+        self.next = Next::Users(Some(last));
+        Ok(Some(Page::Users(users)))
+    }
+
+    /// The users that come next, with nothing about them yet.
+    async fn next_users(
+        &mut self,
+        after: Option<&(String, String)>,
+        limit: u32,
+    ) -> Result<Vec<UserRecord>, LedgerError> {
         let members_partition = self.tx.dialect().indexed_by("members_partition");
         let redemptions_partition = self.tx.dialect().indexed_by("redemptions_partition");
         // Who left every group is still remembered by what was answered.
-        let bounds = sql(format!(
+        let found = sql(format!(
             "SELECT namespace, user_id FROM (
                  SELECT * FROM (
                      SELECT DISTINCT namespace, user_id FROM members {members_partition}
-                     WHERE partition = $1 AND (namespace, user_id) > ($2, $3) ORDER BY namespace, user_id LIMIT $4) AS members_found
+                     WHERE partition = $1 AND (namespace, user_id) > ($2, $3)
+                     ORDER BY namespace, user_id LIMIT $4) AS members_found
                  UNION
                  SELECT * FROM (
                      SELECT DISTINCT namespace, user_id FROM redemptions {redemptions_partition}
-                     WHERE partition = $1 AND (namespace, user_id) > ($2, $3) ORDER BY namespace, user_id LIMIT $4) AS redemptions_found
-             ) AS found ORDER BY namespace, user_id LIMIT $4")
-        )
+                     WHERE partition = $1 AND (namespace, user_id) > ($2, $3)
+                     ORDER BY namespace, user_id LIMIT $4) AS redemptions_found
+             ) AS found ORDER BY namespace, user_id LIMIT $4",
+        ))
         .bind(self.partition.0)
-        .bind(namespace.as_str())
-        .bind(user.as_str())
+        .bind(after.map_or("", |(namespace, _)| namespace))
+        .bind(after.map_or("", |(_, user)| user))
         .bind(limit)
         .fetch_all(&mut self.tx)
         .await
-        .map_err(&failed)?;
-        let mut users: BTreeMap<(String, String), UserRecord> = BTreeMap::new();
-        for row in &bounds {
+        .map_err(LedgerError::of("reading a snapshot"))?;
+        let user = |row: &Row| {
             let namespace = row.parsed("namespace", Namespace::parse)?;
             let rule = self.rules.get(&namespace).copied().ok_or_else(|| {
                 LedgerError::Corrupt(format!(
                     "namespace {namespace} has members but does not exist"
                 ))
             })?;
-            let user = row.parsed("user_id", UserId::parse)?;
-            let key = (namespace.to_string(), user.to_string());
-            users.insert(
-                key,
-                UserRecord {
-                    namespace,
-                    user,
-                    rule,
-                    memberships: Vec::new(),
-                    redemptions: Vec::new(),
-                },
-            );
-        }
-        let Some((last, _)) = users.last_key_value() else {
-            self.next = Next::Done;
-            return Ok(None);
+            Ok(UserRecord {
+                namespace,
+                user: row.parsed("user_id", UserId::parse)?,
+                rule,
+                memberships: Vec::new(),
+                redemptions: Vec::new(),
+            })
         };
-        let last = last.clone();
-        self.next = Next::Users(Some(last.clone()));
-        let rows = sql(format!(
-            "SELECT * FROM members {members_partition}
-             WHERE partition = $1 AND (namespace, user_id) > ($2, $3) AND (namespace, user_id) <= ($4, $5)")
-        )
-        .bind(self.partition.0)
-        .bind(namespace.as_str())
-        .bind(user.as_str())
-        .bind(last.0.as_str())
-        .bind(last.1.as_str())
-        .fetch_all(&mut self.tx)
-        .await
-        .map_err(&failed)?;
-        for row in &rows {
-            let member = row.member()?;
-            let direct = member.redemption.is_none().then_some(member.joined_at);
-            let key = (member.namespace.to_string(), member.user.to_string());
-            if let Some(user) = users.get_mut(&key) {
-                user.memberships.push((member.group, row.cursor()?, direct));
-            }
-        }
-        let rows = sql(format!(
-            "SELECT * FROM redemptions {redemptions_partition}
-             WHERE partition = $1 AND (namespace, user_id) > ($2, $3) AND (namespace, user_id) <= ($4, $5)
-             ORDER BY epoch, seq")
-        )
-        .bind(self.partition.0)
-        .bind(namespace.as_str())
-        .bind(user.as_str())
-        .bind(last.0.as_str())
-        .bind(last.1.as_str())
-        .fetch_all(&mut self.tx)
-        .await
-        .map_err(&failed)?;
-        for row in &rows {
-            let redemption = row.redemption()?;
-            let counts = row.maybe_text("exclusive_key")?.is_some();
-            let key = (redemption.namespace.to_string(), redemption.user.to_string());
-            if let Some(user) = users.get_mut(&key) {
-                user.redemptions.push((redemption, row.text("request")?, counts));
-            }
-        }
-        Ok(Some(Page::Users(users.into_values().collect())))
+        found.iter().map(user).collect()
     }
+
+    /// The rows of a table that belong to the users after one and up to another, by user, the oldest first.
+    async fn rows_of(
+        &mut self,
+        table: &str,
+        index: &'static str,
+        after: Option<&(String, String)>,
+        last: &(String, String),
+    ) -> Result<Vec<Row>, LedgerError> {
+        let indexed_by = self.tx.dialect().indexed_by(index);
+        sql(format!(
+            "SELECT * FROM {table} {indexed_by}
+             WHERE partition = $1 AND (namespace, user_id) > ($2, $3) AND (namespace, user_id) <= ($4, $5)
+             ORDER BY namespace, user_id, epoch, seq",
+        ))
+        .bind(self.partition.0)
+        .bind(after.map_or("", |(namespace, _)| namespace))
+        .bind(after.map_or("", |(_, user)| user))
+        .bind(last.0.as_str())
+        .bind(last.1.as_str())
+        .fetch_all(&mut self.tx)
+        .await
+        .map_err(LedgerError::of("reading a snapshot"))
+    }
+}
+
+fn name_of(user: &UserRecord) -> (&str, &str) {
+    (user.namespace.as_str(), user.user.as_str())
+}
+
+/// The user whose row this is; those before have no more.
+fn owner<'a>(
+    users: &'a mut Peekable<IterMut<'_, UserRecord>>,
+    row: &Row,
+) -> Result<Option<&'a mut UserRecord>, LedgerError> {
+    let name: (&str, &str) = (row.get("namespace")?, row.get("user_id")?);
+    while users.next_if(|user| name_of(user) < name).is_some() {}
+    Ok(users.peek_mut().map(|user| &mut **user).filter(|user| name_of(user) == name))
 }
