@@ -143,9 +143,6 @@ fn migrated(result: Result<(), MigrateError>) -> Result<(), LedgerError> {
         Err(MigrateError::Execute(cause) | MigrateError::ExecuteMigration(cause, _)) => {
             Err(LedgerError::of("bringing its tables up to date")(cause))
         }
-        Err(MigrateError::VersionMissing(_)) => Err(LedgerError::Mismatch(
-            "a newer version of redeemer has changed this ledger; start that version or restore a backup".to_owned(),
-        )),
         Err(other) => Err(LedgerError::Mismatch(format!(
             "the ledger's tables can not be brought up to date: {other}"
         ))),

@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::{
     Appended, Lease, LeaseLost, Ledger, LedgerError,
     append::{claim_rows, write},
+    columns::CLAIM,
     rows::Rows,
     sql::{Row, Tx, sql},
 };
@@ -157,10 +158,10 @@ impl Ledger {
         &self,
         partition: Partition,
     ) -> Result<Vec<(Claim, Option<u64>)>, LedgerError> {
-        let rows = sql(
-            "SELECT claims.*, invites.uses AS uses FROM claims LEFT JOIN invites ON invites.id = claims.invite
-             WHERE claims.partition = $1 AND outcome IS NULL ORDER BY claims.epoch, claims.seq",
-        )
+        let rows = sql(format!(
+            "SELECT {CLAIM}, (SELECT uses FROM invites WHERE invites.id = claims.invite) AS uses FROM claims
+             WHERE partition = $1 AND outcome IS NULL ORDER BY epoch, seq",
+        ))
         .bind(partition.0)
         .fetch_all(&self.reader)
         .await

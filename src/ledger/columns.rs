@@ -9,6 +9,24 @@ use crate::domain::{
     Settings, UserId,
 };
 
+// Columns by name, never `*`: a newer version may add some while this one runs, and PostgreSQL then refuses every
+// `SELECT *` that it has prepared before ("cached plan must not change result type").
+pub(super) const NAMESPACE: &str = "name, partition, membership, code_case, durability, rate_user, rate_ip, rate_code, \
+     rate_namespace, rate_guess, revision, created_at, updated_at, archived_at, epoch, seq";
+pub(super) const INVITE: &str = "id, namespace, partition, code, grp, max_uses, uses, granted, starts_at, expires_at, \
+     disabled, user_id, email_domains, metadata, revision, created_at, updated_at, holds_code, epoch, seq";
+pub(super) const REDEMPTION: &str = "id, namespace, partition, invite, code, grp, user_id, request, ordinal, remaining, \
+     redeemed_at, exclusive_key, metadata, epoch, seq";
+pub(super) const MEMBER: &str =
+    "namespace, user_id, grp, partition, redemption, joined_at, exclusive_key, epoch, seq";
+pub(super) const PARTITION: &str = "partition, state, reason, epoch, lineage, cursor_epoch, cursor_seq, lease_owner, \
+     lease_expires_at, synced_at, requested";
+pub(super) const CLAIM: &str = "id, namespace, partition, invite, code, grp, user_id, request, ordinal, remaining, \
+     redeemed_at, rule, actor, metadata, epoch, seq";
+pub(super) const DEAD_LETTER: &str = "partition, epoch, seq, entry, reason, at";
+pub(super) const API_KEY: &str =
+    "id, name, role, namespaces, secret_sha256, created_at, revoked_at";
+
 impl Row {
     pub(super) fn text(&self, name: &'static str) -> Result<String, LedgerError> {
         self.get(name)

@@ -3,6 +3,7 @@
 use super::{
     Ledger, LedgerError,
     append::write,
+    columns::DEAD_LETTER,
     rows::Rows,
     sql::{Row, sql},
 };
@@ -30,7 +31,7 @@ impl Ledger {
     /// [`LedgerError`] when they can not be read.
     pub async fn unhandled_dead_letters(&self) -> Result<Vec<DeadLetter>, LedgerError> {
         let rows =
-            sql("SELECT * FROM dead_letters WHERE NOT handled ORDER BY partition, epoch, seq")
+            sql(format!("SELECT {DEAD_LETTER} FROM dead_letters WHERE NOT handled ORDER BY partition, epoch, seq"))
                 .fetch_all(&self.reader)
                 .await
                 .map_err(LedgerError::of("reading dead letters"))?;

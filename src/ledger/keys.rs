@@ -2,6 +2,7 @@
 
 use super::{
     Ledger, LedgerError,
+    columns::API_KEY,
     sql::{Row, sql},
 };
 use crate::domain::{ApiKey, Millis, Namespace, Role};
@@ -38,7 +39,7 @@ impl Ledger {
     /// # Errors
     /// [`LedgerError`] when they can not be read.
     pub async fn keys(&self) -> Result<Vec<ApiKey>, LedgerError> {
-        let rows = sql("SELECT * FROM api_keys ORDER BY created_at, id")
+        let rows = sql(format!("SELECT {API_KEY} FROM api_keys ORDER BY created_at, id"))
             .fetch_all(&self.reader)
             .await
             .map_err(LedgerError::of("reading the API keys"))?;

@@ -9,11 +9,13 @@ use uuid::Uuid;
 
 use super::{
     Ledger, LedgerError,
+    columns::PARTITION,
     sql::{Row, sql},
 };
 use crate::domain::{Cursor, Millis, Partition};
 
-/// The version of the tables and of the keys in Redis.
+/// The version of the tables and of the keys in Redis. A version and the one before it run side by side, so that nodes
+/// can be upgraded, and taken back, one by one: what a migration adds, the version before can leave alone.
 const SCHEMA: u64 = 1;
 
 /// Whose ledger this is.
@@ -141,14 +143,20 @@ impl Ledger {
             .fetch_one(&mut tx)
             .await
             .map_err(&failed)?;
-        tx.commit().await.map_err(&failed)?;
         let (schema, found) = (row.number("schema")?, row.number("partitions")?);
-        if schema != SCHEMA {
+        if schema > SCHEMA + 1 {
             return Err(LedgerError::Mismatch(format!(
-                "this ledger has schema {schema} and this version of redeemer needs {SCHEMA}; start the version that \
-                 made it"
+                "this ledger has schema {schema}, and this version of redeemer knows those up to {}; start a newer version, \
+                 or restore a backup",
+                SCHEMA + 1
             )));
         }
+        sql("UPDATE deployment SET schema = $1 WHERE schema < $1")
+            .bind(SCHEMA)
+            .execute(&mut tx)
+            .await
+            .map_err(&failed)?;
+        tx.commit().await.map_err(&failed)?;
         if found != u64::from(partitions) {
             return Err(LedgerError::Mismatch(format!(
                 "this ledger was made with {found} partitions; set gate.partitions = {found} (it can not be changed \
@@ -165,7 +173,7 @@ impl Ledger {
     pub async fn partitions(&self) -> Result<Vec<PartitionRow>, LedgerError> {
         let now = self.dialect.now_ms();
         let rows = sql(format!(
-            "SELECT *, lease_expires_at > {now} AS lease_live
+            "SELECT {PARTITION}, lease_expires_at > {now} AS lease_live
              FROM partitions ORDER BY partition",
         ))
         .fetch_all(&self.reader)
@@ -181,7 +189,7 @@ impl Ledger {
     pub async fn partition(&self, partition: Partition) -> Result<PartitionRow, LedgerError> {
         let now = self.dialect.now_ms();
         let row = sql(format!(
-            "SELECT *, lease_expires_at > {now} AS lease_live
+            "SELECT {PARTITION}, lease_expires_at > {now} AS lease_live
              FROM partitions WHERE partition = $1",
         ))
         .bind(partition.0)

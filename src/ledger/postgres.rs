@@ -36,8 +36,8 @@ impl Ledger {
     /// them go one by one.
     ///
     /// # Errors
-    /// [`LedgerError::Unavailable`] when it can not be reached, [`LedgerError::Mismatch`] when a newer version of this
-    /// program has changed it.
+    /// [`LedgerError::Unavailable`] when it can not be reached, [`LedgerError::Mismatch`] when its tables are not
+    /// those of this program.
     pub async fn open_postgres(options: &PostgresOptions) -> Result<Self, LedgerError> {
         let opening = LedgerError::of("connecting to it");
         let connect = PgConnectOptions::from_str(&options.url)
@@ -68,5 +68,8 @@ impl Ledger {
 }
 
 async fn migrate(pool: &PgPool) -> Result<(), LedgerError> {
-    migrated(sqlx::migrate!("migrations/postgres").run(pool).await)
+    let mut migrator = sqlx::migrate!("migrations/postgres");
+    // What a newer version has added: the deployment's schema says whether this one can live with it.
+    migrator.set_ignore_missing(true);
+    migrated(migrator.run(pool).await)
 }

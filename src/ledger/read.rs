@@ -2,6 +2,7 @@
 
 use super::{
     Ledger, LedgerError,
+    columns::{INVITE, MEMBER, NAMESPACE, REDEMPTION},
     sql::{Query, Row, sql},
 };
 use crate::domain::{
@@ -96,12 +97,13 @@ impl Ledger {
         namespace: &Namespace,
         id: RedemptionId,
     ) -> Result<Option<RedemptionRecord>, LedgerError> {
-        let row = sql("SELECT * FROM redemptions WHERE id = $1 AND namespace = $2")
-            .bind(id.0)
-            .bind(namespace.as_str())
-            .fetch_optional(&self.reader)
-            .await
-            .map_err(LedgerError::of("reading a redemption"))?;
+        let row =
+            sql(format!("SELECT {REDEMPTION} FROM redemptions WHERE id = $1 AND namespace = $2"))
+                .bind(id.0)
+                .bind(namespace.as_str())
+                .fetch_optional(&self.reader)
+                .await
+                .map_err(LedgerError::of("reading a redemption"))?;
         row.map(|row| record(&row)).transpose()
     }
 
@@ -116,8 +118,8 @@ impl Ledger {
         before: Option<Cursor>,
         limit: u32,
     ) -> Result<RedemptionPage, LedgerError> {
-        let mut query =
-            sql("SELECT * FROM redemptions WHERE namespace = $1").bind(namespace.as_str());
+        let mut query = sql(format!("SELECT {REDEMPTION} FROM redemptions WHERE namespace = $1"))
+            .bind(namespace.as_str());
         if let Some(code) = &filter.code {
             query.push(" AND code = ").push_bind(code.as_str());
         }
@@ -158,7 +160,7 @@ impl Ledger {
         namespace: &Namespace,
         id: InviteId,
     ) -> Result<Option<Invite>, LedgerError> {
-        let row = sql("SELECT * FROM invites WHERE id = $1 AND namespace = $2")
+        let row = sql(format!("SELECT {INVITE} FROM invites WHERE id = $1 AND namespace = $2"))
             .bind(id.0)
             .bind(namespace.as_str())
             .fetch_optional(&self.reader)
@@ -176,12 +178,14 @@ impl Ledger {
         namespace: &Namespace,
         code: &Code,
     ) -> Result<Option<Invite>, LedgerError> {
-        let row = sql("SELECT * FROM invites WHERE namespace = $1 AND code = $2 AND holds_code")
-            .bind(namespace.as_str())
-            .bind(code.as_str())
-            .fetch_optional(&self.reader)
-            .await
-            .map_err(LedgerError::of("reading an invite"))?;
+        let row = sql(format!(
+            "SELECT {INVITE} FROM invites WHERE namespace = $1 AND code = $2 AND holds_code"
+        ))
+        .bind(namespace.as_str())
+        .bind(code.as_str())
+        .fetch_optional(&self.reader)
+        .await
+        .map_err(LedgerError::of("reading an invite"))?;
         row.map(|row| row.invite()).transpose()
     }
 
@@ -197,7 +201,8 @@ impl Ledger {
         after: Option<&(String, InviteId)>,
         limit: u32,
     ) -> Result<InvitePage, LedgerError> {
-        let mut query = sql("SELECT * FROM invites WHERE namespace = $1").bind(namespace.as_str());
+        let mut query = sql(format!("SELECT {INVITE} FROM invites WHERE namespace = $1"))
+            .bind(namespace.as_str());
         if let Some(group) = &filter.group {
             query.push(" AND grp = ").push_bind(group.as_str());
         }
@@ -237,7 +242,8 @@ impl Ledger {
         after: Option<&(String, String)>,
         limit: u32,
     ) -> Result<MemberPage, LedgerError> {
-        let mut query = sql("SELECT * FROM members WHERE namespace = $1").bind(namespace.as_str());
+        let mut query = sql(format!("SELECT {MEMBER} FROM members WHERE namespace = $1"))
+            .bind(namespace.as_str());
         if let Some(user) = &filter.user {
             query.push(" AND user_id = ").push_bind(user.as_str());
         }
@@ -269,7 +275,7 @@ impl Ledger {
     /// # Errors
     /// [`LedgerError`] when it can not be read.
     pub async fn namespace(&self, name: &Namespace) -> Result<Option<Settings>, LedgerError> {
-        let row = sql("SELECT * FROM namespaces WHERE name = $1")
+        let row = sql(format!("SELECT {NAMESPACE} FROM namespaces WHERE name = $1"))
             .bind(name.as_str())
             .fetch_optional(&self.reader)
             .await
@@ -286,12 +292,14 @@ impl Ledger {
         after: Option<&str>,
         limit: u32,
     ) -> Result<NamespacePage, LedgerError> {
-        let rows = sql("SELECT * FROM namespaces WHERE name > $1 ORDER BY name LIMIT $2")
-            .bind(after.unwrap_or_default())
-            .bind(limit + 1)
-            .fetch_all(&self.reader)
-            .await
-            .map_err(LedgerError::of("listing namespaces"))?;
+        let rows = sql(format!(
+            "SELECT {NAMESPACE} FROM namespaces WHERE name > $1 ORDER BY name LIMIT $2"
+        ))
+        .bind(after.unwrap_or_default())
+        .bind(limit + 1)
+        .fetch_all(&self.reader)
+        .await
+        .map_err(LedgerError::of("listing namespaces"))?;
         let mut rows = rows
             .iter()
             .map(|row| Ok((row.parsed("name", Namespace::parse)?, row.settings()?)))

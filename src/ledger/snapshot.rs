@@ -6,6 +6,7 @@ use uuid::Uuid;
 
 use super::{
     Ledger, LedgerError,
+    columns::{INVITE, MEMBER, NAMESPACE, REDEMPTION},
     sql::{Row, Tx, sql},
 };
 use crate::domain::{
@@ -76,11 +77,12 @@ impl Snapshot {
     }
 
     async fn namespaces(&mut self) -> Result<Page, LedgerError> {
-        let rows = sql("SELECT * FROM namespaces WHERE partition = $1 ORDER BY name")
-            .bind(self.partition.0)
-            .fetch_all(&mut self.tx)
-            .await
-            .map_err(LedgerError::of("reading a snapshot"))?;
+        let rows =
+            sql(format!("SELECT {NAMESPACE} FROM namespaces WHERE partition = $1 ORDER BY name"))
+                .bind(self.partition.0)
+                .fetch_all(&mut self.tx)
+                .await
+                .map_err(LedgerError::of("reading a snapshot"))?;
         let mut namespaces = Vec::with_capacity(rows.len());
         for row in &rows {
             let (name, settings) = (row.parsed("name", Namespace::parse)?, row.settings()?);
@@ -92,14 +94,15 @@ impl Snapshot {
     }
 
     async fn invites(&mut self, after: Uuid, limit: u32) -> Result<Option<Page>, LedgerError> {
-        let rows =
-            sql("SELECT * FROM invites WHERE partition = $1 AND id > $2 ORDER BY id LIMIT $3")
-                .bind(self.partition.0)
-                .bind(after)
-                .bind(limit)
-                .fetch_all(&mut self.tx)
-                .await
-                .map_err(LedgerError::of("reading a snapshot"))?;
+        let rows = sql(format!(
+            "SELECT {INVITE} FROM invites WHERE partition = $1 AND id > $2 ORDER BY id LIMIT $3"
+        ))
+        .bind(self.partition.0)
+        .bind(after)
+        .bind(limit)
+        .fetch_all(&mut self.tx)
+        .await
+        .map_err(LedgerError::of("reading a snapshot"))?;
         let invites: Vec<_> = rows
             .iter()
             .map(|row| Ok((row.invite()?, row.get("holds_code")?)))
@@ -122,7 +125,9 @@ impl Snapshot {
         let last = (last.0.to_owned(), last.1.to_owned());
         // Both come in the order of the users, so that each finds its own by going on from the one before.
         let mut of_users = users.iter_mut().peekable();
-        for row in self.rows_of("members", "members_partition", after.as_ref(), &last).await? {
+        for row in
+            self.rows_of((MEMBER, "members", "members_partition"), after.as_ref(), &last).await?
+        {
             if let Some(user) = owner(&mut of_users, &row)? {
                 let direct = row.maybe_id("redemption")?.is_none().then(|| row.time("joined_at"));
                 let membership =
@@ -131,8 +136,9 @@ impl Snapshot {
             }
         }
         let mut of_users = users.iter_mut().peekable();
-        for row in
-            self.rows_of("redemptions", "redemptions_partition", after.as_ref(), &last).await?
+        for row in self
+            .rows_of((REDEMPTION, "redemptions", "redemptions_partition"), after.as_ref(), &last)
+            .await?
         {
             if let Some(user) = owner(&mut of_users, &row)? {
                 let counts = row.maybe_text("exclusive_key")?.is_some();
@@ -154,12 +160,12 @@ impl Snapshot {
         // Who left every group is still remembered by what was answered.
         let found = sql(format!(
             "SELECT namespace, user_id FROM (
-                 SELECT * FROM (
+                 SELECT namespace, user_id FROM (
                      SELECT DISTINCT namespace, user_id FROM members {members_partition}
                      WHERE partition = $1 AND (namespace, user_id) > ($2, $3)
                      ORDER BY namespace, user_id LIMIT $4) AS members_found
                  UNION
-                 SELECT * FROM (
+                 SELECT namespace, user_id FROM (
                      SELECT DISTINCT namespace, user_id FROM redemptions {redemptions_partition}
                      WHERE partition = $1 AND (namespace, user_id) > ($2, $3)
                      ORDER BY namespace, user_id LIMIT $4) AS redemptions_found
@@ -193,14 +199,13 @@ impl Snapshot {
     /// The rows of a table that belong to the users after one and up to another, by user, the oldest first.
     async fn rows_of(
         &mut self,
-        table: &str,
-        index: &'static str,
+        (columns, table, index): (&str, &str, &'static str),
         after: Option<&(String, String)>,
         last: &(String, String),
     ) -> Result<Vec<Row>, LedgerError> {
         let indexed_by = self.tx.dialect().indexed_by(index);
         sql(format!(
-            "SELECT * FROM {table} {indexed_by}
+            "SELECT {columns} FROM {table} {indexed_by}
              WHERE partition = $1 AND (namespace, user_id) > ($2, $3) AND (namespace, user_id) <= ($4, $5)
              ORDER BY namespace, user_id, epoch, seq",
         ))

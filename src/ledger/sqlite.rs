@@ -24,8 +24,8 @@ impl Ledger {
     /// Opens the file and brings its tables up to date. Several processes may do so at once.
     ///
     /// # Errors
-    /// [`LedgerError::Unavailable`] when the file can not be opened, [`LedgerError::Mismatch`] when a newer version of
-    /// this program has changed it.
+    /// [`LedgerError::Unavailable`] when the file can not be opened, [`LedgerError::Mismatch`] when its tables are not
+    /// those of this program.
     pub async fn open_sqlite(options: &SqliteOptions) -> Result<Self, LedgerError> {
         make_private(&options.path)
             .map_err(|error| LedgerError::of("creating its file")(error.into()))?;
@@ -61,6 +61,8 @@ async fn migrate(pool: &SqlitePool) -> Result<(), LedgerError> {
     let mut guard = pool.begin_with("BEGIN IMMEDIATE").await.map_err(&failed)?;
     let mut migrator = sqlx::migrate!("migrations/sqlite");
     migrator.set_locking(false);
+    // What a newer version has added: the deployment's schema says whether this one can live with it.
+    migrator.set_ignore_missing(true);
     migrated(migrator.run_direct(None, &mut *guard, false).await)?;
     guard.commit().await.map_err(&failed)
 }

@@ -11,7 +11,10 @@ use uuid::Uuid;
 use crate::support::{
     eventually,
     ledger::{self, Sql, postgres_options},
+    node::{Node, Settings},
     postgres::PostgresServer,
+    redis::RedisServer,
+    until_some,
 };
 
 const TTL: Duration = Duration::from_mins(1);
@@ -104,19 +107,69 @@ async fn another_number_of_partitions_is_refused_with_the_fix() {
     assert!(error.to_string().contains("set gate.partitions = 16"), "{error}");
 }
 
+/// What the next version's migration may do to the tables: only add.
+const NEXT_VERSION: &str = "
+    ALTER TABLE invites ADD COLUMN campaign TEXT;
+    ALTER TABLE redemptions ADD COLUMN channel TEXT;
+    CREATE TABLE campaigns (id TEXT PRIMARY KEY, cap BIGINT);
+    INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time)
+        SELECT 9999, 'later', success, checksum, 0 FROM _sqlx_migrations;
+    UPDATE deployment SET schema = schema + 1;
+";
+
 #[tokio::test(flavor = "multi_thread")]
-async fn one_that_a_newer_version_has_changed_is_refused() {
+async fn one_of_the_next_version_is_used_and_one_of_a_later_version_is_refused() {
     let directory = tempfile::tempdir().unwrap();
     let url = ledger::url_in(directory.path());
-    ledger::open(&url).await.close().await;
+    let open = async || ledger::open(&url).await.deployment(4, Uuid::from_u128(1)).await;
+    open().await.unwrap();
     let mut sql = Sql::connect(&url).await;
-    sql.execute(
-        "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time)
-         SELECT 9999, 'later', success, checksum, 0 FROM _sqlx_migrations",
-    )
-    .await;
-    let error = ledger::try_open(&url).await.unwrap_err();
-    assert!(error.to_string().contains("a newer version of redeemer"), "{error}");
+    sql.execute(NEXT_VERSION).await;
+    assert_eq!(open().await.unwrap().partitions, 4);
+    assert_eq!(sql.number("SELECT schema FROM deployment").await, 2, "it does not go back");
+    sql.execute("UPDATE deployment SET schema = 3").await;
+    let error = open().await.unwrap_err();
+    assert!(error.to_string().contains("start a newer version"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nodes_go_on_and_can_be_started_while_the_next_version_has_added_to_the_tables() {
+    let redis = RedisServer::start().await;
+    let directory = tempfile::tempdir().unwrap();
+    let settings = Settings {
+        redis_url: Some(redis.url()),
+        ledger: Some(ledger::url_in(directory.path())),
+        ..Settings::default()
+    };
+    let start = async || {
+        let settings = settings.clone();
+        tokio::task::spawn_blocking(move || Node::start(&settings)).await.unwrap()
+    };
+    let first = start().await;
+    first.invite("UPGRADE", "team", 1000).await;
+    let grant = async |node: &Node, users: std::ops::Range<usize>| {
+        for number in users {
+            let reply = node.redeem("UPGRADE", &format!("user-{number}")).await;
+            assert_eq!(reply.status, 201, "{}", reply.text);
+        }
+    };
+    let upgrade = async {
+        Sql::connect(settings.ledger.as_ref().unwrap()).await.execute(NEXT_VERSION).await;
+    };
+    tokio::join!(grant(&first, 0..100), upgrade);
+    let second = start().await;
+    tokio::join!(grant(&first, 100..200), grant(&second, 200..300));
+    redis.run::<()>(&["FLUSHALL"]).await;
+    for number in 0..300 {
+        let again = until_some("the gate answers", async || {
+            let reply = second.redeem("UPGRADE", &format!("user-{number}")).await;
+            (reply.status != 503).then_some(reply)
+        })
+        .await;
+        assert_eq!(again.status, 200, "{}", again.text);
+    }
+    let report = second.get("/v1/namespaces/default/consistency").await;
+    assert_eq!(report.body["consistent"], true, "{}", report.text);
 }
 
 /// The backstops, whatever the gate and the sync may do wrong. SQL refuses them also from anybody else.
