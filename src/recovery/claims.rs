@@ -2,24 +2,27 @@
 //!
 //! When a partition is being recovered, every node that is alive hands in what it had told of it and the ledger does not
 //! have, as claims, and tells nothing more of the old epoch ([`Gate::seal`]). The leader waits for all of them, or until
-//! they count as dead, and writes the claims down before it opens the partition ([`collect`]).
+//! they count as dead, and writes the claims down before it opens the partition (`collect`).
 //!
 //! A node that was away meanwhile comes too late for that. It then asks the gate for each use again, with the same
 //! request and redemption id; what the gate refuses is written down as lost.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
     sync::atomic::{AtomicBool, Ordering},
     time::Duration,
 };
 
-use tokio::time::Instant;
+use tokio::{
+    sync::mpsc::{self, UnboundedReceiver, UnboundedSender},
+    time::Instant,
+};
 
 use super::refresh_fences;
 use crate::{
     domain::{Acknowledgement, Answer, Change, Entry, InviteId, Outcome, Partition, Refusal},
     gate::{
-        Gate, GateError,
+        Gate,
         redeem::{Mode, Redeem},
     },
     ledger::{
@@ -52,20 +55,18 @@ pub struct Node {
     pub is_alone: bool,
 }
 
-/// What a node remembers of the recoveries that it has seen.
-#[derive(Default)]
-struct Known {
-    /// The last epoch of each partition for which it has claimed.
-    confirmed: HashMap<Partition, u64>,
-    /// What came too late.
-    late: Vec<Acknowledgement>,
-}
-
 impl Node {
     /// Says that this node is alive, keeps the gate told what is open, and takes part in recoveries; for ever.
     pub async fn attend(self) {
+        // As many as the node keeps, at most.
+        let (too_late, late) = mpsc::unbounded_channel();
+        // The gate may take its time over what is late; nothing else waits for that.
+        tokio::join!(self.watch(too_late), self.settle(late));
+    }
+
+    async fn watch(&self, too_late: UnboundedSender<Acknowledgement>) {
         let mut beaten: Option<Instant> = None;
-        let mut known = Known::default();
+        let mut confirmed = HashMap::new();
         loop {
             if beaten.is_none_or(|at| at.elapsed() >= self.ttl / 4) {
                 match self.ledger.beat(&self.id, self.ttl, self.is_alone).await {
@@ -78,28 +79,31 @@ impl Node {
                     }
                 }
             }
-            if let Err(error) = self.look(&mut known).await {
+            if let Err(error) = self.look(&mut confirmed, &too_late).await {
                 tracing::warn!(
                     error = chain(&error),
                     "the ledger can not be asked what is open; trying again"
                 );
             }
-            known.late = self.ask_again(known.late).await;
             tokio::time::sleep(AT_MOST_EVERY).await;
             drop(tokio::time::timeout(EVERY, self.gate.doubted()).await);
         }
     }
 
     /// Looks what is open, and hands in what is asked for.
-    async fn look(&self, known: &mut Known) -> Result<(), LedgerError> {
+    async fn look(
+        &self,
+        confirmed: &mut HashMap<Partition, u64>,
+        too_late: &UnboundedSender<Acknowledgement>,
+    ) -> Result<(), LedgerError> {
         let Self { gate, ledger, deployment, .. } = self;
         for row in refresh_fences(gate, ledger, deployment).await? {
             let before = row.epoch.saturating_sub(1);
             if row.state == PartitionState::Closed && row.epoch > 1 {
-                self.hand_in(&row, known).await?;
+                self.hand_in(&row, confirmed, too_late).await?;
             } else if row.state == PartitionState::Open && gate.has_told(row.partition, before) {
                 // It was recovered without this node.
-                known.late.extend(ledger.missing(gate.seal(row.partition, before)).await?);
+                hand_over(too_late, ledger.missing(gate.seal(row.partition, before)).await?);
                 gate.release_told(row.partition, before);
             }
             gate.forget_told(row.partition, row.cursor);
@@ -107,46 +111,64 @@ impl Node {
         Ok(())
     }
 
-    /// Claims what was told of a partition that is being recovered, once for each epoch.
-    async fn hand_in(&self, row: &PartitionRow, known: &mut Known) -> Result<(), LedgerError> {
+    /// Claims what was told of a partition that is being recovered, once for each epoch; `confirmed` are the last.
+    async fn hand_in(
+        &self,
+        row: &PartitionRow,
+        confirmed: &mut HashMap<Partition, u64>,
+        too_late: &UnboundedSender<Acknowledgement>,
+    ) -> Result<(), LedgerError> {
         let Self { gate, ledger, id, .. } = self;
-        if known.confirmed.get(&row.partition) == Some(&row.epoch) {
+        if confirmed.get(&row.partition) == Some(&row.epoch) {
             return Ok(());
         }
         let before = row.epoch - 1;
         let told = gate.seal(row.partition, before);
         match ledger.claim(id, row.partition, row.epoch, &told).await? {
             Claimed::InTime => {
-                known.confirmed.insert(row.partition, row.epoch);
+                confirmed.insert(row.partition, row.epoch);
             }
-            Claimed::TooLate => known.late.extend(ledger.missing(told).await?),
+            Claimed::TooLate => hand_over(too_late, ledger.missing(told).await?),
         }
         gate.release_told(row.partition, before);
         Ok(())
     }
 
-    /// Asks the gate for the uses that came too late to be claimed; returns those that it has not decided yet.
-    async fn ask_again(&self, late: Vec<Acknowledgement>) -> Vec<Acknowledgement> {
-        let mut undecided = Vec::new();
-        for told in late {
-            match self.gate.redeem(again(&told)).await {
-                Ok(answer) => match verdict(&answer) {
-                    Verdict::Kept => {}
-                    Verdict::Undecided => undecided.push(told),
-                    Verdict::Lost(reason) => {
-                        if !self.lose(&told, &reason).await {
-                            undecided.push(told);
-                        }
-                    }
-                },
-                Err(GateError::Unexpected { script, message }) => {
-                    tracing::error!(script, message, "a late claim can not be decided");
-                    undecided.push(told);
-                }
-                Err(_) => undecided.push(told),
+    /// Asks the gate for the uses that came too late to be claimed, one after the other, until each is decided.
+    async fn settle(&self, mut late: UnboundedReceiver<Acknowledgement>) {
+        let mut undecided = VecDeque::new();
+        loop {
+            let Some(told) = undecided.pop_front() else {
+                let Some(told) = late.recv().await else { return };
+                undecided.push_back(told);
+                continue;
+            };
+            if !self.is_decided(&told).await {
+                undecided.push_back(told);
+                tokio::time::sleep(EVERY).await;
+            }
+            while let Ok(more) = late.try_recv() {
+                undecided.push_back(more);
             }
         }
-        undecided
+    }
+
+    async fn is_decided(&self, told: &Acknowledgement) -> bool {
+        match self.gate.redeem(again(told)).await {
+            Ok(answer) => match verdict(&answer) {
+                Verdict::Kept => true,
+                Verdict::Undecided => false,
+                Verdict::Lost(reason) => self.lose(told, &reason).await,
+            },
+            Err(error) => {
+                tracing::warn!(
+                    redemption = %told.redemption.id,
+                    error = chain(&error),
+                    "what was told can not be decided yet"
+                );
+                false
+            }
+        }
     }
 
     /// Writes down that what was told does not hold; says whether that was possible.
@@ -163,6 +185,13 @@ impl Node {
                 false
             }
         }
+    }
+}
+
+fn hand_over(too_late: &UnboundedSender<Acknowledgement>, told: Vec<Acknowledgement>) {
+    // Who receives it lives as long as who sends it.
+    for one in told {
+        drop(too_late.send(one));
     }
 }
 
