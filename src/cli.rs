@@ -1,6 +1,7 @@
 //! The command line: parse, call, print. It decides nothing.
 
 mod audit;
+mod backup;
 mod config;
 mod dead_letters;
 mod demo;
@@ -99,6 +100,10 @@ enum Command {
     /// Show the changes that the ledger could not take, and try them again
     #[command(subcommand)]
     DeadLetters(dead_letters::Command),
+    /// Copy the ledger, also while the service runs
+    Backup(backup::Backup),
+    /// Put a backup's ledger into an empty data directory
+    Restore(backup::Restore),
     /// Check and show the configuration
     #[command(subcommand)]
     Config(config::Command),
@@ -155,6 +160,8 @@ async fn execute(Cli { command, common }: Cli) -> anyhow::Result<ExitCode> {
         Command::Rebuild(rebuild) => rebuild.run(&common).await?,
         Command::Audit(audit) => return audit.run(&common).await,
         Command::DeadLetters(command) => return command.run(&common).await,
+        Command::Backup(backup) => backup.run(&common).await?,
+        Command::Restore(restore) => restore.run(&common).await?,
         Command::Config(command) => command.run(&common)?,
         Command::Healthcheck => return healthcheck::run(&common).await,
         Command::Demo(demo) => return demo.run(&common).await,

@@ -4,9 +4,11 @@
 //! * `claims` are what nodes had told somebody when Redis lost it.
 //! * `partitions` holds what each partition is open on, and the leases of those who look after them.
 //! * `snapshot` reads a partition whole, for a rebuild; `read` answers the API; `keys` are the API keys.
+//! * `backup` copies it, in SQLite.
 //! * `sqlite` and `postgres` open it; everything else is written once, for both (`sql`).
 
 mod append;
+mod backup;
 mod claims;
 mod columns;
 mod dead_letters;
@@ -22,6 +24,7 @@ mod sqlite;
 mod take;
 
 pub use append::Appended;
+pub use backup::{Contents, PartitionAt, contents};
 pub use claims::{Claim, Claimed};
 pub use dead_letters::DeadLetter;
 pub use laws::Breach;

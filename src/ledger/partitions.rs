@@ -144,13 +144,7 @@ impl Ledger {
             .await
             .map_err(&failed)?;
         let (schema, found) = (row.number("schema")?, row.number("partitions")?);
-        if schema > SCHEMA + 1 {
-            return Err(LedgerError::Mismatch(format!(
-                "this ledger has schema {schema}, and this version of redeemer knows those up to {}; start a newer version, \
-                 or restore a backup",
-                SCHEMA + 1
-            )));
-        }
+        check_schema(schema)?;
         sql("UPDATE deployment SET schema = $1 WHERE schema < $1")
             .bind(SCHEMA)
             .execute(&mut tx)
@@ -471,6 +465,18 @@ impl Ledger {
         let run = seqs.iter().zip(expected).take_while(|(seq, expected)| *seq == expected);
         Ok(u32::try_from(run.count()).unwrap_or(max))
     }
+}
+
+/// Whether this version can live with a ledger of this schema.
+pub(super) fn check_schema(schema: u64) -> Result<(), LedgerError> {
+    if schema <= SCHEMA + 1 {
+        return Ok(());
+    }
+    Err(LedgerError::Mismatch(format!(
+        "this ledger has schema {schema}, and this version of redeemer knows those up to {}; start a newer version, or \
+         restore a backup",
+        SCHEMA + 1
+    )))
 }
 
 fn held(rows: u64) -> Result<(), LeaseLost> {

@@ -73,7 +73,7 @@ async fn migrate(pool: &SqlitePool) -> Result<(), LedgerError> {
 }
 
 /// Makes the file, readable by its owner only, unless it is there.
-fn make_private(path: &std::path::Path) -> std::io::Result<()> {
+pub(super) fn make_private(path: &std::path::Path) -> std::io::Result<()> {
     use std::os::unix::fs::OpenOptionsExt;
     let made = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
     match made {
