@@ -95,11 +95,12 @@ pub struct Manifest {
 /// # Errors
 /// [`BackupError::Refused`] when something is in it.
 pub fn prepare(directory: &Path) -> Result<(), BackupError> {
-    match DirBuilder::new().mode(0o700).create(directory) {
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-        Err(error) => return Err(of("making the directory", directory)(error)),
-        Ok(()) => return sync_parent(directory),
-    }
+    let mut made = DirBuilder::new();
+    made.recursive(true)
+        .mode(0o700)
+        .create(directory)
+        .map_err(of("making the directory", directory))?;
+    sync_parent(directory)?;
     let mut entries = fs::read_dir(directory).map_err(of("reading the directory", directory))?;
     let Some(entry) = entries.next() else { return Ok(()) };
     let name = entry.map_err(of("reading the directory", directory))?.file_name();

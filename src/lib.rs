@@ -11,7 +11,7 @@
 //! 2. [`gate`]: carries calls to Redis and answers back, and decides nothing.
 //! 3. [`ledger`]: SQL, which remembers, and decides nothing either.
 //! 4. [`sync`]: what carries the outbox across. [`recovery`]: from whatever Redis has to a partition that serves.
-//!    [`audit`]: whether both sides agree.
+//!    [`audit`]: whether both sides agree. [`backup`]: a copy of the ledger, and the way back.
 //! 5. [`http`]: the API. [`app`]: what wires and starts all of it, and stops it from the outside in.
 //! 6. [`config`], [`local_server`], [`ids`], [`client`], [`cli`].
 //!

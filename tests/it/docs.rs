@@ -14,9 +14,13 @@ fn readme() -> String {
     fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).unwrap()
 }
 
-/// The code blocks of a language, from a heading up to the next.
+/// The code blocks of a language in the README, from a heading up to the next.
 fn blocks(heading: &str, language: &str) -> Vec<String> {
-    let text = readme();
+    blocks_of(&readme(), heading, language)
+}
+
+/// The code blocks of a language in a document, from a heading up to the next.
+pub fn blocks_of(text: &str, heading: &str, language: &str) -> Vec<String> {
     let section = text.split("\n## ").find(|section| section.starts_with(heading)).unwrap();
     let mut found = Vec::new();
     for part in section.split("```").skip(1).step_by(2) {

@@ -294,6 +294,17 @@ fn every_test_in_the_document_about_races_exists() {
 }
 
 #[test]
+fn every_test_in_the_document_about_backups_exists() {
+    let tests = read("tests/it/backup.rs");
+    let text = read("docs/operations.md");
+    let named: Vec<_> = quoted(&text).into_iter().filter(|w| w.matches('_').count() > 3).collect();
+    assert!(named.len() > 5);
+    for test in named {
+        assert!(tests.contains(&format!("fn {test}()")), "no test {test}");
+    }
+}
+
+#[test]
 fn the_sql_in_the_document_about_races_is_what_its_tests_run() {
     let one_line = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
     let tests = one_line(&read("tests/it/race_conditions.rs"));
