@@ -241,6 +241,33 @@ async fn what_a_backup_has_comes_back_and_the_rest_was_never_there() {
     assert_agrees(&place.fresh()).await;
 }
 
+/// A rebuild would lose what only a dead letter has.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backup_with_dead_letters_comes_back_once_somebody_has_decided_on_them() {
+    let place = Place::new();
+    let node = start(place.data()).await;
+    node.invite("WELCOME", "team", 10).await;
+    let told = grant(&node, 0..3).await;
+    let mut sql = Sql::connect(&node.ledger_url()).await;
+    sql.execute("INSERT INTO dead_letters VALUES (6, 0, 1, 'type nonsense', 'a test', 0, 0)").await;
+    json(&place.data(), &["backup", "backup"]).await;
+    kill_all(node);
+    json(&place.fresh(), &["restore", "backup"]).await;
+    let node = start(place.fresh()).await;
+    // Between two attempts to open it; during one, it says that it is being made.
+    eventually("the status says why it stays closed", async || {
+        let status = run(&place.fresh(), &["status"]).await;
+        String::from_utf8(status.stdout).unwrap().contains("dead letters of this partition")
+    })
+    .await;
+    assert_eq!(redeem(&node, "user-0").await.code(), "fenced");
+    let dropped = run(&place.fresh(), &["dead-letters", "drop", "6/0-1"]).await;
+    assert!(dropped.status.success(), "{}", stderr(&dropped));
+    eventually("it serves", async || redeem(&node, "user-0").await.status == 200).await;
+    assert_replayed(&node, &told).await;
+    assert_agrees(&place.fresh()).await;
+}
+
 /// A service whose ledger was restored beside a Redis that has three redemptions more.
 struct Newer {
     place: Place,
