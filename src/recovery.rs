@@ -47,6 +47,10 @@ const ADOPTED: &str = "adopted";
 /// Why a partition is closed that opens by itself.
 pub const UNDER_WAY: &str = "recovery is under way";
 
+/// Why a partition is closed that could be rebuilt, were it not for these.
+const DEAD_LETTERS: &str = "the ledger has dead letters of this partition, which a rebuild would lose; see `redeemer \
+                            dead-letters list`, mend what stood in their way and `replay` them, or `drop` them";
+
 /// Invites or users that are read from the ledger at once.
 const PAGE_ROWS: u32 = 1000;
 /// Pages that are read before they are loaded.
@@ -106,6 +110,13 @@ pub async fn admit(
         Judgement::TakeGate => Some(Rebuild::FromGate),
     };
     let discard = asked == Some(Rebuild::FromLedger);
+    // That was found out before; nothing is closed and drained again until somebody has looked.
+    if asked.is_none()
+        && row.reason.as_deref() == Some(DEAD_LETTERS)
+        && ledger.dead_letters(partition).await? > 0
+    {
+        return Ok(Admission::StaysClosed(DEAD_LETTERS.to_owned()));
+    }
     if let Some(fence) = fence_of(deployment, &row)
         && survey.is_open_on(&fence)
         && asked.is_none()
@@ -169,9 +180,7 @@ pub async fn admit(
         }
     }
     if ledger.dead_letters(partition).await? > 0 && !discard {
-        let reason = "the ledger has dead letters of this partition, which a rebuild would lose; see the table \
-                      dead_letters, then run `redeemer rebuild --from-ledger --discard-gate`";
-        return stay_closed(ledger, lease, None, reason.to_owned()).await;
+        return stay_closed(ledger, lease, None, DEAD_LETTERS.to_owned()).await;
     }
     match rebuild(context, lease, &next, cursor, discard, alive).await {
         Ok(()) => open(ledger, lease, next, asked, "rebuilt from the ledger").await,
