@@ -8,8 +8,9 @@
 -- KEYS[3..] the keys that the requests name by their index: settings, invites, members, rate limits
 -- ARGV[1] deployment, ARGV[2] lineage, ARGV[3] epoch, ARGV[4] now: see the head
 -- ARGV[5] limit      the outbox's length from which on nothing is granted
--- ARGV[6] namespaces their count; then for each of them: name, index of its settings, the revision known to the caller
--- ARGV[7..] after those, for each request 16 values, an index of 0 meaning that there is no such key:
+-- ARGV[6] write      1 to write something in any case, so that a WAIT behind this call has something to wait for
+-- ARGV[7] namespaces their count; then for each of them: name, index of its settings, the revision known to the caller
+-- ARGV[8..] after those, for each request 16 values, an index of 0 meaning that there is no such key:
 --           mode (redeem or validate), namespace (its place in the list above, from 1), index of the invite, of the
 --           member, of the rate limits by user, ip, code, namespace and guess; request id, redemption id, code, user,
 --           e-mail domain, metadata, actor
@@ -322,8 +323,8 @@ local function decide(request)
   return told('granted', grant(namespace, request, invite), rates)
 end
 
-local next_arg = 7
-for place = 1, tonumber(ARGV[6]) do
+local next_arg = 8
+for place = 1, tonumber(ARGV[7]) do
   namespaces[place] = {
     name = ARGV[next_arg], index = tonumber(ARGV[next_arg + 1]), known = ARGV[next_arg + 2]
   }
@@ -376,7 +377,7 @@ for _, entry in ipairs(entries) do
     'code', redemption.code, 'group', redemption.group, 'user', request.user, 'request', request.id,
     'ordinal', redemption.ordinal, 'uses', entry.uses, 'rule', entry.namespace.rule, unpack(optional))
 end
-if #entries > 0 then redis.call('HSET', KEYS[1], 'seq', int(seq)) end
+if #entries > 0 or ARGV[6] == '1' then redis.call('HSET', KEYS[1], 'seq', int(seq)) end
 for _, entry in ipairs(entries) do
   redis.call('HSET', KEYS[entry.request.member], unpack(entry.written))
 end

@@ -365,7 +365,7 @@ impl App {
             );
         }
         rest.spawn("readiness", until(stop_rest.clone(), watcher.run()));
-        rest.spawn("the recoveries", until(stop_rest.clone(), node.attend()));
+        rest.spawn("the recoveries", until(stop_rest.clone(), node.clone().attend()));
         rest.spawn(
             "the API keys",
             until(stop_rest.clone(), refresh_keys(keys, ledger.clone(), config.auth.refresh)),
@@ -404,7 +404,7 @@ impl App {
         stop_rest.cancel();
         rest.join().await;
         // Nothing more is told, so nobody need wait for this node.
-        if let Err(error) = ledger.sign_off(&id).await {
+        if let Err(error) = node.leave().await {
             tracing::debug!(error = chain(&error), "this node counts as dead a little later");
         }
         drop(gate);

@@ -39,6 +39,11 @@ pub enum AuditError {
     /// The ledger gave no answer.
     #[error(transparent)]
     Ledger(#[from] LedgerError),
+    /// Redis holds what only dead letters know, and a repair would throw it away.
+    #[error(
+        "partition {0} has dead letters; `redeemer dead-letters` shows them, and replays or drops them"
+    )]
+    DeadLetters(Partition),
     /// The sync is not coming along.
     #[error("the ledger is behind the gate and does not come nearer; see `redeemer status`")]
     Behind,
@@ -98,6 +103,9 @@ pub async fn run(
     partition: Partition,
     mend: Mend,
 ) -> Result<Report, AuditError> {
+    if mend == Mend::Yes && ledger.dead_letters(partition).await? > 0 {
+        return Err(AuditError::DeadLetters(partition));
+    }
     // What the gate has lost of late would be missing on both sides, were the ledger not as far as the gate is.
     let (now, _) = audit::read(gate, partition, &[]).await?;
     come_as_far(progress, Position { partition, cursor: now }).await?;

@@ -227,8 +227,9 @@ impl Gate {
         let kept = Kept::new(options.partitions);
         let settings = RwLock::default();
         let scans = Semaphore::new(SCANS_MAX);
+        // One for each partition, made when it is used: no WAIT holds up another.
         let waiting_links: Vec<_> =
-            (0..options.connections).map(|_| Arc::new(Link::new(pool.clone()))).collect();
+            keys.partitions().map(|_| Arc::new(Link::new(pool.clone()))).collect();
         let inner = Arc::new(Inner {
             options,
             keys,

@@ -25,10 +25,10 @@ mod take;
 
 pub use append::Appended;
 pub use backup::{Contents, PartitionAt, contents};
-pub use claims::{Claim, Claimed};
+pub use claims::{Claim, Claimed, WaitingClaim};
 pub use dead_letters::DeadLetter;
 pub use laws::Breach;
-pub use partitions::{Deployment, Lease, LeaseLost, PartitionRow, PartitionState, Rebuild};
+pub use partitions::{Deployment, Lease, LeaseLost, Opened, PartitionRow, PartitionState, Rebuild};
 pub use postgres::PostgresOptions;
 pub use read::{
     InviteFilter, InvitePage, MemberFilter, MemberPage, NamespacePage, RedemptionFilter,

@@ -5,8 +5,8 @@
 //! still has into the ledger, and opens it anew: as it is, when gate and ledger agree, else rebuilt from the ledger.
 //!
 //! Nothing is opened that was not understood: what [`admission`] does not know how to mend stays closed, with a reason
-//! that says what an operator can do. A ledger is never changed to fit a gate, and another deployment's gate is never
-//! touched.
+//! that says what an operator can do. Without an operator's word a ledger is never changed to fit a gate, and another
+//! deployment's gate is never touched.
 
 pub mod admission;
 pub mod claims;
@@ -35,14 +35,17 @@ use crate::{
         take::{self, TakeError, Taken},
     },
     ledger::{
-        Deployment, Lease, LeaseLost, Ledger, LedgerError, Page, PartitionRow, PartitionState,
-        Rebuild,
+        Deployment, Lease, LeaseLost, Ledger, LedgerError, Opened, Page, PartitionRow,
+        PartitionState, Rebuild,
     },
     sync::{self, Context, SyncError},
 };
 
 /// How a partition was opened that is as it was.
 const ADOPTED: &str = "adopted";
+
+/// How a partition was opened whose gate an operator took for the truth.
+const TAKEN: &str = "taken from Redis";
 
 /// Why a partition is closed that opens by itself.
 pub const UNDER_WAY: &str = "recovery is under way";
@@ -55,6 +58,8 @@ const DEAD_LETTERS: &str = "the ledger has dead letters of this partition, which
 const PAGE_ROWS: u32 = 1000;
 /// Pages that are read before they are loaded.
 const PAGES_AHEAD: usize = 4;
+/// Users of a gate that are written between two signs of life.
+const USERS_TAKEN_AT_ONCE: usize = 10_000;
 /// Users between two lines about how far a rebuild is.
 const TELL_EVERY: usize = 100_000;
 
@@ -126,7 +131,7 @@ pub async fn admit(
     tracing::debug!(%partition, was = %row.cursor, lineage = survey.lineage, "recovery begins");
 
     if asked == Some(Rebuild::FromGate)
-        && let Err(reason) = takeable(gate, ledger, lease).await?
+        && let Err(reason) = takeable(context, lease, alive).await?
     {
         // Before anything of it is closed: it may be another deployment's.
         return stay_closed(ledger, lease, None, reason).await;
@@ -165,13 +170,13 @@ pub async fn admit(
     let claimed = match row.state {
         PartitionState::New => 0,
         PartitionState::Open | PartitionState::Closed => {
-            match claims::collect(gate, ledger, lease, epoch, alive).await? {
+            match claims::collect(context, lease, epoch, alive).await? {
                 Collected::Applied(claimed) => claimed,
                 Collected::Overtaken => return Ok(Admission::Overtaken),
             }
         }
     };
-    if has_meta && !discard && claimed == 0 {
+    if has_meta && !discard && claimed == 0 && row.lineage.is_some() {
         // (4) Open it as it is, if that is where the ledger is.
         match adopt::run(gate, partition, &next, cursor).await? {
             Adopted::Adopted => return open(ledger, lease, next, None, ADOPTED).await,
@@ -203,9 +208,11 @@ async fn open(
     rebuilt: Option<Rebuild>,
     how: &str,
 ) -> Result<Admission, RecoveryError> {
-    let Ok(()) = ledger.open_partition(lease, next.epoch, &next.lineage, rebuilt).await? else {
-        return Ok(Admission::Overtaken);
-    };
+    match ledger.open_partition(lease, next.epoch, &next.lineage, rebuilt).await? {
+        Opened::Opened => {}
+        Opened::ClaimsWait => return Ok(Admission::Again),
+        Opened::LeaseLost => return Ok(Admission::Overtaken),
+    }
     // A first start and a restart are no news; sixteen lines of it would hide what is.
     if next.epoch > 1 && how != ADOPTED {
         tracing::info!(partition = %lease.partition, epoch = next.epoch, lineage = next.lineage, how, "partition open");
@@ -233,11 +240,11 @@ async fn stay_closed(
 
 /// What the gate has, if that can be the truth for this ledger; else why not.
 async fn takeable(
-    gate: &Gate,
-    ledger: &Ledger,
+    Context { gate, ledger, .. }: &Context,
     lease: &Lease,
+    alive: &AtomicBool,
 ) -> Result<Result<Taken, String>, RecoveryError> {
-    let taken = match take::read(gate, lease.partition).await {
+    let taken = match take::read(gate, lease.partition, alive).await {
         Ok(taken) => taken,
         Err(TakeError::Gate(error)) => return Err(error.into()),
         Err(error) => return Ok(Err(format!("what Redis has can not be taken: {error}"))),
@@ -245,6 +252,7 @@ async fn takeable(
     let redemptions = taken.users.iter().flat_map(|user| &user.redemptions);
     let known: HashSet<_> = redemptions.map(|(redemption, ..)| redemption.id).collect();
     let besides = ledger.redemptions_besides(lease, &known).await?;
+    alive.store(true, Ordering::SeqCst);
     if besides > 0 {
         return Ok(Err(format!(
             "the ledger has {besides} redemptions of this partition that Redis does not have, so Redis can not be taken for \
@@ -254,21 +262,22 @@ async fn takeable(
     Ok(Ok(taken))
 }
 
-/// Writes what a closed gate has into the ledger, as an operator has asked, and opens it as it is.
+/// Writes what a closed gate has into the ledger, as an operator has asked, and opens it.
 async fn take_gate(
-    Context { gate, ledger, options, .. }: &Context,
+    context: &Context,
     lease: &Lease,
     next: Fence,
     alive: &AtomicBool,
 ) -> Result<Admission, RecoveryError> {
+    let Context { gate, ledger, options, rebuilds, .. } = context;
     let partition = lease.partition;
     let survey = survey::run(gate, partition).await?;
     let Some(at) = survey.meta.map(|meta| meta.cursor) else { return Ok(Admission::Again) };
-    let taken = match takeable(gate, ledger, lease).await? {
+    let turn = turn(rebuilds, alive).await;
+    let taken = match takeable(context, lease, alive).await? {
         Ok(taken) => taken,
         Err(reason) => return stay_closed(ledger, lease, None, reason).await,
     };
-    alive.store(true, Ordering::SeqCst);
     // What is told of in the outbox alone: who did what, and what applications said about redemptions.
     let entries = outbox_entries(gate, partition, options.batch_max).await?;
     let mut metadata = HashMap::new();
@@ -278,20 +287,33 @@ async fn take_gate(
         }
     }
     let audit = sync::plan::plan(&entries).audit;
-    let wrote = ledger.take_invites(lease, at, &taken.namespaces, &taken.invites, audit).await?;
+    // Newer than whatever the ledger has of them.
+    let now = Cursor { epoch: next.epoch, seq: 0 };
+    let wrote = ledger.take_invites(lease, now, &taken.namespaces, &taken.invites, audit).await?;
     if wrote.is_err() {
         return Ok(Admission::Overtaken);
     }
-    for users in taken.users.chunks(TELL_EVERY) {
+    for users in taken.users.chunks(USERS_TAKEN_AT_ONCE) {
         if ledger.take_users(lease, users, |id| metadata.get(&id).cloned()).await?.is_err() {
             return Ok(Admission::Overtaken);
         }
         alive.store(true, Ordering::SeqCst);
     }
-    match adopt::run(gate, partition, &next, at).await? {
-        Adopted::Adopted => {
-            open(ledger, lease, next, Some(Rebuild::FromGate), "taken from Redis").await
+    drop((taken, turn));
+    match claims::collect(context, lease, next.epoch, alive).await? {
+        Collected::Overtaken => return Ok(Admission::Overtaken),
+        Collected::Applied(0) => {}
+        // The ledger has more than the gate now.
+        Collected::Applied(_) => {
+            return match rebuild(context, lease, &next, at, false, alive).await {
+                Ok(()) => open(ledger, lease, next, Some(Rebuild::FromGate), TAKEN).await,
+                Err(RecoveryError::Rebuild(RebuildError::Moved)) => Ok(Admission::Again),
+                Err(error) => Err(error),
+            };
         }
+    }
+    match adopt::run(gate, partition, &next, at).await? {
+        Adopted::Adopted => open(ledger, lease, next, Some(Rebuild::FromGate), TAKEN).await,
         Adopted::Moved | Adopted::Differs => Ok(Admission::Again),
     }
 }

@@ -37,6 +37,8 @@ pub struct Acknowledgement {
     pub redemption: Redemption,
     /// The request that it answered.
     pub request: RequestId,
+    /// Whether this request got it; else it was told again, perhaps to another request of the same user.
+    pub first: bool,
     /// The rule under which it was granted.
     pub rule: MembershipRule,
     /// The domain of the person's e-mail address, if one was given.

@@ -119,6 +119,7 @@ impl Inspect {
             &fence,
             None,
             outbox_max,
+            false,
             [(&request, &*settings)].into_iter(),
         );
         let (keys, args) = call.into_words();

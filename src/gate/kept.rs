@@ -48,7 +48,12 @@ impl Kept {
             return false;
         }
         for grant in grants {
-            kept.told.entry(grant.redemption.position.cursor).or_insert(grant);
+            let place = grant.redemption.position.cursor;
+            if grant.first {
+                kept.told.insert(place, grant);
+            } else {
+                kept.told.entry(place).or_insert(grant);
+            }
         }
         while kept.told.len() > KEPT_MAX {
             kept.told.pop_first();
@@ -115,6 +120,7 @@ mod tests {
                 position: Position { partition: Partition(0), cursor: Cursor { epoch, seq } },
             },
             request: RequestId::parse("key").unwrap(),
+            first: true,
             rule: MembershipRule::Unlimited,
             email_domain: None,
             metadata: None,

@@ -212,6 +212,7 @@ impl Runner {
             fence,
             now_ms,
             gate.options.outbox_max,
+            self.wait.is_some(),
             requests,
         );
         #[expect(clippy::cast_precision_loss, reason = "a batch has at most 1024 requests")]
@@ -283,23 +284,26 @@ pub(super) async fn run(runner: Runner, mut queue: mpsc::Receiver<Job>) {
 fn grants(jobs: &[Job], decisions: &[Decision], epoch: u64) -> Vec<Acknowledgement> {
     let told = jobs.iter().zip(decisions).filter_map(|(job, decision)| {
         let Decision::Answer(answer) = decision else { return None };
-        let (Outcome::Granted(redemption) | Outcome::Replayed(redemption)) = &answer.outcome else {
-            return None;
+        let (redemption, first) = match &answer.outcome {
+            Outcome::Granted(redemption) => (redemption, true),
+            Outcome::Replayed(redemption) => (redemption, false),
+            Outcome::Allowed | Outcome::Refused(_) => return None,
         };
         if redemption.position.cursor.epoch != epoch {
             return None;
         }
-        acknowledgement(job, redemption)
+        acknowledgement(job, redemption, first)
     });
     told.collect()
 }
 
-fn acknowledgement(job: &Job, redemption: &Redemption) -> Option<Acknowledgement> {
+fn acknowledgement(job: &Job, redemption: &Redemption, first: bool) -> Option<Acknowledgement> {
     let Redeem { email_domain, caller, mode, .. } = &job.request;
     let Mode::Redeem { request, metadata, .. } = mode else { return None };
     Some(Acknowledgement {
         redemption: redemption.clone(),
         request: request.clone(),
+        first,
         rule: job.settings.membership,
         email_domain: email_domain.clone(),
         metadata: metadata.clone(),

@@ -44,13 +44,15 @@ impl Indexes {
     }
 }
 
-/// The one call that asks for all these requests of a partition, each with the rules that its caller knows.
+/// The one call that asks for all these requests of a partition, each with the rules that its caller knows. With `write`
+/// it writes something in any case: from Redis 7.2 on, WAIT waits only for what its own connection has written.
 pub(super) fn call<'a>(
     keyspace: &Keyspace,
     partition: Partition,
     fence: &Fence,
     now_ms: Option<i64>,
     outbox_max: u64,
+    write: bool,
     requests: impl Iterator<Item = (&'a Redeem, &'a Settings)>,
 ) -> Call {
     let mut indexes = Indexes::default();
@@ -67,7 +69,8 @@ pub(super) fn call<'a>(
         });
         push_request(&mut args, &mut indexes, keyspace, place + 1, request, settings);
     }
-    let mut head = vec![outbox_max.to_string(), namespaces.len().to_string()];
+    let write = u8::from(write).to_string();
+    let mut head = vec![outbox_max.to_string(), write, namespaces.len().to_string()];
     for (namespace, revision) in namespaces {
         head.extend([
             namespace.to_string(),

@@ -126,8 +126,7 @@ impl Call {
     }
 
     /// Sends the call and, right behind it on the same connection, WAIT: on another one it would answer for writes that
-    /// it never saw. Returns the reply and how many replicas have everything up to this call, also what an earlier call
-    /// wrote that this one repeats.
+    /// it never saw. Returns the reply and how many replicas have everything up to this call, if it has written something.
     ///
     /// # Errors
     /// As [`Self::send`]. A WAIT that fails says that no replica has it.

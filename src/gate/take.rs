@@ -1,7 +1,12 @@
 //! What the keys of a closed partition say, as the ledger's rows: the opposite of [`contents`](super::contents), for an
 //! operator who wants the gate's word written into the ledger.
 
-use std::collections::HashMap;
+use std::{
+    collections::HashMap,
+    sync::atomic::{AtomicBool, Ordering},
+};
+
+use redis::RedisResult;
 
 use super::{
     Gate, GateError, audit,
@@ -44,11 +49,15 @@ pub enum TakeError {
     },
 }
 
-/// Reads a partition that stands still.
+/// Reads a partition that stands still; `alive` is set with each part.
 ///
 /// # Errors
 /// [`TakeError`] when Redis does not answer, or holds what can not be understood.
-pub async fn read(gate: &Gate, partition: Partition) -> Result<Taken, TakeError> {
+pub async fn read(
+    gate: &Gate,
+    partition: Partition,
+    alive: &AtomicBool,
+) -> Result<Taken, TakeError> {
     let mut taken = Taken::default();
     let (mut members, mut rest) = (Vec::new(), Vec::new());
     for key in audit::keys(gate, partition).await? {
@@ -84,6 +93,7 @@ pub async fn read(gate: &Gate, partition: Partition) -> Result<Taken, TakeError>
         .map(|(name, settings)| (name.clone(), settings.membership))
         .collect();
     for chunk in members.chunks(CHUNK_KEYS) {
+        alive.store(true, Ordering::SeqCst);
         let keys: Vec<&str> = chunk.iter().map(|(key, ..)| key.as_str()).collect();
         for ((key, namespace, user), fields) in chunk.iter().zip(hashes(gate, &keys).await?) {
             let Some(rule) = rules.get(namespace) else {
@@ -100,7 +110,7 @@ fn unreadable(key: &str) -> impl Fn(&str) -> TakeError {
     move |what| TakeError::Unreadable { key: key.to_owned(), what: what.to_owned() }
 }
 
-async fn hashes(gate: &Gate, keys: &[&str]) -> Result<Vec<Fields>, GateError> {
+async fn hashes(gate: &Gate, keys: &[&str]) -> Result<Vec<Fields>, TakeError> {
     let unavailable = |cause| GateError::Unavailable { doing: "reading a partition", cause };
     let mut connection =
         gate.inner.pool.get().await.map_err(|error| unavailable(link::pool_error(error)))?;
@@ -108,9 +118,14 @@ async fn hashes(gate: &Gate, keys: &[&str]) -> Result<Vec<Fields>, GateError> {
     for key in keys {
         pipeline.cmd("HGETALL").arg(key);
     }
-    let hashes: Vec<HashMap<String, String>> =
-        pipeline.query_async(&mut connection).await.map_err(unavailable)?;
-    Ok(hashes.into_iter().map(Fields).collect())
+    // Each by itself, so that one which is no hash of text is named.
+    let hashes: Vec<RedisResult<redis::Value>> =
+        pipeline.ignore_errors().query_async(&mut connection).await.map_err(unavailable)?;
+    let fields = |(key, hash): (&&str, RedisResult<redis::Value>)| {
+        let read = hash.and_then(|hash| Ok(redis::from_redis_value::<HashMap<_, _>>(hash)?));
+        read.map(Fields).map_err(|error| unreadable(key)(&error.to_string()))
+    };
+    keys.iter().zip(hashes).map(fields).collect()
 }
 
 /// A member's hash as what is remembered of the user.

@@ -53,6 +53,9 @@ impl From<AuditError> for Problem {
         match error {
             AuditError::Gate(error) => error.into(),
             AuditError::Ledger(error) => error.into(),
+            AuditError::DeadLetters(_) => {
+                Self::unexpected("an audit that mends nothing minds dead letters")
+            }
             AuditError::Behind => Self::new(
                 Code::LedgerUnavailable,
                 "The ledger is behind the gate and does not come nearer. Ask the operator to look at `redeemer status`.",

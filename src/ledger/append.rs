@@ -373,14 +373,16 @@ async fn audit(tx: &mut Tx, partition: Partition, rows: &[AuditRow]) -> Result<(
     .await
 }
 
-/// Writes what a node had told as claims, waiting or with their outcome. One that is there already stays as it is.
+/// Writes what a node had told as claims, waiting or with their outcome. One that is there already stays as it is, unless
+/// it was handed in by a node that had only told of it again: what the first knew of it is the truth.
 pub(super) async fn claim_rows(
     tx: &mut Tx,
     node: &str,
     told: &[Acknowledgement],
     outcome: Option<&str>,
 ) -> Result<(), sqlx::Error> {
-    let values = told.iter().map(|one| {
+    let (first, again): (Vec<_>, Vec<_>) = told.iter().partition(|one| one.first);
+    let row = |one: &&Acknowledgement| {
         let redemption = &one.redemption;
         vec![
             redemption.id.0.into(),
@@ -402,13 +404,14 @@ pub(super) async fn claim_rows(
             redemption.position.cursor.seq.into(),
             outcome.into(),
         ]
-    });
-    in_bulk(
-        tx,
-        "INSERT INTO claims (id, node, namespace, partition, invite, code, grp, user_id, request, ordinal, remaining,
-         redeemed_at, rule, actor, metadata, epoch, seq, outcome) ",
-        values.collect(),
-        " ON CONFLICT (id) DO NOTHING",
-    )
-    .await
+    };
+    let insert = "INSERT INTO claims (id, node, namespace, partition, invite, code, grp, user_id, request, ordinal,
+         remaining, redeemed_at, rule, actor, metadata, epoch, seq, outcome) ";
+    let keep = " ON CONFLICT (id) DO NOTHING";
+    let replace =
+        " ON CONFLICT (id) DO UPDATE SET node = excluded.node, request = excluded.request,
+         actor = excluded.actor, metadata = excluded.metadata, outcome = excluded.outcome
+         WHERE claims.outcome IS NULL";
+    in_bulk(tx, insert, first.iter().map(row).collect(), replace).await?;
+    in_bulk(tx, insert, again.iter().map(row).collect(), keep).await
 }

@@ -33,6 +33,15 @@ pub struct Claim {
     pub actor: String,
 }
 
+/// A claim that waits, and what its invite has in the ledger.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WaitingClaim {
+    /// What is claimed.
+    pub claim: Claim,
+    /// The invite's uses, and how many were ever granted; nothing if the ledger does not know it.
+    pub counts: Option<(u64, u64)>,
+}
+
 /// Whether claims came in time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Claimed {
@@ -51,6 +60,7 @@ impl Ledger {
     pub async fn beat(&self, node: &str, ttl: Duration, is_alone: bool) -> Result<(), LedgerError> {
         let failed = LedgerError::of("saying that this node is alive");
         let now = self.dialect.now_ms();
+        self.revive(node, ttl).await?;
         sql(format!(
             "INSERT INTO nodes (id, expires_at) VALUES ($1, {now} + $2)
              ON CONFLICT (id) DO UPDATE SET expires_at = excluded.expires_at",
@@ -76,6 +86,26 @@ impl Ledger {
         ] {
             sql(statement).execute(&self.writer).await.map_err(&failed)?;
         }
+        Ok(())
+    }
+
+    /// After a time without the ledger everybody counts as dead, also those who are alive and only could not say so. Who
+    /// finds its own row run out gives another `ttl` to all that ran out with it.
+    ///
+    /// # Errors
+    /// [`LedgerError`] when it can not be written.
+    pub async fn revive(&self, node: &str, ttl: Duration) -> Result<(), LedgerError> {
+        let now = self.dialect.now_ms();
+        sql(format!(
+            "UPDATE nodes SET expires_at = {now} + $2 WHERE expires_at <> 0 AND expires_at < {now} AND EXISTS (
+                 SELECT 1 FROM nodes AS own WHERE own.id = $1 AND own.expires_at <> 0 AND own.expires_at < {now}
+                     AND nodes.expires_at > own.expires_at - $2)",
+        ))
+        .bind(node)
+        .bind(super::partitions::ms(ttl))
+        .execute(&self.writer)
+        .await
+        .map_err(LedgerError::of("saying that this node is alive"))?;
         Ok(())
     }
 
@@ -149,24 +179,32 @@ impl Ledger {
         row.number("nodes")
     }
 
-    /// The claims of a partition that wait, oldest first, each with the uses that its invite has in the ledger now, or
-    /// nothing if there is no such invite.
+    /// At most so many claims of a partition that wait, oldest first, each with what its invite has in the ledger now:
+    /// its uses, and how many were ever granted; nothing if there is no such invite.
     ///
     /// # Errors
     /// [`LedgerError`] when they can not be read.
     pub async fn waiting_claims(
         &self,
         partition: Partition,
-    ) -> Result<Vec<(Claim, Option<u64>)>, LedgerError> {
+        limit: u32,
+    ) -> Result<Vec<WaitingClaim>, LedgerError> {
         let rows = sql(format!(
-            "SELECT {CLAIM}, (SELECT uses FROM invites WHERE invites.id = claims.invite) AS uses FROM claims
-             WHERE partition = $1 AND outcome IS NULL ORDER BY epoch, seq",
+            "SELECT {CLAIM}, (SELECT uses FROM invites WHERE invites.id = claims.invite) AS uses,
+                 (SELECT granted FROM invites WHERE invites.id = claims.invite) AS granted
+             FROM claims WHERE partition = $1 AND outcome IS NULL ORDER BY epoch, seq LIMIT $2",
         ))
         .bind(partition.0)
+        .bind(limit)
         .fetch_all(&self.reader)
         .await
         .map_err(LedgerError::of("reading claims"))?;
-        rows.iter().map(|row| Ok((claim(row)?, row.maybe_number("uses")?))).collect()
+        rows.iter()
+            .map(|row| {
+                let counts = row.maybe_number("uses")?.zip(row.maybe_number("granted")?);
+                Ok(WaitingClaim { claim: claim(row)?, counts })
+            })
+            .collect()
     }
 
     /// Marks the waiting claims of a partition that the ledger has come to know.
@@ -200,6 +238,12 @@ impl Ledger {
             return Ok(Appended::Overtaken);
         }
         write(&mut tx, lease.partition, rows).await.map_err(&failed)?;
+        // From here on the gate lacks something that the ledger has, whoever opens it: it must not be adopted as it is.
+        sql("UPDATE partitions SET lineage = NULL WHERE partition = $1")
+            .bind(lease.partition.0)
+            .execute(&mut tx)
+            .await
+            .map_err(&failed)?;
         for id in ids {
             settle(&mut tx, *id, APPLIED).await.map_err(&failed)?;
         }

@@ -5,9 +5,9 @@ use super::{
     append::write,
     columns::DEAD_LETTER,
     rows::Rows,
-    sql::{Row, sql},
+    sql::{Row, Tx, sql},
 };
-use crate::domain::{Cursor, Millis, Partition};
+use crate::domain::{Cursor, Invite, Millis, Namespace, Partition};
 
 /// An entry that could not be applied.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,14 +39,14 @@ impl Ledger {
     }
 
     /// Writes the rows that a dead letter stands for, as far as nothing newer has overtaken them, and notes that it has
-    /// been dealt with; both or neither. Without rows it is given up.
+    /// been dealt with; both or neither. Without rows it is given up. Nothing happens if somebody has dealt with it.
     ///
     /// # Errors
     /// [`LedgerError::Rejected`] when a row still breaks a constraint, [`LedgerError::Unavailable`] otherwise.
     pub async fn settle_dead_letter(
         &self,
         letter: &DeadLetter,
-        rows: Option<&Rows>,
+        rows: Option<Rows>,
     ) -> Result<(), LedgerError> {
         let failed = LedgerError::of("replaying a dead letter");
         let mut tx = self.writer.begin().await.map_err(&failed)?;
@@ -56,18 +56,89 @@ impl Ledger {
             .execute(&mut tx)
             .await
             .map_err(&failed)?;
-        if let Some(rows) = rows {
-            write(&mut tx, letter.partition, rows).await.map_err(&failed)?;
+        let settled = sql("UPDATE dead_letters SET handled = TRUE
+             WHERE partition = $1 AND epoch = $2 AND seq = $3 AND NOT handled")
+        .bind(letter.partition.0)
+        .bind(letter.cursor.epoch)
+        .bind(letter.cursor.seq)
+        .execute(&mut tx)
+        .await
+        .map_err(&failed)?;
+        if settled == 1
+            && let Some(mut rows) = rows
+        {
+            drop_overtaken(&mut tx, letter, &mut rows).await?;
+            write(&mut tx, letter.partition, &rows).await.map_err(&failed)?;
         }
-        sql("UPDATE dead_letters SET handled = TRUE WHERE partition = $1 AND epoch = $2 AND seq = $3")
-            .bind(letter.partition.0)
-            .bind(letter.cursor.epoch)
-            .bind(letter.cursor.seq)
-            .execute(&mut tx)
-            .await
-            .map_err(&failed)?;
         tx.commit().await.map_err(&failed)
     }
+}
+
+/// Takes out of a late change's rows what later ones have ended: those left nothing behind that a row could be compared
+/// with but their line in the audit log.
+async fn drop_overtaken(
+    tx: &mut Tx,
+    letter: &DeadLetter,
+    rows: &mut Rows,
+) -> Result<(), LedgerError> {
+    let mut members = Vec::new();
+    for row in std::mem::take(&mut rows.members) {
+        if was_done_later(tx, letter, "left", &row.namespace, &row.subject()).await? {
+            for redemption in &mut rows.redemptions {
+                redemption.exclusive_key = None;
+            }
+        } else {
+            members.push(row);
+        }
+    }
+    rows.members = members;
+    let mut invites = Vec::new();
+    for mut row in std::mem::take(&mut rows.invites) {
+        let Invite { id, namespace, code, .. } = &row.invite;
+        if was_done_later(tx, letter, "invite_deleted", namespace, &id.to_string()).await? {
+            continue;
+        }
+        let holder = sql(
+            "SELECT EXISTS (SELECT 1 FROM invites WHERE namespace = $1 AND code = $2 AND holds_code AND id <> $3
+                 AND (epoch, seq) > ($4, $5)) AS newer",
+        )
+        .bind(namespace.as_str())
+        .bind(code.as_str())
+        .bind(id.0)
+        .bind(letter.cursor.epoch)
+        .bind(letter.cursor.seq)
+        .fetch_one(&mut *tx)
+        .await
+        .map_err(LedgerError::of("replaying a dead letter"))?;
+        row.holds_code &= !holder.get::<bool>("newer")?;
+        invites.push(row);
+    }
+    rows.invites = invites;
+    Ok(())
+}
+
+/// Whether the audit log has this of a moment after the letter's.
+async fn was_done_later(
+    tx: &mut Tx,
+    letter: &DeadLetter,
+    action: &str,
+    namespace: &Namespace,
+    subject: &str,
+) -> Result<bool, LedgerError> {
+    let row = sql(
+        "SELECT EXISTS (SELECT 1 FROM audit_log WHERE partition = $1 AND action = $2 AND namespace = $3
+             AND subject = $4 AND (epoch, seq) > ($5, $6)) AS later",
+    )
+    .bind(letter.partition.0)
+    .bind(action)
+    .bind(namespace.as_str())
+    .bind(subject)
+    .bind(letter.cursor.epoch)
+    .bind(letter.cursor.seq)
+    .fetch_one(tx)
+    .await
+    .map_err(LedgerError::of("replaying a dead letter"))?;
+    row.get("later")
 }
 
 fn dead_letter(row: &Row) -> Result<DeadLetter, LedgerError> {

@@ -98,6 +98,17 @@ pub struct Lease {
     pub token: u64,
 }
 
+/// What became of opening a partition.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Opened {
+    /// It serves.
+    Opened,
+    /// A node has handed in something at the last moment: it has to be looked at first.
+    ClaimsWait,
+    /// Somebody else looks after it now.
+    LeaseLost,
+}
+
 /// Somebody else looks after the partition now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LeaseLost;
@@ -346,7 +357,7 @@ impl Ledger {
 
     /// Opens a partition on a history of Redis. The cursor moves to the beginning of the epoch. `rebuilt` says what was
     /// done because an operator had asked for it: then nothing of before stands in the way any more. A
-    /// partition with waiting claims is not opened; [`LeaseLost`] stands for that too.
+    /// partition with waiting claims is not opened.
     ///
     /// # Errors
     /// [`LedgerError`] when it can not be written.
@@ -356,7 +367,7 @@ impl Ledger {
         epoch: u64,
         lineage: &str,
         rebuilt: Option<Rebuild>,
-    ) -> Result<Result<(), LeaseLost>, LedgerError> {
+    ) -> Result<Opened, LedgerError> {
         let failed = LedgerError::of("opening a partition");
         let mut tx = self.writer.begin().await.map_err(&failed)?;
         // Whoever is claiming comes before or after this, and what came before is seen below.
@@ -381,7 +392,19 @@ impl Ledger {
         .execute(&mut tx)
         .await
         .map_err(&failed)?;
-        if rebuilt.is_some() && done == 1 {
+        if done == 0 {
+            let waiting = sql("SELECT EXISTS (SELECT 1 FROM claims WHERE partition = $1 AND outcome IS NULL) AS waiting")
+                .bind(lease.partition.0)
+                .fetch_one(&mut tx)
+                .await
+                .map_err(&failed)?;
+            return Ok(if waiting.get("waiting")? {
+                Opened::ClaimsWait
+            } else {
+                Opened::LeaseLost
+            });
+        }
+        if rebuilt.is_some() {
             sql("UPDATE dead_letters SET handled = TRUE WHERE partition = $1")
                 .bind(lease.partition.0)
                 .execute(&mut tx)
@@ -389,7 +412,7 @@ impl Ledger {
                 .map_err(&failed)?;
         }
         tx.commit().await.map_err(&failed)?;
-        Ok(held(done))
+        Ok(Opened::Opened)
     }
 
     /// Notes that an operator wants one side of a partition, or of all, made like the other. Its leader does it. Returns
@@ -440,7 +463,7 @@ impl Ledger {
         row.number("letters")
     }
 
-    /// How many dead letters stand right below a cursor without anything between them, at most `max`.
+    /// How many unhandled dead letters stand right below a cursor without anything between them, at most `max`.
     ///
     /// # Errors
     /// [`LedgerError`] when they can not be read.
@@ -451,7 +474,8 @@ impl Ledger {
         max: u32,
     ) -> Result<u32, LedgerError> {
         let rows = sql(
-            "SELECT seq FROM dead_letters WHERE partition = $1 AND epoch = $2 AND seq <= $3 ORDER BY seq DESC LIMIT $4",
+            "SELECT seq FROM dead_letters WHERE partition = $1 AND epoch = $2 AND seq <= $3 AND NOT handled
+             ORDER BY seq DESC LIMIT $4",
         )
         .bind(partition.0)
         .bind(cursor.epoch)

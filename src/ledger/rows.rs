@@ -70,6 +70,19 @@ pub struct MemberRow {
     pub cursor: Cursor,
 }
 
+impl MemberRow {
+    /// How the audit log speaks of the membership's end.
+    pub(super) fn subject(&self) -> String {
+        left(&self.user, &self.group)
+    }
+}
+
+/// What the audit log says of a user who left a group.
+#[must_use]
+pub fn left(user: &UserId, group: &Group) -> String {
+    format!("{user} from {group}")
+}
+
 /// A membership that ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[expect(missing_docs, reason = "the fields say it")]

@@ -41,7 +41,7 @@ impl Ledger {
     }
 
     /// Writes a gate's namespaces and invites. An invite that the gate does not have any more was deleted, unless
-    /// somebody redeemed it. `at` stands for the moment of all that the gate does not tell apart.
+    /// somebody redeemed it. `at` is newer than all that the ledger has of them.
     ///
     /// # Errors
     /// [`LedgerError`] when they can not be written; what was written before stays, and writing it again is safe.
@@ -64,6 +64,12 @@ impl Ledger {
         .execute(&mut tx)
         .await
         .map_err(&failed)?;
+        // Of a user who joined another way and has left every group nothing is in Redis any more.
+        sql("DELETE FROM members WHERE partition = $1 AND redemption IS NULL")
+            .bind(lease.partition.0)
+            .execute(&mut tx)
+            .await
+            .map_err(&failed)?;
         sql("UPDATE invites SET holds_code = FALSE WHERE partition = $1")
             .bind(lease.partition.0)
             .execute(&mut tx)

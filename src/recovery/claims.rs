@@ -20,16 +20,19 @@ use tokio::{
 
 use super::refresh_fences;
 use crate::{
-    domain::{Acknowledgement, Answer, Change, Entry, InviteId, Outcome, Partition, Refusal},
+    domain::{
+        Acknowledgement, Answer, Change, Cursor, Entry, InviteId, Outcome, Partition, Refusal,
+    },
     gate::{
         Gate,
         redeem::{Mode, Redeem},
     },
     ledger::{
         Appended, Claim, Claimed, Deployment, Lease, Ledger, LedgerError, PartitionRow,
-        PartitionState,
+        PartitionState, WaitingClaim,
+        rows::{Rows, UsesRow},
     },
-    sync::{chain, plan},
+    sync::{Context, chain, plan},
 };
 
 /// How often the ledger is asked what is open, if Redis does not disagree before.
@@ -40,6 +43,7 @@ const AT_MOST_EVERY: Duration = Duration::from_millis(10);
 const LOOK: Duration = Duration::from_millis(5);
 
 /// A node, as the recovery of partitions sees it.
+#[derive(Clone)]
 pub struct Node {
     /// Redis.
     pub gate: Gate,
@@ -62,6 +66,16 @@ impl Node {
         let (too_late, late) = mpsc::unbounded_channel();
         // The gate may take its time over what is late; nothing else waits for that.
         tokio::join!(self.watch(too_late), self.settle(late));
+    }
+
+    /// A last look, for partitions that wait for this node, and its last word: it tells nothing any more.
+    ///
+    /// # Errors
+    /// [`LedgerError`] when the ledger can not be used; the node then counts as dead a little later.
+    pub async fn leave(&self) -> Result<(), LedgerError> {
+        let (too_late, _late) = mpsc::unbounded_channel();
+        self.look(&mut HashMap::new(), &too_late).await?;
+        self.ledger.sign_off(&self.id).await
     }
 
     async fn watch(&self, too_late: UnboundedSender<Acknowledgement>) {
@@ -99,14 +113,14 @@ impl Node {
         let Self { gate, ledger, deployment, .. } = self;
         for row in refresh_fences(gate, ledger, deployment).await? {
             let before = row.epoch.saturating_sub(1);
+            gate.forget_told(row.partition, row.cursor);
             if row.state == PartitionState::Closed && row.epoch > 1 {
-                self.hand_in(&row, confirmed, too_late).await?;
+                self.hand_in(&row, confirmed).await?;
             } else if row.state == PartitionState::Open && gate.has_told(row.partition, before) {
                 // It was recovered without this node.
                 hand_over(too_late, ledger.missing(gate.seal(row.partition, before)).await?);
                 gate.release_told(row.partition, before);
             }
-            gate.forget_told(row.partition, row.cursor);
         }
         Ok(())
     }
@@ -116,7 +130,6 @@ impl Node {
         &self,
         row: &PartitionRow,
         confirmed: &mut HashMap<Partition, u64>,
-        too_late: &UnboundedSender<Acknowledgement>,
     ) -> Result<(), LedgerError> {
         let Self { gate, ledger, id, .. } = self;
         if confirmed.get(&row.partition) == Some(&row.epoch) {
@@ -128,7 +141,8 @@ impl Node {
             Claimed::InTime => {
                 confirmed.insert(row.partition, row.epoch);
             }
-            Claimed::TooLate => hand_over(too_late, ledger.missing(told).await?),
+            // It was opened, or closed once more, since the ledger was asked: the next look tells.
+            Claimed::TooLate => return Ok(()),
         }
         gate.release_told(row.partition, before);
         Ok(())
@@ -215,7 +229,7 @@ fn again(told: &Acknowledgement) -> Redeem {
 
 #[derive(Debug, PartialEq, Eq)]
 enum Verdict {
-    /// The user has a use by the same request.
+    /// The user has the use, or one that counts as the same.
     Kept,
     /// Not now.
     Undecided,
@@ -243,13 +257,13 @@ pub(super) enum Collected {
 
 /// Waits until every node that is alive has confirmed the epoch that is to be opened, and writes down what they claim.
 pub(super) async fn collect(
-    gate: &Gate,
-    ledger: &Ledger,
+    Context { gate, ledger, options, .. }: &Context,
     lease: &Lease,
     epoch: u64,
     alive: &AtomicBool,
 ) -> Result<Collected, LedgerError> {
     let partition = lease.partition;
+    ledger.revive(&options.owner, options.lease_ttl).await?;
     // This process may be one of them.
     gate.doubt();
     while ledger.unconfirmed(partition, epoch).await? > 0 {
@@ -260,21 +274,22 @@ pub(super) async fn collect(
         tokio::time::sleep(LOOK).await;
     }
     ledger.settle_known_claims(partition).await?;
-    let claims = ledger.waiting_claims(partition).await?;
+    let claims = ledger.waiting_claims(partition, u32::MAX).await?;
     if claims.is_empty() {
         return Ok(Collected::Applied(0));
     }
     tracing::warn!(%partition, claims = claims.len(), "Redis has lost what nodes had told; writing it down");
     // All at once; where that is refused each alone, so that one that breaks a law does not keep the others out.
-    match apply(ledger, lease, &claims).await? {
+    match apply(ledger, lease, epoch, &claims).await? {
         Applied::Refused(_) => {}
         Applied::Done => return Ok(Collected::Applied(claims.len())),
         Applied::Overtaken => return Ok(Collected::Overtaken),
     }
     let mut applied = 0;
-    while let Some(oldest) = ledger.waiting_claims(partition).await?.into_iter().next() {
-        let id = oldest.0.redemption.id;
-        match apply(ledger, lease, &[oldest]).await? {
+    while let Some(oldest) = ledger.waiting_claims(partition, 1).await?.into_iter().next() {
+        alive.store(true, Ordering::SeqCst);
+        let id = oldest.claim.redemption.id;
+        match apply(ledger, lease, epoch, &[oldest]).await? {
             Applied::Done => applied += 1,
             Applied::Overtaken => return Ok(Collected::Overtaken),
             Applied::Refused(reason) => {
@@ -300,13 +315,14 @@ enum Applied {
 async fn apply(
     ledger: &Ledger,
     lease: &Lease,
-    claims: &[(Claim, Option<u64>)],
+    epoch: u64,
+    claims: &[WaitingClaim],
 ) -> Result<Applied, LedgerError> {
-    let Some(entries) = entries(claims) else {
+    let Some(rows) = rows(claims, epoch) else {
         return Ok(Applied::Refused("the ledger does not know its invite".to_owned()));
     };
-    let ids: Vec<_> = claims.iter().map(|(claim, _)| claim.redemption.id).collect();
-    match ledger.apply_claims(lease, &ids, &plan::plan(&entries)).await {
+    let ids: Vec<_> = claims.iter().map(|waiting| waiting.claim.redemption.id).collect();
+    match ledger.apply_claims(lease, &ids, &rows).await {
         Ok(Appended::Appended) => Ok(Applied::Done),
         Ok(Appended::Overtaken) => Ok(Applied::Overtaken),
         Err(error @ LedgerError::Rejected { .. }) => Ok(Applied::Refused(chain(&error))),
@@ -314,21 +330,78 @@ async fn apply(
     }
 }
 
-/// The changes that claims stand for, each with the uses that its invite has after it; nothing if one's invite is not
-/// known.
-fn entries(claims: &[(Claim, Option<u64>)]) -> Option<Vec<Entry>> {
-    let mut spent: HashMap<InviteId, u64> = HashMap::new();
-    let entry = |(claim, uses): &(Claim, Option<u64>)| {
+/// The rows that claims stand for; nothing if one's invite is not known.
+///
+/// A claim may be older than what the ledger has of its invite, when it missed a recovery. So the invite's uses are
+/// counted on from what they are, as the first thing of the epoch that is being opened.
+fn rows(claims: &[WaitingClaim], epoch: u64) -> Option<Rows> {
+    let mut spent: HashMap<InviteId, (u64, u64)> = HashMap::new();
+    let mut entries = Vec::with_capacity(claims.len());
+    for WaitingClaim { claim, counts } in claims {
         let Claim { redemption, request, rule, metadata, actor } = claim.clone();
-        let spent = spent.entry(redemption.invite).or_insert((*uses)?);
-        *spent += 1;
-        Some(Entry {
+        let (uses, granted) = spent.entry(redemption.invite).or_insert((*counts)?);
+        *uses += 1;
+        *granted = redemption.ordinal.max(*granted);
+        entries.push(Entry {
             cursor: redemption.position.cursor,
             namespace: redemption.namespace.clone(),
             at: redemption.redeemed_at,
             actor,
-            change: Change::Redeemed { redemption, request, uses: *spent, rule, metadata },
-        })
+            change: Change::Redeemed { redemption, request, uses: *uses, rule, metadata },
+        });
+    }
+    let mut rows = plan::plan(&entries);
+    for row in &mut rows.uses {
+        let (uses, granted) = spent.get(&row.invite).copied()?;
+        *row = UsesRow { invite: row.invite, uses, granted, cursor: Cursor { epoch, seq: 0 } };
+    }
+    Some(rows)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::{
+        Code, CodeCase, Group, MembershipRule, Millis, Namespace, Position, Redemption,
+        RedemptionId, UserId,
     };
-    claims.iter().map(entry).collect()
+
+    fn waiting(ordinal: u64, seq: u64, counts: Option<(u64, u64)>) -> WaitingClaim {
+        let claim = Claim {
+            redemption: Redemption {
+                id: RedemptionId(uuid::Uuid::from_u64_pair(1, seq)),
+                namespace: Namespace::default_namespace(),
+                invite: InviteId(uuid::Uuid::from_u128(9)),
+                code: Code::parse("CODE", CodeCase::Insensitive).unwrap(),
+                group: Group::parse("group").unwrap(),
+                user: UserId::parse(&format!("user-{seq}")).unwrap(),
+                ordinal,
+                remaining: None,
+                redeemed_at: Millis::default(),
+                position: Position { partition: Partition(0), cursor: Cursor { epoch: 3, seq } },
+            },
+            request: "key".to_owned(),
+            rule: MembershipRule::OneGroup,
+            metadata: None,
+            actor: "test".to_owned(),
+        };
+        WaitingClaim { claim, counts }
+    }
+
+    #[test]
+    fn claims_add_to_the_uses_that_the_ledger_has_whatever_came_before_them() {
+        let counts = Some((10, 12));
+        let rows = rows(&[waiting(6, 11, counts), waiting(7, 12, counts)], 5).unwrap();
+        assert_eq!(rows.redemptions.len(), 2);
+        let uses: Vec<_> =
+            rows.uses.iter().map(|row| (row.uses, row.granted, row.cursor)).collect();
+        assert_eq!(uses, [(12, 12, Cursor { epoch: 5, seq: 0 })]);
+        let later = super::rows(&[waiting(13, 20, counts)], 5).unwrap();
+        assert_eq!((later.uses[0].uses, later.uses[0].granted), (11, 13));
+    }
+
+    #[test]
+    fn a_claim_on_an_unknown_invite_stands_for_nothing() {
+        assert_eq!(rows(&[waiting(1, 1, None)], 5), None);
+    }
 }

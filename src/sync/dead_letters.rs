@@ -24,7 +24,7 @@ pub async fn replay(ledger: &Ledger, letter: &DeadLetter) -> Result<Replayed, Le
         Ok(entry) => entry,
         Err(malformed) => return Ok(Replayed::Refused(malformed.0)),
     };
-    match ledger.settle_dead_letter(letter, Some(&plan::plan(&[entry]))).await {
+    match ledger.settle_dead_letter(letter, Some(plan::plan(&[entry]))).await {
         Ok(()) => Ok(Replayed::Applied),
         Err(error @ LedgerError::Rejected { .. }) => Ok(Replayed::Refused(chain(&error))),
         Err(error) => Err(error),

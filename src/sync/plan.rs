@@ -11,7 +11,7 @@ use crate::{
         change::{InviteAction, exclusive_key},
     },
     ledger::rows::{
-        AuditRow, EndedRow, InviteRow, MemberRow, NamespaceRow, RedemptionRow, Rows, UsesRow,
+        self, AuditRow, EndedRow, InviteRow, MemberRow, NamespaceRow, RedemptionRow, Rows, UsesRow,
     },
 };
 
@@ -135,7 +135,7 @@ impl Fold {
             }
             Change::Left { user, group } => {
                 self.release(*cursor, namespace, user, group);
-                self.audit(entry, "left", format!("{user} from {group}"));
+                self.audit(entry, "left", rows::left(user, group));
             }
         }
     }

@@ -271,9 +271,39 @@ async fn a_namespace_may_promise_replicas_only_where_they_are_waited_for() {
     assert_eq!(node.redeem("DURABLE", "alice").await.body["durability"], "replicated");
 }
 
+/// The change is late, and its end is known.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replayed_dead_letter_brings_nobody_back_who_has_left_since() {
+    let node = start(Settings::default()).await;
+    let invite = node.invite("DURABLE", "team", 100).await;
+    assert_eq!(redeem(&node, "alice", "ledger").await.status, 201);
+    let mut sql = Sql::connect(&node.ledger_url()).await;
+    let in_the_way = "019ab000-0000-7000-8000-000000000000";
+    sql.execute(&format!(
+        "INSERT INTO redemptions SELECT '{in_the_way}', namespace, partition, invite, code, grp, 'nobody', 'nothing', 2,
+             remaining, redeemed_at, NULL, metadata, epoch, 1000000 FROM redemptions WHERE invite = '{invite}'"
+    ))
+    .await;
+    assert_eq!(redeem(&node, "bob", "ledger").await.code(), "outcome_unknown");
+    let left = node.delete("/v1/namespaces/default/members/bob/team").await;
+    assert!([200, 204].contains(&left.status), "{} {}", left.status, left.text);
+    assert_eq!(redeem(&node, "carol", "ledger").await.status, 201);
+    sql.execute(&format!("DELETE FROM redemptions WHERE id = '{in_the_way}'")).await;
+    let (done, told) = run(&node, &["dead-letters", "replay"]);
+    assert!(done && told.contains("1 of 1 applied"), "{told}");
+    assert_eq!(sql.number("SELECT COUNT(*) FROM members WHERE user_id = 'bob'").await, 0);
+    assert_eq!(sql.number("SELECT COUNT(*) FROM redemptions WHERE user_id = 'bob'").await, 1);
+    let (clean, audited) = run(&node, &["audit"]);
+    assert!(clean, "{audited}");
+}
+
 /// Runs a command of the program against this node's ledger; returns whether it succeeded, and what it printed.
 fn run(node: &Node, arguments: &[&str]) -> (bool, String) {
-    let output = command(node.directory(), &Settings::default())
+    run_with(node, &Settings::default(), arguments)
+}
+
+fn run_with(node: &Node, settings: &Settings, arguments: &[&str]) -> (bool, String) {
+    let output = command(node.directory(), settings)
         .args(arguments)
         .env("REDEEMER_LEDGER__URL", node.ledger_url())
         .output()
@@ -302,6 +332,9 @@ async fn a_dead_letter_is_listed_and_replayed_when_what_stood_in_its_way_is_gone
     assert!(listed.contains("bob") && listed.contains("ordinal"), "{listed}");
     let (clean, audited) = run(&node, &["audit"]);
     assert!(!clean && audited.contains("the ledger could not take a change"), "{audited}");
+    // Only Redis and the letter know of bob.
+    let (repaired, told) = run(&node, &["audit", "--repair"]);
+    assert!(!repaired && told.contains("redeemer dead-letters"), "{told}");
     let (done, told) = run(&node, &["dead-letters", "replay"]);
     assert!(!done && told.contains("still not possible"), "{told}");
 
@@ -318,7 +351,9 @@ async fn a_dead_letter_is_listed_and_replayed_when_what_stood_in_its_way_is_gone
 #[tokio::test(flavor = "multi_thread")]
 async fn a_dead_letter_that_nobody_can_mend_is_dropped_by_an_operators_word() {
     let redis = RedisServer::start().await;
-    let node = start(Settings { redis_url: Some(redis.url()), ..Settings::default() }).await;
+    let settings = Settings { redis_url: Some(redis.url()), ..Settings::default() };
+    let node = start(settings.clone()).await;
+    let run = |arguments: &[&str]| run_with(&node, &settings, arguments);
     node.invite("DURABLE", "team", 100).await;
     assert_eq!(redeem(&node, "alice", "ledger").await.status, 201);
     let invites: Vec<String> = redis.run(&["KEYS", "*:default:invite:DURABLE"]).await;
@@ -329,13 +364,14 @@ async fn a_dead_letter_that_nobody_can_mend_is_dropped_by_an_operators_word() {
     let place = format!("{epoch}-{seq}");
     redis.run::<()>(&["XADD", &outbox, &place, "type", "non\0sense"]).await;
     assert_eq!(redeem(&node, "bob", "ledger").await.status, 201);
-    let (_, listed) = run(&node, &["dead-letters", "list", "--output", "json"]);
-    let listed: serde_json::Value = serde_json::from_str(&listed).unwrap();
+    let (_, listed) = run(&["dead-letters", "list", "--output", "json"]);
+    let listed: serde_json::Value =
+        serde_json::from_str(&listed).unwrap_or_else(|error| panic!("{error}: {listed}"));
     let position = listed[0]["position"].as_str().unwrap();
     assert!(position.ends_with(&place), "{listed}");
-    let (done, told) = run(&node, &["dead-letters", "drop", "6/1-999"]);
+    let (done, told) = run(&["dead-letters", "drop", "6/1-999"]);
     assert!(!done && told.contains("there is no dead letter"), "{told}");
-    assert!(run(&node, &["dead-letters", "drop", position]).0);
-    let (done, told) = run(&node, &["dead-letters", "replay"]);
+    assert!(run(&["dead-letters", "drop", position]).0);
+    let (done, told) = run(&["dead-letters", "replay"]);
     assert!(done && told.contains("0 of 0 applied"), "{told}");
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use redeemer::{
     domain::{Cursor, Partition},
-    ledger::{Appended, Lease, Ledger, LedgerError, PartitionState, rows::Rows},
+    ledger::{Appended, Lease, Ledger, LedgerError, Opened, PartitionState, rows::Rows},
 };
 use uuid::Uuid;
 
@@ -29,7 +29,7 @@ async fn opened(url: &str) -> (Ledger, Lease) {
     ledger.deployment(1, Uuid::from_u128(1)).await.unwrap();
     let lease = lease_of(&ledger, "first").await;
     let epoch = ledger.close_partition(&lease, 0, "test").await.unwrap().unwrap();
-    ledger.open_partition(&lease, epoch, "lineage", None).await.unwrap().unwrap();
+    ledger.open_partition(&lease, epoch, "lineage", None).await.unwrap();
     (ledger, lease)
 }
 
@@ -89,7 +89,7 @@ async fn a_leader_that_was_replaced_while_it_was_paused_changes_nothing() {
     assert!(ledger.renew_leases(std::slice::from_ref(&old), TTL).await.unwrap().is_empty());
     assert!(ledger.close_partition(&old, 0, "late").await.unwrap().is_err());
     assert!(ledger.keep_closed(&old, "late").await.unwrap().is_err());
-    assert!(ledger.open_partition(&old, 1, "other", None).await.unwrap().is_err());
+    assert_eq!(ledger.open_partition(&old, 1, "other", None).await.unwrap(), Opened::LeaseLost);
     let row = ledger.partition(Partition(0)).await.unwrap();
     assert_eq!((row.cursor, row.lineage.as_deref()), (from, Some("lineage")));
     // Nor does the new one write twice what it has written.

@@ -637,7 +637,7 @@ async fn tables(entries: &[Entry], lengths: &[usize]) -> Vec<(&'static str, Vec<
         .unwrap()
         .remove(0);
     let epoch = ledger.close_partition(&lease, 0, "test").await.unwrap().unwrap();
-    ledger.open_partition(&lease, epoch, "lineage", None).await.unwrap().unwrap();
+    ledger.open_partition(&lease, epoch, "lineage", None).await.unwrap();
     let mut cursor = Cursor { epoch, seq: 0 };
     let mut rest = entries;
     for length in lengths.iter().cycle() {

@@ -4,8 +4,10 @@ use std::{collections::BTreeMap, sync::atomic::AtomicBool, time::Duration};
 
 use redeemer::{
     domain::{
-        Change, Code, CodeCase, Cursor, Entry, Fence, Group, InviteId, MembershipRule, Namespace,
-        Outcome, Partition, Redemption, RedemptionId, RequestId, UserId,
+        Acknowledgement, Change, Code, CodeCase, Cursor, Entry, Fence, Group, InviteId,
+        MembershipRule, Namespace, Outcome, Partition, Position, Redemption, RedemptionId,
+        RequestId, UserId,
+        command::{Join, Leave},
     },
     gate::{
         GateError,
@@ -16,7 +18,7 @@ use redeemer::{
         redeem::{Mode, Redeem},
         survey,
     },
-    ledger::{Lease, Ledger, PartitionState, Rebuild},
+    ledger::{Claimed, Lease, Ledger, PartitionState, Rebuild},
     recovery::Admission,
     sync::{self, plan},
 };
@@ -499,4 +501,84 @@ async fn a_gate_that_lacks_what_the_ledger_has_is_never_taken_for_the_truth() {
     // Left to itself it comes right.
     it.bench.admit().await;
     it.assert_replayed(0..8).await;
+}
+
+/// What a node had told of a user's redemption, the first after these.
+async fn told(it: &Deployment, number: u32, after: Cursor) -> Acknowledgement {
+    let ordinal = it.redemptions_in_ledger().await as u64 + 1;
+    Acknowledgement {
+        redemption: Redemption {
+            id: RedemptionId(Uuid::from_u128(u128::from(number) + 9_000_000)),
+            namespace: it.namespace.clone(),
+            invite: InviteId(Uuid::from_u128(5)),
+            code: Code::parse("WELCOME", CodeCase::Sensitive).unwrap(),
+            group: Group::parse("team").unwrap(),
+            user: UserId::parse(&format!("told-{number}")).unwrap(),
+            ordinal,
+            remaining: Some(100 - ordinal),
+            redeemed_at: it.bench.now(),
+            position: Position { partition: Partition(0), cursor: after.next() },
+        },
+        request: RequestId::parse("told").unwrap(),
+        first: true,
+        rule: MembershipRule::OneGroup,
+        email_domain: None,
+        metadata: None,
+        actor: "test".to_owned(),
+    }
+}
+
+/// The ledger has the claim, the gate does not, and both are at the same place: whoever goes on must not take the gate
+/// as it is.
+#[tokio::test]
+async fn a_recovery_that_died_after_it_had_written_claims_is_ended_by_a_rebuild() {
+    let it = Deployment::start().await;
+    it.grant(0..3).await;
+    carry(&it.bench).await;
+    let bench = &it.bench;
+    bench.redis.run::<()>(&["DEBUG", "CHANGE-REPL-ID"]).await;
+    let claim = told(&it, 1, it.ledger_cursor().await).await;
+    let epoch = bench.ledger.close_partition(&bench.lease, 0, "test").await.unwrap().unwrap();
+    let claimed = bench.ledger.claim("node", Partition(0), epoch, std::slice::from_ref(&claim));
+    assert_eq!(claimed.await.unwrap(), Claimed::InTime);
+    // The rebuild lists the keys first; it dies there.
+    bench.redis.run::<()>(&["ACL", "SETUSER", "default", "-scan"]).await;
+    let lease = &bench.lease;
+    let context = bench.context(Duration::from_mins(10));
+    let died = redeemer::recovery::admit(&context, lease, &AtomicBool::new(true)).await;
+    assert!(died.is_err(), "{died:?}");
+    assert_eq!(it.redemptions_in_ledger().await, 4);
+    bench.redis.run::<()>(&["ACL", "SETUSER", "default", "+scan"]).await;
+    bench.admit().await;
+    it.assert_replayed(0..3).await;
+    let member = bench.gate.keys().member(&it.namespace, &claim.redemption.user);
+    assert_eq!(bench.redis.run::<u64>(&["EXISTS", &member]).await, 1, "the gate has it too");
+    let invite =
+        bench.ledger.invite(&it.namespace, claim.redemption.invite).await.unwrap().unwrap();
+    assert_eq!((invite.uses, invite.granted), (4, 4));
+    assert!(bench.ledger.broken_laws(Partition(0)).await.unwrap().is_empty());
+}
+
+/// In Redis nothing is left of somebody who joined without a redemption and left again.
+#[tokio::test]
+async fn a_gate_that_is_taken_for_the_truth_has_the_word_on_who_left() {
+    let it = Deployment::start().await;
+    let bench = &it.bench;
+    let (user, group) = (UserId::parse("bob").unwrap(), Group::parse("team").unwrap());
+    let (namespace, actor) = (it.namespace.clone(), "test".to_owned());
+    let join = Join { namespace, user, group, actor };
+    join.run(&bench.gate).await.unwrap();
+    it.grant(0..3).await;
+    carry(bench).await;
+    let Join { namespace, user, group, actor } = join;
+    Leave { namespace, user, group: Some(group), actor }.run(&bench.gate).await.unwrap();
+    it.grant(3..4).await;
+    let cursor = it.gate_cursor().await;
+    redeemer::gate::outbox::trim(&bench.gate, Partition(0), cursor).await.unwrap();
+    let before = contents(bench).await;
+    bench.ledger.request_rebuild(None, Rebuild::FromGate).await.unwrap();
+    bench.admit().await;
+    bench.redis.run::<()>(&["FLUSHALL"]).await;
+    bench.admit().await;
+    assert_eq!(contents(bench).await, before);
 }
