@@ -1,4 +1,4 @@
-//! A client of the HTTP API, for the command line and the demonstration.
+//! A client of the HTTP API, for the command line, the demonstration and the torture.
 //!
 //! It never repeats a request by itself: whoever calls decides, with the same idempotency key.
 
@@ -10,7 +10,7 @@ use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::domain::{Namespace, RedemptionId};
+use crate::domain::{Namespace, Position, RedemptionId};
 
 /// Longest wait for an answer: longer than the service itself tries.
 const TIMEOUT: Duration = Duration::from_secs(15);
@@ -122,6 +122,10 @@ pub struct Redemption {
     pub ordinal: u64,
     /// Whether an earlier request has spent the use.
     pub replayed: bool,
+    /// The level that the answer promises.
+    pub durability: String,
+    /// Its place among all changes.
+    pub position: Position,
 }
 
 /// A client of one service. Cheap to clone.

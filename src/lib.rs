@@ -33,3 +33,4 @@ pub mod ledger;
 pub mod local_server;
 pub mod recovery;
 pub mod sync;
+pub mod torture;
