@@ -14,6 +14,7 @@ mod rebuild;
 mod redeem;
 mod serve;
 mod status;
+mod torture;
 
 use std::{collections::BTreeMap, path::PathBuf, process::ExitCode};
 
@@ -111,6 +112,8 @@ enum Command {
     Healthcheck,
     /// Let 10,000 users rush a code with 1,000 uses, then prove what came of it
     Demo(demo::Demo),
+    /// Let users rush a deployment of its own while nodes and Redis are killed, then prove what came of it
+    Torture(torture::Torture),
 }
 
 /// Runs the command that the arguments name, and says how it went.
@@ -165,6 +168,7 @@ async fn execute(Cli { command, common }: Cli) -> anyhow::Result<ExitCode> {
         Command::Config(command) => command.run(&common)?,
         Command::Healthcheck => return healthcheck::run(&common).await,
         Command::Demo(demo) => return demo.run(&common).await,
+        Command::Torture(torture) => return torture.run(&common).await,
     }
     Ok(ExitCode::SUCCESS)
 }

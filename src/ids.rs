@@ -56,6 +56,13 @@ pub fn characters<const COUNT: usize>(alphabet: &[u8]) -> String {
     (0..COUNT).map(|_| char::from(alphabet[random.random_range(0..alphabet.len())])).collect()
 }
 
+/// What a run of random choices that can be repeated begins with.
+#[must_use]
+pub fn seed() -> u64 {
+    // Small enough to be typed.
+    u64::from(rand::random::<u32>())
+}
+
 /// Now, by this machine's clock. Never used for a decision: those go by the clock of Redis.
 #[must_use]
 pub fn now() -> Millis {

@@ -14,6 +14,7 @@
 //!    [`audit`]: whether both sides agree. [`backup`]: a copy of the ledger, and the way back.
 //! 5. [`http`]: the API. [`app`]: what wires and starts all of it, and stops it from the outside in.
 //! 6. [`config`], [`local_server`], [`ids`], [`client`], [`cli`].
+//! 7. [`torture`]: whether all of it holds while everything is killed.
 //!
 //! What never happens: the domain does no I/O; gate and ledger never see each other; no script writes before it has
 //! decided everything, or on a history of Redis that the ledger has not admitted; no entry leaves the outbox that the

@@ -402,8 +402,11 @@ pub fn socket_in(data_dir: &Path) -> PathBuf {
     }
 }
 
-/// The server program and its version.
-async fn find(named: Option<&Path>) -> Result<(PathBuf, String), LocalServerError> {
+/// The server program and its version: the one that is named, or the first on PATH that is fit.
+///
+/// # Errors
+/// [`LocalServerError`] when there is none.
+pub async fn find(named: Option<&Path>) -> Result<(PathBuf, String), LocalServerError> {
     let programs: Vec<PathBuf> = match named {
         Some(path) => vec![path.to_owned()],
         None => ["valkey-server", "redis-server"].into_iter().filter_map(on_path).collect(),

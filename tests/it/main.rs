@@ -26,3 +26,4 @@ mod recovery;
 mod scripts;
 mod support;
 mod tidy;
+mod torture;

@@ -66,6 +66,24 @@ fn gate_and_ledger_never_see_each_other() {
 }
 
 #[test]
+fn the_torture_knows_only_what_a_client_can_know() {
+    let inside = [
+        "crate::app",
+        "crate::config",
+        "crate::gate",
+        "crate::http",
+        "crate::ids",
+        "crate::ledger",
+        "crate::local_server",
+        "crate::recovery",
+        "crate::sync",
+        "sqlx",
+        "actix",
+    ];
+    assert_none("torture", &inside);
+}
+
+#[test]
 fn keys_status_codes_and_tasks_have_one_place_each() {
     let all: Vec<_> = files("src")
         .into_iter()
