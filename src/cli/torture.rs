@@ -112,7 +112,10 @@ impl Torture {
 
 /// Whatever is in the database is somebody's: its Redis would be shut out by nodes that never saw it.
 async fn check_empty(common: &Common, url: &str) -> anyhow::Result<()> {
-    let config = common.config(vec![("ledger.url".to_owned(), url.to_owned())])?;
+    // The nodes get a Redis of their own.
+    let flags = [("ledger.url", url), ("redis.url", "redis://127.0.0.1")];
+    let config =
+        common.config(flags.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec())?;
     let ledger = crate::app::ledger(&config).await.map_err(anyhow::Error::msg)?;
     let partitions = ledger.partitions().await?;
     ledger.close().await;

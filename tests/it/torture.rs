@@ -1,6 +1,7 @@
 //! The torture in short: it comes to its end, no law is broken, and nothing is left behind.
 
 use std::{
+    io::Read,
     path::Path,
     process::{Child, Command, Stdio},
 };
@@ -10,7 +11,8 @@ use tempfile::TempDir;
 
 use crate::support::{
     ledger,
-    node::{Node, Settings, command, signal},
+    node::{Settings, command, signal},
+    postgres::PostgresServer,
     wait_until,
 };
 
@@ -98,6 +100,39 @@ fn what_the_ledger_has_promised_survives_a_torture_that_empties_redis() {
     assert!(verdict["faults"]["FLUSHALL"].as_u64().unwrap() > 0, "{verdict}");
 }
 
+/// Nodes and Redis are killed and paused by the torture, PostgreSQL by the test.
+#[test]
+fn a_deployment_whose_postgresql_is_killed_too_breaks_no_law() {
+    let mut place = Place::new();
+    let mut postgres = PostgresServer::start();
+    place.ledger = postgres.create_database("tortured");
+    let mut running = Running(
+        place
+            .torture(&["--seconds", "10", "--seed", "19", "--output", "json"])
+            .stdout(Stdio::piped())
+            .stderr(Stdio::inherit())
+            .spawn()
+            .unwrap(),
+    );
+    // Nodes do not start without their ledger, so they must have; without redemptions this divides by zero.
+    wait_until("users redeem", || {
+        postgres.does("tortured", "SELECT 1 / COUNT(*) FROM redemptions")
+    });
+    let mut kills = 0;
+    // It is up again before the torture comes to its end, or nobody could tell what the ledger has.
+    while kills < 8 && matches!(running.0.try_wait(), Ok(None)) {
+        postgres.kill();
+        postgres.restart();
+        kills += 1;
+    }
+    let mut said = String::new();
+    running.0.stdout.take().unwrap().read_to_string(&mut said).unwrap();
+    assert!(running.0.wait().unwrap().success(), "{said}");
+    let verdict: Value = serde_json::from_str(&said).unwrap();
+    assert_eq!((&verdict["proven"], kills), (&true.into(), 8), "{verdict}");
+    place.assert_clean();
+}
+
 #[test]
 fn people_read_a_verdict_for_each_law() {
     let place = Place::new();
@@ -134,12 +169,15 @@ fn a_torture_that_is_interrupted_stops_what_it_started() {
 #[test]
 fn a_ledger_that_is_in_use_is_not_tortured() {
     let place = Place::new();
-    let node = Node::start(&Settings { ledger: Some(place.ledger.clone()), ..Settings::default() });
+    // Whoever has used it need not be there any more.
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let ledger = runtime.block_on(ledger::open(&place.ledger));
+    runtime.block_on(ledger.deployment(16, uuid::Uuid::from_u128(1))).unwrap();
+    runtime.block_on(ledger.close());
     let output = place.torture(&["--seconds", "1"]).output().unwrap();
     assert_eq!(output.status.code(), Some(1));
     let told = String::from_utf8_lossy(&output.stderr);
     assert!(told.contains("name an empty one"), "{told}");
-    drop(node);
 }
 
 /// Told to stop, as by Ctrl-C, if a test fails before it has.

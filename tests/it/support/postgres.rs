@@ -79,13 +79,19 @@ impl PostgresServer {
         create_database(self.directory.path(), self.port, name)
     }
 
+    /// Whether a statement goes through in a database.
+    pub fn does(&self, database: &str, statement: &str) -> bool {
+        psql(self.directory.path(), self.port, database, statement).is_ok()
+    }
+
     /// Kills it and all its processes without a warning.
     pub fn kill(&mut self) {
         // What it has forked ends by itself when it is gone, and must have before another one starts.
-        let pid = self.child.id();
+        let forked = children_of(self.child.id());
         self.child.kill().unwrap();
         self.child.wait().unwrap();
-        wait_until("the processes of PostgreSQL have ended", || children_of(pid).is_empty());
+        let is_there = |pid: &u32| Path::new(&format!("/proc/{pid}")).exists();
+        wait_until("the processes of PostgreSQL have ended", || !forked.iter().any(is_there));
     }
 
     /// Starts it again where it was.
@@ -103,9 +109,7 @@ impl PostgresServer {
     }
 
     fn wait(&self) {
-        wait_until("PostgreSQL answers", || {
-            psql(self.directory.path(), self.port, "SELECT 1").is_ok()
-        });
+        wait_until("PostgreSQL answers", || self.does("postgres", "SELECT 1"));
     }
 }
 
@@ -172,17 +176,17 @@ fn spawn(directory: &Path, port: u16, settings: &[String]) -> Child {
 }
 
 fn create_database(directory: &Path, port: u16, name: &str) -> String {
-    if let Err(error) = psql(directory, port, &format!("CREATE DATABASE \"{name}\"")) {
+    if let Err(error) = psql(directory, port, "postgres", &format!("CREATE DATABASE \"{name}\"")) {
         assert!(error.contains("already exists"), "{error}");
     }
     format!("postgres://postgres@localhost:{port}/{name}?host={}", directory.display())
 }
 
-fn psql(directory: &Path, port: u16, statement: &str) -> Result<(), String> {
+fn psql(directory: &Path, port: u16, database: &str, statement: &str) -> Result<(), String> {
     let output = own("psql")
         .args(["-U", "postgres", "-X", "-q", "-p", &port.to_string(), "-h"])
         .arg(directory)
-        .args(["-c", statement])
+        .args(["-d", database, "-c", statement])
         .output()
         .unwrap();
     let told = || String::from_utf8_lossy(&output.stderr).into_owned();
