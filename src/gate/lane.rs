@@ -286,7 +286,7 @@ fn grants(jobs: &[Job], decisions: &[Decision], epoch: u64) -> Vec<Acknowledgeme
         let Decision::Answer(answer) = decision else { return None };
         let (redemption, first) = match &answer.outcome {
             Outcome::Granted(redemption) => (redemption, true),
-            Outcome::Replayed(redemption) => (redemption, false),
+            Outcome::Replayed(redemption) => (redemption, is_own(&job.request, redemption)),
             Outcome::Allowed | Outcome::Refused(_) => return None,
         };
         if redemption.position.cursor.epoch != epoch {
@@ -315,6 +315,7 @@ fn deliver(jobs: Vec<Job>, decisions: Vec<Decision>, settled: bool, replicated: 
     for (job, decision) in jobs.into_iter().zip(decisions) {
         match decision {
             Decision::Answer(answer) => {
+                let answer = if job.unknown { as_asked_once(answer, &job.request) } else { answer };
                 // An earlier attempt that may still run could yet be granted: a refusal now is not the last word.
                 let definite =
                     !job.unknown || settled || !matches!(answer.outcome, Outcome::Refused(_));
@@ -332,6 +333,24 @@ fn deliver(jobs: Vec<Job>, decisions: Vec<Decision>, settled: bool, replicated: 
             Decision::Failed(error) => job.fail(|| error, None),
         }
     }
+}
+
+/// The answer to a request that was sent before. An attempt of its own that spent the use, and whose reply was lost, is
+/// no repeat for the one who has asked once; what says so is the id, which was made for this request.
+fn as_asked_once(answer: Answer, request: &Redeem) -> Answer {
+    match answer {
+        Answer { outcome: Outcome::Replayed(redemption), rates }
+            if is_own(request, &redemption) =>
+        {
+            Answer { outcome: Outcome::Granted(redemption), rates }
+        }
+        answer => answer,
+    }
+}
+
+/// Whether a redemption has the id that was made for this request.
+fn is_own(request: &Redeem, redemption: &Redemption) -> bool {
+    matches!(&request.mode, Mode::Redeem { redemption: id, .. } if *id == redemption.id)
 }
 
 /// Tells the jobs whose deadline has passed; returns the others.

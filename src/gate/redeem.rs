@@ -165,14 +165,10 @@ fn decision(
             Outcome::Granted(redemption(partition, &mut reply, request)?),
             rates(&mut reply, settings)?,
         ),
-        "replayed" => {
-            let redemption = redemption(partition, &mut reply, request)?;
-            // An earlier attempt of this very request has spent the use, and its reply was lost: it is no repeat.
-            let is_own = matches!(&request.mode, Mode::Redeem { redemption: id, .. } if *id == redemption.id);
-            let outcome =
-                if is_own { Outcome::Granted(redemption) } else { Outcome::Replayed(redemption) };
-            (outcome, rates(&mut reply, settings)?)
-        }
+        "replayed" => (
+            Outcome::Replayed(redemption(partition, &mut reply, request)?),
+            rates(&mut reply, settings)?,
+        ),
         "allowed" => (Outcome::Allowed, rates(&mut reply, settings)?),
         "refused" => (Outcome::Refused(refusal(&mut reply)?), rates(&mut reply, settings)?),
         "settings_changed" => return Ok(Decision::SettingsChanged),

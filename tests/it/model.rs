@@ -41,6 +41,7 @@ use crate::{
     recovery,
     support::{
         bench::{Bench, START, admit, open_ledger, rules},
+        effort,
         ledger::{self, Sql},
     },
 };
@@ -526,8 +527,7 @@ const WORDS: [&str; 42] = [
 
 /// So many cases, times TEST_EFFORT.
 fn config(cases: u32) -> Config {
-    let effort = std::env::var("TEST_EFFORT").map_or(1, |effort| effort.parse().unwrap());
-    Config { cases: cases * effort, failure_persistence: None, ..Config::default() }
+    Config { cases: cases * effort(), failure_persistence: None, ..Config::default() }
 }
 
 #[test]

@@ -14,6 +14,11 @@ use tokio::time::Instant;
 /// How long a state may take to come about on a busy machine, before a test says that it never will.
 const PATIENCE: Duration = Duration::from_mins(1);
 
+/// How many times as much as usual is to be tried: `TEST_EFFORT`.
+pub fn effort() -> u32 {
+    std::env::var("TEST_EFFORT").map_or(1, |effort| effort.parse().unwrap())
+}
+
 /// Waits for a state.
 pub async fn eventually(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
     until_some(what, async || is_so().await.then_some(())).await;

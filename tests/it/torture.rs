@@ -10,7 +10,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::support::{
-    ledger,
+    effort, ledger,
     node::{Settings, command, signal},
     postgres::PostgresServer,
     wait_until,
@@ -76,7 +76,8 @@ fn processes_in(directory: &Path) -> Vec<String> {
 fn a_tortured_deployment_breaks_no_law() {
     let place = Place::new();
     // With this seed the first fault of Redis and of a node is a kill.
-    let verdict = place.verdict(&["--seconds", "8", "--seed", "19", "--nodes", "2"]);
+    let seconds = (20 * effort()).to_string();
+    let verdict = place.verdict(&["--seconds", &seconds, "--seed", "19", "--nodes", "2"]);
     assert_eq!((&verdict["seed"], &verdict["proven"]), (&19.into(), &true.into()));
     let laws = verdict["laws"].as_array().unwrap();
     assert_eq!(laws.len(), 6);
@@ -106,9 +107,11 @@ fn a_deployment_whose_postgresql_is_killed_too_breaks_no_law() {
     let mut place = Place::new();
     let mut postgres = PostgresServer::start();
     place.ledger = postgres.create_database("tortured");
+    let seconds = (10 * effort()).to_string();
+    let kills_wanted = 8 * effort();
     let mut running = Running(
         place
-            .torture(&["--seconds", "10", "--seed", "19", "--output", "json"])
+            .torture(&["--seconds", &seconds, "--seed", "19", "--output", "json"])
             .stdout(Stdio::piped())
             .stderr(Stdio::inherit())
             .spawn()
@@ -120,7 +123,7 @@ fn a_deployment_whose_postgresql_is_killed_too_breaks_no_law() {
     });
     let mut kills = 0;
     // It is up again before the torture comes to its end, or nobody could tell what the ledger has.
-    while kills < 8 && matches!(running.0.try_wait(), Ok(None)) {
+    while kills < kills_wanted && matches!(running.0.try_wait(), Ok(None)) {
         postgres.kill();
         postgres.restart();
         kills += 1;
@@ -129,7 +132,7 @@ fn a_deployment_whose_postgresql_is_killed_too_breaks_no_law() {
     running.0.stdout.take().unwrap().read_to_string(&mut said).unwrap();
     assert!(running.0.wait().unwrap().success(), "{said}");
     let verdict: Value = serde_json::from_str(&said).unwrap();
-    assert_eq!((&verdict["proven"], kills), (&true.into(), 8), "{verdict}");
+    assert_eq!((&verdict["proven"], kills), (&true.into(), kills_wanted), "{verdict}");
     place.assert_clean();
 }
 
