@@ -176,7 +176,7 @@ pub async fn ledger(config: &Config) -> Result<Ledger, String> {
         }
         LedgerPlace::Postgres(url) => {
             let options = PostgresOptions {
-                url: url.expose_secret().to_owned(),
+                url: url.clone(),
                 connections_max,
                 connect_timeout: busy_timeout,
                 idle_timeout: config.sync.lease_ttl,

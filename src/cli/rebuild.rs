@@ -24,8 +24,8 @@ the work; this command waits for it.
 
 --from-ledger --discard-gate: what Redis has and the ledger does not have is lost for good, redemptions of the last
 moments, which the ledger then does not know.
---from-gate: for a ledger that is empty or was restored from an older copy. What Redis has is written into it. Metadata
-of redemptions and the log of administrative changes are not in Redis, and stay as the ledger has them.
+--from-gate: for a ledger that is empty or was restored from an older copy. What Redis has is written into it. Of the
+metadata of redemptions and the log of administrative changes, Redis has only what is still in its outbox.
 
 Examples:
   redeemer rebuild --from-ledger --discard-gate --partition 6
@@ -82,7 +82,20 @@ impl Rebuild {
             tokio::time::sleep(LOOK).await;
         }
         bar.finish_and_clear();
+        // One that was refused may have opened by itself since.
+        let not_taken = ledger.partitions().await?.into_iter().find(|row| {
+            let before = rows.iter().find(|before| before.partition == row.partition);
+            self.from_gate
+                && self.concerns(row)
+                && before.is_some_and(|before| row.whole_from <= before.epoch)
+        });
         ledger.close().await;
+        if let Some(row) = not_taken {
+            bail!(
+                "partition {} was not taken from Redis; the log of its node says why",
+                row.partition
+            );
+        }
         let (what, from) =
             if self.from_gate { ("the ledger", "Redis") } else { ("Redis", "the ledger") };
         say(&format!("Rebuilt {total} partition(s) of {what} from {from}."));

@@ -20,7 +20,7 @@ pub(super) const REDEMPTION: &str = "id, namespace, partition, invite, code, grp
 pub(super) const MEMBER: &str =
     "namespace, user_id, grp, partition, redemption, joined_at, exclusive_key, epoch, seq";
 pub(super) const PARTITION: &str = "partition, state, reason, epoch, lineage, cursor_epoch, cursor_seq, lease_owner, \
-     lease_expires_at, synced_at, requested";
+     lease_expires_at, synced_at, requested, whole_from";
 pub(super) const CLAIM: &str = "id, namespace, partition, invite, code, grp, user_id, request, ordinal, remaining, \
      redeemed_at, rule, actor, metadata, epoch, seq";
 pub(super) const DEAD_LETTER: &str = "partition, epoch, seq, entry, reason, at";

@@ -85,6 +85,8 @@ pub struct PartitionRow {
     pub lease_live: bool,
     /// When the ledger last got something of it.
     pub synced_at: Option<Millis>,
+    /// The first epoch of which the ledger has every change; the one in which a gate was taken for the truth, if one was.
+    pub whole_from: u64,
     /// What an operator wants of it.
     pub requested: Option<Rebuild>,
 }
@@ -528,6 +530,7 @@ fn partition_row(row: &Row) -> Result<PartitionRow, LedgerError> {
         lease_owner: row.maybe_text("lease_owner")?,
         lease_live: row.get("lease_live")?,
         synced_at: row.maybe_time("synced_at")?,
+        whole_from: row.number("whole_from")?,
         requested: row.maybe_parsed("requested", Rebuild::parse)?,
     })
 }

@@ -2,6 +2,7 @@
 
 use std::{str::FromStr, time::Duration};
 
+use secrecy::{ExposeSecret, SecretString};
 use sqlx::{
     PgPool,
     postgres::{PgConnectOptions, PgPoolOptions},
@@ -21,7 +22,7 @@ const GRACE: Duration = Duration::from_secs(5);
 #[derive(Debug, Clone)]
 pub struct PostgresOptions {
     /// `postgres://user@host/database`, with `sslmode` and the other parameters of libpq's URIs.
-    pub url: String,
+    pub url: SecretString,
     /// Connections of this node, at most; at least 4.
     pub connections_max: u32,
     /// How long a connection is waited for.
@@ -40,7 +41,7 @@ impl Ledger {
     /// those of this program.
     pub async fn open_postgres(options: &PostgresOptions) -> Result<Self, LedgerError> {
         let opening = LedgerError::of("connecting to it");
-        let connect = PgConnectOptions::from_str(&options.url)
+        let connect = PgConnectOptions::from_str(options.url.expose_secret())
             .map_err(&opening)?
             .application_name("redeemer");
         let writers = (options.connections_max.saturating_sub(SNAPSHOTS_MAX) / 2).max(1);

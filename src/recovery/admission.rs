@@ -107,6 +107,7 @@ mod tests {
             lease_owner: None,
             lease_live: true,
             synced_at: None,
+            whole_from: 0,
             requested: None,
         }
     }

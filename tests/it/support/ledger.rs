@@ -45,7 +45,7 @@ pub async fn try_open(url: &str) -> Result<Ledger, LedgerError> {
 
 pub fn postgres_options(url: &str) -> PostgresOptions {
     PostgresOptions {
-        url: url.to_owned(),
+        url: url.into(),
         connections_max: 8,
         connect_timeout: Duration::from_secs(30),
         idle_timeout: Duration::from_secs(4),
