@@ -108,7 +108,6 @@ fn a_deployment_whose_postgresql_is_killed_too_breaks_no_law() {
     let mut postgres = PostgresServer::start();
     place.ledger = postgres.create_database("tortured");
     let seconds = (10 * effort()).to_string();
-    let kills_wanted = 8 * effort();
     let mut running = Running(
         place
             .torture(&["--seconds", &seconds, "--seed", "19", "--output", "json"])
@@ -117,13 +116,20 @@ fn a_deployment_whose_postgresql_is_killed_too_breaks_no_law() {
             .spawn()
             .unwrap(),
     );
-    // Nodes do not start without their ledger, so they must have; without redemptions this divides by zero.
-    wait_until("users redeem", || {
-        postgres.does("tortured", "SELECT 1 / COUNT(*) FROM redemptions")
-    });
+    // Nodes do not start without their ledger, so each time it must have got something first. Divides by zero as long as
+    // it has not.
     let mut kills = 0;
-    // It is up again before the torture comes to its end, or nobody could tell what the ledger has.
-    while kills < kills_wanted && matches!(running.0.try_wait(), Ok(None)) {
+    loop {
+        let progress =
+            format!("SELECT 1 / GREATEST(COUNT(*) - {}, 0) FROM redemptions", kills * 10);
+        let mut has_ended = false;
+        wait_until("users redeem, or it is over", || {
+            has_ended = !matches!(running.0.try_wait(), Ok(None));
+            has_ended || postgres.does("tortured", &progress)
+        });
+        if has_ended {
+            break;
+        }
         postgres.kill();
         postgres.restart();
         kills += 1;
@@ -132,7 +138,9 @@ fn a_deployment_whose_postgresql_is_killed_too_breaks_no_law() {
     running.0.stdout.take().unwrap().read_to_string(&mut said).unwrap();
     assert!(running.0.wait().unwrap().success(), "{said}");
     let verdict: Value = serde_json::from_str(&said).unwrap();
-    assert_eq!((&verdict["proven"], kills), (&true.into(), kills_wanted), "{verdict}");
+    assert_eq!(verdict["proven"], true, "{verdict}");
+    eprintln!("PostgreSQL was killed {kills} times: {verdict}");
+    assert!(kills > 0);
     place.assert_clean();
 }
 
