@@ -39,6 +39,8 @@ use crate::{
 const EVERY: Duration = Duration::from_millis(250);
 /// How often at most.
 const AT_MOST_EVERY: Duration = Duration::from_millis(10);
+/// Longest pause between two questions about what is late, while the gate decides nothing.
+const PAUSE_MAX: Duration = Duration::from_secs(10);
 /// How often a leader looks whether all nodes have confirmed.
 const LOOK: Duration = Duration::from_millis(5);
 
@@ -151,15 +153,19 @@ impl Node {
     /// Asks the gate for the uses that came too late to be claimed, one after the other, until each is decided.
     async fn settle(&self, mut late: UnboundedReceiver<Acknowledgement>) {
         let mut undecided = VecDeque::new();
+        let mut pause = EVERY;
         loop {
             let Some(told) = undecided.pop_front() else {
                 let Some(told) = late.recv().await else { return };
                 undecided.push_back(told);
                 continue;
             };
-            if !self.is_decided(&told).await {
+            if self.is_decided(&told).await {
+                pause = EVERY;
+            } else {
                 undecided.push_back(told);
-                tokio::time::sleep(EVERY).await;
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(PAUSE_MAX);
             }
             while let Ok(more) = late.try_recv() {
                 undecided.push_back(more);
