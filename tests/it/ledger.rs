@@ -258,3 +258,33 @@ async fn postgresql_is_reached_over_tls_and_its_certificate_is_checked() {
         assert!(matches!(error, LedgerError::Unavailable { .. }), "{host} {mode}: {error:?}");
     }
 }
+
+/// Whatever is asked of it at once, a node opens no more connections than it may.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_takes_no_more_connections_of_postgresql_than_it_may() {
+    let server = PostgresServer::start();
+    let url = server.create_database("pool");
+    let mut options = postgres_options(&url);
+    options.connections_max = 6;
+    let ledger = Ledger::open_postgres(&options).await.unwrap();
+    ledger.deployment(1, Uuid::from_u128(1)).await.unwrap();
+    let mut snapshots = Vec::new();
+    for _ in 0..2 {
+        let mut snapshot = ledger.snapshot(Partition(0)).await.unwrap();
+        snapshot.next_page(1).await.unwrap();
+        snapshots.push(snapshot);
+    }
+    let asked = (0..50).map(|number| {
+        let ledger = ledger.clone();
+        tokio::spawn(async move {
+            ledger.beat(&format!("node-{number}"), TTL, false).await.unwrap();
+            ledger.partitions().await.unwrap();
+        })
+    });
+    futures_util::future::try_join_all(asked).await.unwrap();
+    // Connections are kept, so that what was open at once is open still.
+    let open = "SELECT COUNT(*) FROM pg_stat_activity WHERE application_name = 'redeemer'";
+    let open = Sql::connect(&url).await.number(open).await;
+    assert!((4..=6).contains(&open), "{open}");
+    drop(snapshots);
+}
