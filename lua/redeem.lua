@@ -3,31 +3,36 @@
 -- sees the effects of those before it. Every key is read at most once, everything is decided on Lua tables, then
 -- everything is written. A request whose keys can not be read fails alone.
 --
+-- What requests have in common is said once: a kind. A caller that puts requests of one kind next to each other gets one
+-- outbox entry for all that they are granted.
+--
 -- KEYS[1] meta      hash    deployment, lineage, epoch, seq
--- KEYS[2] outbox    stream  gets one entry per grant
--- KEYS[3..] the keys that the requests name by their index: settings, invites, members, rate limits
+-- KEYS[2] outbox    stream  gets one entry per run of grants of one kind
+-- KEYS[3..] for each kind its settings and its invite; then for each request its member, if it has a user, and one rate
+--           limit for each policy of its kind
 -- ARGV[1] deployment, ARGV[2] lineage, ARGV[3] epoch, ARGV[4] now: see the head
--- ARGV[5] limit      the outbox's length from which on nothing is granted
+-- ARGV[5] limit      changes in the outbox from which on nothing is granted
 -- ARGV[6] write      1 to write something in any case, so that a WAIT behind this call has something to wait for
--- ARGV[7] namespaces their count; then for each of them: name, index of its settings, the revision known to the caller
--- ARGV[8..] after those, for each request 16 values, an index of 0 meaning that there is no such key:
---           mode (redeem or validate), namespace (its place in the list above, from 1), index of the invite, of the
---           member, of the rate limits by user, ip, code, namespace and guess; request id, redemption id, code, user,
---           e-mail domain, metadata, actor
--- replies   {'fenced'} or {'done', one reply per request...}, each of which is one of
---   {'granted', redemption, invite, code, group, ordinal, remaining, at, position, rates}
---   {'replayed', redemption, invite, code, group, ordinal, remaining, at, position, rates}
---   {'allowed', rates}
---   {'refused', reason, detail, detail, rates}
+-- ARGV[7] kinds      their count; then for each of them 7 values: mode (redeem or validate), namespace, the revision of
+--           its settings known to the caller, code, e-mail domain, actor, and the numbers of the policies that limit it
+--           (1 user, 2 ip, 3 code, 4 namespace, 5 guess) as one text of digits
+-- ARGV[8..] after those, for each of at most 1024 requests 5 values: kind (its place in the list above, from 1), request
+--           id, redemption id, user, metadata
+-- replies   {'fenced'} or {'done', now, {invite and group of each kind}, one reply per request...}, each of which is
+--   {'granted', seq, ordinal, remaining, rates...}
+--   {'replayed', redemption, invite, code, group, ordinal, remaining, at, position}
+--   {'allowed', rates...}
+--   {'refused', reason, detail, detail, rates...}
 --   {'settings_changed'}   the caller knew older rules; nothing was decided
 --   {'failed', message}    the keys of this request hold something that they should not; nothing was decided
+--   remaining is empty without a limit; invite and group of a kind are empty where nothing was granted
 --   reasons   namespace_not_found, request_id_reused, overloaded, rate_limited (policy, retry after ms),
 --             too_many_attempts (policy, retry after ms), not_found, disabled, not_started (starts_at),
 --             expired (expires_at), user_not_allowed, email_domain_not_allowed, already_member (group, redemption),
 --             exhausted
---   rates     for each policy that was checked its number (1 user, 2 ip, 3 code, 4 namespace, 5 guess) and how far its
---             budget is from full, in microseconds
--- After a grant: uses and granted + 1, the member's fields, one outbox entry. After a refusal: nothing but rate limits.
+--   rates     for each policy of the kind, once they were looked at, how far its budget is from full, in microseconds
+-- After a grant: uses and granted + 1, the member's fields, a line in an outbox entry. After a refusal: nothing but rate
+-- limits.
 -- The head, the same in every fenced script: KEYS[1] meta, KEYS[2] outbox, ARGV[1] deployment, ARGV[2] lineage,
 -- ARGV[3] epoch (all three from the ledger), ARGV[4] now (ms; empty for the clock of Redis).
 local meta = redis.call('HMGET', KEYS[1], 'deployment', 'lineage', 'epoch', 'seq')
@@ -58,11 +63,34 @@ local function record(...)
   return position
 end
 -- End of the head.
-local POLICIES, GUESS = {'user', 'ip', 'code', 'namespace', 'guess'}, 5
+local POLICIES, GUESS, BATCH_MAX = {'user', 'ip', 'code', 'namespace', 'guess'}, 5, 1024
 local now_us = now * 1000
 local limit, room = tonumber(ARGV[5]), nil
-local namespaces, invites, members, stored, tats = {}, {}, {}, {}, {}
-local entries, changed_invites, changed_tats = {}, {}, {}
+local settings, invites, members, unread, tats = {}, {}, {}, {}, {}
+local granted, entries, grants, changed_invites, changed_tats = 0, {}, {}, {}, {}
+
+local kinds, next_key, next_arg = {}, 3, 8
+for place = 1, tonumber(ARGV[7]) do
+  local policies = {}
+  for digit in string.gmatch(ARGV[next_arg + 6], '%d') do policies[#policies + 1] = tonumber(digit) end
+  kinds[place] = {
+    redeeming = ARGV[next_arg] == 'redeem', namespace = ARGV[next_arg + 1], revision = ARGV[next_arg + 2],
+    code = ARGV[next_arg + 3], email_domain = ARGV[next_arg + 4], actor = ARGV[next_arg + 5], policies = policies,
+    settings = KEYS[next_key], invite = KEYS[next_key + 1]
+  }
+  next_key, next_arg = next_key + 2, next_arg + 7
+end
+
+-- Numbers that come again and again, as most do in a batch, are written out once.
+local texts = {}
+local function text(number)
+  local known = texts[number]
+  if not known then
+    known = int(number)
+    texts[number] = known
+  end
+  return known
+end
 
 -- Reads, and lets the one request that needs this key fail when it holds something else.
 local function read(...)
@@ -77,76 +105,77 @@ local function to_table(flat)
   return fields
 end
 
-local function namespace_of(place)
-  local namespace = namespaces[place]
-  if not namespace.rules then
+local function rules_of(key)
+  local rules = settings[key]
+  if not rules then
     local names = {'revision', 'membership', 'archived_at'}
     for i, policy in ipairs(POLICIES) do names[3 + i] = 'rate_' .. policy end
-    local values = read('HMGET', KEYS[namespace.index], unpack(names))
-    namespace.rules, namespace.quotas = {}, {}
-    namespace.live = values[1] and not values[3]
-    namespace.revision, namespace.rule = values[1], values[2]
+    local values = read('HMGET', key, unpack(names))
+    rules = {live = values[1] and not values[3], revision = values[1], membership = values[2], quotas = {}}
     for i in ipairs(POLICIES) do
       if values[3 + i] then
         local count, window = string.match(values[3 + i], '^(%d+)/(%d+)$')
         local window_us = window * 1000000
-        namespace.quotas[i] = {
-          text = values[3 + i], window_us = window_us, interval_us = math.floor(window_us / count)
-        }
+        rules.quotas[i] = {window_us = window_us, interval_us = math.floor(window_us / count)}
       end
     end
+    settings[key] = rules
   end
-  return namespace
+  return rules
 end
 
-local function invite_of(index)
-  local invite = invites[index]
+local function invite_of(key)
+  local invite = invites[key]
   if invite == nil then
-    local fields = to_table(read('HGETALL', KEYS[index]))
-    invite = fields.id and fields or false
-    if invite then
-      invite.uses, invite.granted = tonumber(fields.uses), tonumber(fields.granted)
+    invite = to_table(read('HGETALL', key))
+    if invite.id then
+      invite.uses, invite.granted = tonumber(invite.uses), tonumber(invite.granted)
+      invite.max = tonumber(invite.max_uses)
       if not invite.uses or not invite.granted or not invite.group then
-        error('the invite at ' .. KEYS[index] .. ' is not whole', 0)
+        error('the invite at ' .. key .. ' is not whole', 0)
       end
+      invite.pointer = 'group:' .. invite.group
+    else
+      invite = false
     end
-    invites[index] = invite
+    invites[key] = invite
   end
   return invite
 end
 
 -- A member's fields: all of them under one_group, where any group counts, else only those that are asked for.
-local function member_fields(index, rule, names)
-  local fields = members[index]
-  if rule == 'one_group' then
-    if not fields then
-      fields = to_table(read('HGETALL', KEYS[index]))
-      members[index] = fields
-    end
-    return fields
-  end
+local function member_fields(key, rule, ...)
+  local fields = members[key]
   if not fields then
-    fields = {}
-    members[index] = fields
+    fields = rule == 'one_group' and to_table(read('HGETALL', key)) or {}
+    members[key] = fields
   end
-  local missing = {}
-  for _, name in ipairs(names) do
-    if fields[name] == nil then missing[#missing + 1] = name end
+  -- What this batch has given the member since it was last looked at.
+  local new = unread[key]
+  if new then
+    for i = 3, #new, 2 do fields[new[i]] = new[i + 1] end
+    unread[key] = nil
   end
-  if #missing > 0 then
-    local values = read('HMGET', KEYS[index], unpack(missing))
-    for i, name in ipairs(missing) do fields[name] = values[i] end
+  if rule ~= 'one_group' then
+    local missing = {}
+    for _, name in ipairs({...}) do
+      if fields[name] == nil then missing[#missing + 1] = name end
+    end
+    if #missing > 0 then
+      local values = read('HMGET', key, unpack(missing))
+      for i, name in ipairs(missing) do fields[name] = values[i] end
+    end
   end
   return fields
 end
 
 -- What was answered at a position; nothing for a user who joined there another way.
-local function redemption_at(index, rule, position)
-  local fields = member_fields(index, rule, {position, position .. ':invite'})
+local function redemption_at(key, rule, position)
+  local fields = member_fields(key, rule, position, position .. ':invite')
   if string.match(fields[position], '^joined ') then return nil end
   local id, ordinal, remaining, at = string.match(fields[position], '^(%S+) (%d+) (%S+) (%d+)$')
   local invite, code, group = string.match(fields[position .. ':invite'], '^(%S+) (%S+) (.+)$')
-  if not id or not invite then error('the member at ' .. KEYS[index] .. ' is not whole', 0) end
+  if not id or not invite then error('the member at ' .. key .. ' is not whole', 0) end
   if remaining == '-' then remaining = '' end
   return {
     id = id, invite = invite, code = code, group = group, ordinal = ordinal, remaining = remaining, at = at,
@@ -154,237 +183,228 @@ local function redemption_at(index, rule, position)
   }
 end
 
-local function told(word, redemption, rates)
+local function replayed(before)
   return {
-    word, redemption.id, redemption.invite, redemption.code, redemption.group, redemption.ordinal,
-    redemption.remaining, redemption.at, redemption.position, rates
+    'replayed', before.id, before.invite, before.code, before.group, before.ordinal, before.remaining, before.at,
+    before.position
   }
 end
 
--- The position of this user's live redemption of this very invite, where the rule allows only one.
-local function own_position(namespace, request, invite)
-  local rule = namespace.rule
-  if rule == 'unlimited' or request.member == 0 then return nil end
-  local pointer = rule == 'one_per_invite' and 'invite:' .. invite.id or 'group:' .. invite.group
-  local position = member_fields(request.member, rule, {pointer})[pointer]
+-- This user's live redemption of this very invite, where the rule allows only one.
+local function own_redemption(member, rule, invite)
+  if rule == 'unlimited' or not member then return nil end
+  local pointer = rule == 'one_per_invite' and 'invite:' .. invite.id or invite.pointer
+  local position = member_fields(member, rule, pointer)[pointer]
   if not position then return nil end
-  local redemption = redemption_at(request.member, rule, position)
+  local redemption = redemption_at(member, rule, position)
   return redemption and redemption.invite == invite.id and redemption or nil
 end
 
 -- The moment at which a budget is full again, never more than one window ahead.
-local function tat_of(index, quota)
-  local tat = tats[index]
-  if not tat then
-    tat = tonumber(stored[index] or now_us)
-    if not tat then error('the rate limit at ' .. KEYS[index] .. ' is not a number', 0) end
-    tat = math.min(math.max(tat, now_us), now_us + quota.window_us)
-    tats[index] = tat
-  end
-  return tat
+local function tat_of(key, quota)
+  local tat = tats[key]
+  if not tat then error('the rate limit at ' .. key .. ' is not a number', 0) end
+  return math.min(math.max(tat, now_us), now_us + quota.window_us)
 end
 
--- The first budget that is spent, and until when.
-local function spent_budget(quotas, budgets)
-  for b = 1, #budgets, 2 do
-    local quota = quotas[budgets[b]]
-    if quota then
-      local over_us = tat_of(budgets[b + 1], quota) + quota.interval_us - now_us - quota.window_us
-      if over_us > 0 then return POLICIES[budgets[b]], over_us end
+-- The first budget that is spent, and until when. The budgets of a request are KEYS from `first` on, one for each of
+-- the policies of its kind.
+local function spent_budget(quotas, policies, first)
+  for i = 1, #policies do
+    local quota = quotas[policies[i]]
+    local over_us = tat_of(KEYS[first + i], quota) + quota.interval_us - now_us - quota.window_us
+    if over_us > 0 then return POLICIES[policies[i]], over_us end
+  end
+end
+
+-- Charges an attempt to every budget, a miss to the guessing budget too; adds to the reply how far each is from full.
+local function charge(quotas, policies, first, attempted, missed, reply)
+  for i = 1, #policies do
+    local quota, key = quotas[policies[i]], KEYS[first + i]
+    local tat = tat_of(key, quota)
+    local charged = attempted
+    if policies[i] == GUESS then charged = missed end
+    if charged then
+      tat = tat + quota.interval_us
+      tats[key], changed_tats[key] = tat, tat
     end
+    reply[#reply + 1] = tat - now_us
   end
+  return reply
 end
 
--- Charges an attempt to every budget, a miss to the guessing budget too; returns how far each is from full.
-local function charge(quotas, budgets, attempted, missed)
-  local rates = {}
-  for b = 1, #budgets, 2 do
-    local quota, index = quotas[budgets[b]], budgets[b + 1]
-    if quota then
-      local charged = attempted
-      if budgets[b] == GUESS then charged = missed end
-      local tat = tat_of(index, quota)
-      if charged then
-        tat = tat + quota.interval_us
-        tats[index], changed_tats[index] = tat, true
-      end
-      rates[#rates + 1] = budgets[b]
-      rates[#rates + 1] = tat - now_us
-    end
-  end
-  return rates
-end
-
-local function refusal_of_invite(request, invite)
+local function refusal_of_invite(kind, invite, user)
   if not invite then return 'not_found' end
   if invite.disabled then return 'disabled' end
   if invite.starts_at and now < tonumber(invite.starts_at) then return 'not_started', invite.starts_at end
   if invite.expires_at and now >= tonumber(invite.expires_at) then return 'expired', invite.expires_at end
   -- A validation that leaves out the user or the e-mail address is told nothing that depends on them.
-  local redeeming = request.mode == 'redeem'
-  if invite.user and (redeeming or request.user ~= '') and invite.user ~= request.user then
-    return 'user_not_allowed'
-  end
-  if invite.email_domains and (redeeming or request.email_domain ~= '') then
+  if invite.user and (kind.redeeming or user ~= '') and invite.user ~= user then return 'user_not_allowed' end
+  if invite.email_domains and (kind.redeeming or kind.email_domain ~= '') then
     local listed = ',' .. invite.email_domains .. ','
-    if request.email_domain == '' or not string.find(listed, ',' .. request.email_domain .. ',', 1, true) then
+    if kind.email_domain == '' or not string.find(listed, ',' .. kind.email_domain .. ',', 1, true) then
       return 'email_domain_not_allowed'
     end
   end
 end
 
-local function refusal_of_membership(namespace, request, invite)
-  local rule = namespace.rule
-  if request.member == 0 or rule == 'one_per_invite' or rule == 'unlimited' then return nil end
-  local wanted = 'group:' .. invite.group
-  local fields = member_fields(request.member, rule, {wanted})
-  local pointer = fields[wanted] and wanted
+local function refusal_of_membership(rule, invite, member)
+  if not member or rule == 'one_per_invite' or rule == 'unlimited' then return nil end
+  local fields = member_fields(member, rule, invite.pointer)
+  local pointer = fields[invite.pointer] and invite.pointer
   if not pointer and rule == 'one_group' then
     for name in pairs(fields) do
       if string.sub(name, 1, 6) == 'group:' then pointer = name end
     end
   end
   if not pointer then return nil end
-  local redemption = redemption_at(request.member, rule, fields[pointer])
+  local redemption = redemption_at(member, rule, fields[pointer])
   return 'already_member', string.sub(pointer, 7), redemption and redemption.id or ''
 end
 
+-- How many more changes the outbox takes. An entry holds at most one batch; only a long outbox is looked at closely.
+local function outbox_room()
+  local waiting = redis.call('XLEN', KEYS[2])
+  if (waiting + 1) * BATCH_MAX <= limit then return BATCH_MAX end
+  local oldest = redis.call('XRANGE', KEYS[2], '-', '+', 'COUNT', 1)[1]
+  if not oldest then return limit end
+  local first = oldest[2][3] == 'first' and oldest[2][4] or oldest[1]
+  local first_epoch, first_seq = string.match(first, '^(%d+)-(%d+)$')
+  if first_epoch ~= epoch then return limit - waiting - seq end
+  return limit - (seq - first_seq + 1)
+end
+
 -- Spends the use on the tables; the writing comes at the end.
-local function grant(namespace, request, invite)
-  invite.uses, invite.granted = invite.uses + 1, invite.granted + 1
-  changed_invites[request.invite] = invite
-  local position = epoch .. '-' .. int(seq + #entries + 1)
-  local left = invite.max_uses and int(invite.max_uses - invite.uses) or ''
-  local redemption = {
-    id = request.redemption, invite = invite.id, code = request.code, group = invite.group,
-    ordinal = int(invite.granted), remaining = left, at = at, position = position
-  }
+local function grant(kind, rule, invite, member, id, redemption, user, metadata)
+  invite.uses, invite.granted, granted = invite.uses + 1, invite.granted + 1, granted + 1
+  changed_invites[kind.invite] = invite
+  local position = epoch .. '-' .. text(seq + granted)
+  local ordinal, left = text(invite.granted), invite.max and text(invite.max - invite.uses) or '-'
   local written = {
-    'group:' .. invite.group, position,
-    'request:' .. request.id, position,
-    position, request.redemption .. ' ' .. int(invite.granted) .. ' ' .. (left == '' and '-' or left) .. ' ' .. at,
-    position .. ':invite', invite.id .. ' ' .. request.code .. ' ' .. invite.group
+    'HSET', member,
+    invite.pointer, position,
+    'request:' .. id, position,
+    position, redemption .. ' ' .. ordinal .. ' ' .. left .. ' ' .. at,
+    position .. ':invite', invite.id .. ' ' .. kind.code .. ' ' .. invite.group
   }
-  if namespace.rule == 'one_per_invite' then
+  if rule == 'one_per_invite' then
     written[#written + 1] = 'invite:' .. invite.id
     written[#written + 1] = position
   end
-  local fields = members[request.member]
-  for i = 1, #written, 2 do fields[written[i]] = written[i + 1] end
-  entries[#entries + 1] = {
-    namespace = namespace, request = request, redemption = redemption, uses = int(invite.uses), written = written
-  }
-  return redemption
+  grants[granted], unread[member] = written, written
+
+  -- Neighbours of one kind share an entry.
+  local entry = entries[#entries]
+  if not entry or entry.kind ~= kind then
+    entry = {kind = kind, first = position, invite = invite, rule = rule, fields = {}}
+    entries[#entries + 1] = entry
+  end
+  entry.last = position
+  local fields = entry.fields
+  fields[#fields + 1] = position
+  fields[#fields + 1] = redemption .. ' ' .. ordinal .. ' ' .. text(invite.uses) .. ' ' .. left .. ' ' .. id .. ' ' .. user
+  if metadata ~= '' then
+    fields[#fields + 1] = position .. ':metadata'
+    fields[#fields + 1] = metadata
+  end
+  return {'granted', seq + granted, invite.granted, invite.max and invite.max - invite.uses or ''}
 end
 
-local function decide(request)
-  local namespace = namespace_of(request.namespace)
-  local redeeming = request.mode == 'redeem'
+-- Decides the request whose values begin at ARGV[a] and whose keys at KEYS[k].
+local function decide(a, k)
+  local kind, id, redemption, user = kinds[tonumber(ARGV[a])], ARGV[a + 1], ARGV[a + 2], ARGV[a + 3]
+  local member, first = nil, k - 1
+  if user ~= '' then member, first = KEYS[k], k end
+  local rules = rules_of(kind.settings)
+  local rule, redeeming = rules.membership, kind.redeeming
 
   -- 1. Replay, before every other check, also in a namespace that was archived since; it charges nothing.
   if redeeming then
-    local name = 'request:' .. request.id
-    local position = member_fields(request.member, namespace.rule, {name})[name]
+    local name = 'request:' .. id
+    local position = member_fields(member, rule, name)[name]
     if position then
-      local before = redemption_at(request.member, namespace.rule, position)
-      if before.code ~= request.code then return {'refused', 'request_id_reused', '', '', {}} end
-      return told('replayed', before, {})
+      local before = redemption_at(member, rule, position)
+      if before.code ~= kind.code then return {'refused', 'request_id_reused', '', ''} end
+      return replayed(before)
     end
   end
-  if not namespace.live then return {'refused', 'namespace_not_found', '', '', {}} end
-  if namespace.revision ~= namespace.known then return {'settings_changed'} end
-  local invite = invite_of(request.invite)
-  local own = invite and own_position(namespace, request, invite)
-  if own then return redeeming and told('replayed', own, {}) or {'allowed', {}} end
+  if not rules.live then return {'refused', 'namespace_not_found', '', ''} end
+  if rules.revision ~= kind.revision then return {'settings_changed'} end
+  local invite = invite_of(kind.invite)
+  local own = invite and own_redemption(member, rule, invite)
+  if own then return redeeming and replayed(own) or {'allowed'} end
 
   -- 2. Backpressure.
   if redeeming then
-    room = room or limit - redis.call('XLEN', KEYS[2])
-    if #entries >= room then return {'refused', 'overloaded', '', '', {}} end
+    room = room or outbox_room()
+    if granted >= room then return {'refused', 'overloaded', '', ''} end
   end
 
   -- 3. Rate limits: all are checked, none is charged yet.
-  local quotas, budgets = namespace.quotas, request.budgets
-  local blocked, wait_us = spent_budget(quotas, budgets)
+  local quotas, policies = rules.quotas, kind.policies
+  local blocked, wait_us = spent_budget(quotas, policies, first)
   if blocked then
     local reason = blocked == 'guess' and 'too_many_attempts' or 'rate_limited'
-    return {'refused', reason, blocked, int(math.ceil(wait_us / 1000)), charge(quotas, budgets, false, false)}
+    local reply = {'refused', reason, blocked, int(math.ceil(wait_us / 1000))}
+    return charge(quotas, policies, first, false, false, reply)
   end
 
   -- 4. to 6. The invite, the membership, the uses.
-  local reason, detail, more = refusal_of_invite(request, invite)
-  if not reason then reason, detail, more = refusal_of_membership(namespace, request, invite) end
-  if not reason and invite.max_uses and invite.uses >= tonumber(invite.max_uses) then reason = 'exhausted' end
+  local reason, detail, more = refusal_of_invite(kind, invite, user)
+  if not reason then reason, detail, more = refusal_of_membership(rule, invite, member) end
+  if not reason and invite.max and invite.uses >= invite.max then reason = 'exhausted' end
 
   -- 7. Nothing above changes a table that others read; nothing below refuses.
-  local rates = charge(quotas, budgets, redeeming, reason == 'not_found')
-  if reason then return {'refused', reason, detail or '', more or '', rates} end
-  if not redeeming then return {'allowed', rates} end
-  return told('granted', grant(namespace, request, invite), rates)
+  local reply
+  if reason then
+    reply = {'refused', reason, detail or '', more or ''}
+  elseif redeeming then
+    reply = grant(kind, rule, invite, member, id, redemption, user, ARGV[a + 4])
+  else
+    reply = {'allowed'}
+  end
+  return charge(quotas, policies, first, redeeming, reason == 'not_found', reply)
 end
 
-local next_arg = 8
-for place = 1, tonumber(ARGV[7]) do
-  namespaces[place] = {
-    name = ARGV[next_arg], index = tonumber(ARGV[next_arg + 1]), known = ARGV[next_arg + 2]
-  }
-  next_arg = next_arg + 3
-end
-local requests, rate_indexes, rate_keys = {}, {}, {}
-while next_arg <= #ARGV do
-  local a = next_arg
-  -- Number of the policy and index of its key in turn, for those that have one.
-  local budgets = {}
-  for i = 1, #POLICIES do
-    local index = tonumber(ARGV[a + 3 + i])
-    if index > 0 then
-      budgets[#budgets + 1] = i
-      budgets[#budgets + 1] = index
-      if stored[index] == nil then
-        stored[index] = false
-        rate_indexes[#rate_indexes + 1] = index
-        rate_keys[#rate_keys + 1] = KEYS[index]
-      end
-    end
+-- All rate limits in one go. One that holds something else than text reads as absent, and gets mended by its next charge.
+local rate_keys, key_of = {}, {}
+for a = next_arg, #ARGV, 5 do
+  key_of[a] = next_key
+  if ARGV[a + 3] ~= '' then next_key = next_key + 1 end
+  for _ = 1, #kinds[tonumber(ARGV[a])].policies do
+    rate_keys[#rate_keys + 1] = KEYS[next_key]
+    next_key = next_key + 1
   end
-  requests[#requests + 1] = {
-    mode = ARGV[a], namespace = tonumber(ARGV[a + 1]), invite = tonumber(ARGV[a + 2]), member = tonumber(ARGV[a + 3]),
-    budgets = budgets, id = ARGV[a + 9], redemption = ARGV[a + 10], code = ARGV[a + 11], user = ARGV[a + 12],
-    email_domain = ARGV[a + 13], metadata = ARGV[a + 14], actor = ARGV[a + 15]
-  }
-  next_arg = a + 16
 end
--- A key that holds something else than text reads as absent, and gets mended by the next charge.
 if #rate_keys > 0 then
-  for i, value in ipairs(redis.call('MGET', unpack(rate_keys))) do stored[rate_indexes[i]] = value end
+  for i, value in ipairs(redis.call('MGET', unpack(rate_keys))) do
+    tats[rate_keys[i]] = tonumber(value or now_us) or false
+  end
 end
-local replies = {'done'}
-for i, request in ipairs(requests) do
-  local ok, reply = pcall(decide, request)
-  replies[i + 1] = ok and reply or {'failed', tostring(reply)}
+local invites_of_kinds, replies = {}, {'done', now, false}
+for a = next_arg, #ARGV, 5 do
+  local ok, reply = pcall(decide, a, key_of[a])
+  replies[#replies + 1] = ok and reply or {'failed', tostring(reply)}
 end
+for place, kind in ipairs(kinds) do
+  local invite = changed_invites[kind.invite]
+  invites_of_kinds[2 * place - 1], invites_of_kinds[2 * place] = invite and invite.id or '', invite and invite.group or ''
+end
+replies[3] = invites_of_kinds
 
 -- Nothing above writes. The outbox comes first: were it refused, nothing else would have been written.
 for _, entry in ipairs(entries) do
-  local request, redemption = entry.request, entry.redemption
-  local optional = {}
-  if redemption.remaining ~= '' then optional = {'remaining', redemption.remaining} end
-  if request.metadata ~= '' then
-    optional[#optional + 1] = 'metadata'
-    optional[#optional + 1] = request.metadata
-  end
-  append('redeemed', entry.namespace.name, request.actor, 'id', redemption.id, 'invite', redemption.invite,
-    'code', redemption.code, 'group', redemption.group, 'user', request.user, 'request', request.id,
-    'ordinal', redemption.ordinal, 'uses', entry.uses, 'rule', entry.namespace.rule, unpack(optional))
+  local kind, invite = entry.kind, entry.invite
+  redis.call('XADD', KEYS[2], entry.last, 'type', 'redeemed', 'first', entry.first, 'ns', kind.namespace,
+    'actor', kind.actor, 'at', at, 'invite', invite.id, 'code', kind.code, 'group', invite.group, 'rule', entry.rule,
+    unpack(entry.fields))
 end
-if #entries > 0 or ARGV[6] == '1' then redis.call('HSET', KEYS[1], 'seq', int(seq)) end
-for _, entry in ipairs(entries) do
-  redis.call('HSET', KEYS[entry.request.member], unpack(entry.written))
+if granted > 0 or ARGV[6] == '1' then redis.call('HSET', KEYS[1], 'seq', int(seq + granted)) end
+for _, written in ipairs(grants) do redis.call(unpack(written)) end
+for key, invite in pairs(changed_invites) do
+  redis.call('HSET', key, 'uses', int(invite.uses), 'granted', int(invite.granted))
 end
-for index, invite in pairs(changed_invites) do
-  redis.call('HSET', KEYS[index], 'uses', int(invite.uses), 'granted', int(invite.granted))
-end
-for index in pairs(changed_tats) do
-  redis.call('SET', KEYS[index], int(tats[index]), 'PX', int(math.ceil((tats[index] - now_us) / 1000)))
+for key, tat in pairs(changed_tats) do
+  redis.call('SET', key, text(tat), 'PX', text(math.ceil((tat - now_us) / 1000)))
 end
 return replies

@@ -2,13 +2,21 @@
 -- What a partition of this Redis is open on, and how far its outbox goes. Decides nothing; recovery and the sync do.
 --
 -- KEYS[1] meta, KEYS[2] outbox
--- replies   {'survey', lineage of this server, now, length of the outbox, first id, last id, fields of meta};
---           ids are empty when the outbox is, fields when there is no meta
+-- replies   {'survey', lineage of this server, now, changes in the outbox, the first, the last, fields of meta};
+--           changes are named by their place, and empty when the outbox is; so are the fields when there is no meta
 local lineage = string.match(redis.call('INFO', 'replication'), 'master_replid:(%x+)')
 local time = redis.call('TIME')
-local first = redis.call('XRANGE', KEYS[2], '-', '+', 'COUNT', 1)
-local last = redis.call('XREVRANGE', KEYS[2], '+', '-', 'COUNT', 1)
+local meta = redis.call('HMGET', KEYS[1], 'epoch', 'seq')
+local first = redis.call('XRANGE', KEYS[2], '-', '+', 'COUNT', 1)[1]
+local last = redis.call('XREVRANGE', KEYS[2], '+', '-', 'COUNT', 1)[1]
+local waiting, first_id, last_id = redis.call('XLEN', KEYS[2]), '', ''
+if first then
+  -- An entry is named by the last of its changes.
+  first_id, last_id = first[2][3] == 'first' and first[2][4] or first[1], last[1]
+  local epoch, seq = string.match(first_id, '^(%d+)-(%d+)$')
+  if epoch == meta[1] then waiting = meta[2] - seq + 1 end
+end
 return {
-  'survey', lineage, time[1] * 1000 + math.floor(time[2] / 1000), redis.call('XLEN', KEYS[2]),
-  first[1] and first[1][1] or '', last[1] and last[1][1] or '', redis.call('HGETALL', KEYS[1])
+  'survey', lineage, time[1] * 1000 + math.floor(time[2] / 1000), waiting, first_id, last_id,
+  redis.call('HGETALL', KEYS[1])
 }

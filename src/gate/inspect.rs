@@ -113,16 +113,16 @@ impl Inspect {
             mode: Mode::Validate,
         };
         let outbox_max = gate.inner.options.outbox_max;
-        let call = redeem::call(
+        let batch = redeem::Batch::new(
             gate.keys(),
             partition,
             &fence,
             None,
             outbox_max,
             false,
-            [(&request, &*settings)].into_iter(),
+            &[(&request, &*settings)],
         );
-        let (keys, args) = call.into_words();
+        let (keys, args) = batch.call.into_words();
         Ok(Some(DryRun { keys, args }))
     }
 }

@@ -200,27 +200,28 @@ impl Runner {
 
     /// One attempt at all the jobs.
     async fn call(&self, gate: &Inner, fence: &Fence, mut lent: Lent, jobs: Vec<Job>) -> Attempt {
-        let requests = jobs.iter().map(|job| (&job.request, &*job.settings));
+        let requests: Vec<_> = jobs.iter().map(|job| (&job.request, &*job.settings)).collect();
         let now_ms = gate
             .options
             .clock_ms
             .as_ref()
             .map(|clock| clock.load(std::sync::atomic::Ordering::SeqCst));
-        let call = redeem::call(
+        let batch = redeem::Batch::new(
             &gate.keys,
             self.partition,
             fence,
             now_ms,
             gate.options.outbox_max,
             self.wait.is_some(),
-            requests,
+            &requests,
         );
         #[expect(clippy::cast_precision_loss, reason = "a batch has at most 1024 requests")]
         self.batch_sizes.record(jobs.len() as f64);
         let start = Instant::now();
         let sent = match self.wait {
-            None => call.send(&mut lent.connection).await.map(|value| (value, false)),
-            Some(wait) => call
+            None => batch.call.send(&mut lent.connection).await.map(|value| (value, false)),
+            Some(wait) => batch
+                .call
                 .send_and_wait(&mut lent.connection, wait)
                 .await
                 .map(|(value, acknowledged)| (value, acknowledged >= wait.replicas)),
@@ -233,8 +234,8 @@ impl Runner {
         if reply::is_fenced(&value) {
             return Attempt::Fenced(jobs);
         }
-        let asked = jobs.iter().map(|job| (&job.request, &*job.settings));
-        let decisions = redeem::decisions(self.partition, &value, asked);
+        let decisions = batch.decisions(self.partition, fence.epoch, &value, &requests);
+        drop(requests);
         match decisions {
             Ok(decisions) => {
                 // Before anybody hears of them. Once recovery has asked what was told, nothing more is: what is on its

@@ -2,14 +2,11 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
+    sync::Arc,
     time::Duration,
 };
 
-use redis::{
-    RedisError,
-    aio::MultiplexedConnection,
-    streams::{StreamId, StreamRangeReply, StreamReadReply},
-};
+use redis::{RedisError, Value, aio::MultiplexedConnection};
 
 use super::{
     Gate, GateError,
@@ -17,38 +14,47 @@ use super::{
     link,
 };
 use crate::domain::{
-    Change, Cursor, Entry, Group, MembershipRule, Namespace, Partition, Position, Redemption,
-    RedemptionId, UserId, change::InviteAction, name::Malformed,
+    Change, Code, Cursor, Entry, Group, InviteId, MembershipRule, Millis, Namespace, Partition,
+    Position, Redemption, RedemptionId, UserId, change::InviteAction, name::Malformed,
 };
 
-/// An entry as it stands in the stream.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// One change as it stands in the stream.
+#[derive(Debug, Clone)]
 pub struct Read {
     /// Its place.
     pub cursor: Cursor,
     /// What it says, or why nobody understands it: then it belongs among the dead letters.
     pub entry: Result<Entry, Malformed>,
-    fields: Fields,
+    /// All fields of the stream's entry, which several redemptions may share.
+    fields: Arc<Fields>,
 }
 
 impl Read {
-    /// Its fields, as [`decode_text`] reads them: a JSON object of text.
+    /// The fields that speak of it, as [`decode_text`] reads them: a JSON object of text.
     #[must_use]
     pub fn text(&self) -> String {
-        let fields: BTreeMap<_, _> = self.fields.0.iter().collect();
+        let own = |name: &str| line_of(name).is_none_or(|(cursor, _)| cursor == self.cursor);
+        let fields: BTreeMap<_, _> = self.fields.0.iter().filter(|(name, _)| own(name)).collect();
         serde_json::to_string(&fields).unwrap_or_else(|_| format!("{fields:?}"))
     }
 }
 
-/// What an entry says of which only the text was kept.
+/// What a change says of which only the text was kept.
 ///
 /// # Errors
 /// [`Malformed`] when nobody understands it.
 pub fn decode_text(partition: Partition, cursor: Cursor, text: &str) -> Result<Entry, Malformed> {
     let fields = serde_json::from_str(text)
         .map_err(|error| Malformed(format!("it is no JSON object of text: {error}")))?;
-    entry(partition, cursor, &Fields(fields))
+    let mut changes = changes(partition, cursor, Fields(fields));
+    match changes.pop() {
+        Some(change) if changes.is_empty() && change.cursor == cursor => change.entry,
+        _ => Err(Malformed("it does not speak of one change".to_owned())),
+    }
 }
+
+/// Entries that are read in one go; one may hold as many redemptions as a call has.
+const PAGE: usize = 100;
 
 /// Reads one partition's outbox over a connection of its own, since a read that finds nothing waits.
 pub struct Reader {
@@ -71,7 +77,8 @@ impl Reader {
         Ok(Self { partition, key: gate.keys().outbox(partition), connection })
     }
 
-    /// At most `count` entries after `cursor`, waiting up to `block` for the first.
+    /// The changes after `cursor`, waiting up to `block` for the first: all there are, or at least `count`. An entry of
+    /// the stream is read whole, so there may be more, and the first ones may be known already.
     ///
     /// # Errors
     /// When Redis does not answer.
@@ -81,15 +88,43 @@ impl Reader {
         count: usize,
         block: Duration,
     ) -> Result<Vec<Read>, RedisError> {
+        let (mut changes, mut more) = self.page(cursor, count.min(PAGE), block).await?;
+        while more
+            && changes.len() < count
+            && let Some(last) = changes.last().map(|read| read.cursor)
+        {
+            let page = self.page(last, PAGE, Duration::ZERO).await?;
+            changes.extend(page.0);
+            more = page.1;
+        }
+        Ok(changes)
+    }
+
+    /// The changes of at most `count` entries, and whether there were as many.
+    async fn page(
+        &mut self,
+        cursor: Cursor,
+        count: usize,
+        block: Duration,
+    ) -> Result<(Vec<Read>, bool), RedisError> {
         let mut command = redis::cmd("XREAD");
         command.arg("COUNT").arg(count);
         if !block.is_zero() {
             command.arg("BLOCK").arg(u64::try_from(block.as_millis()).unwrap_or(u64::MAX));
         }
         command.arg("STREAMS").arg(&self.key).arg(cursor.to_string());
-        let reply: Option<StreamReadReply> = command.query_async(&mut self.connection).await?;
-        let streams = reply.into_iter().flat_map(|reply| reply.keys);
-        streams.flat_map(|stream| stream.ids).map(|id| decode(self.partition, &id)).collect()
+        let reply: Value = command.query_async(&mut self.connection).await?;
+        // One stream: its name and its entries.
+        let entries = match reply {
+            Value::Nil => return Ok((Vec::new(), false)),
+            Value::Array(streams) => match streams.into_iter().next() {
+                Some(Value::Array(stream)) => stream.into_iter().nth(1),
+                _ => None,
+            },
+            _ => None,
+        };
+        let Some(Value::Array(entries)) = entries else { return Err(unreadable()) };
+        Ok((decode(self.partition, &entries)?, entries.len() == count))
     }
 }
 
@@ -137,18 +172,18 @@ pub async fn find_redemption(
     let mut end = "+".to_owned();
     loop {
         let mut command = redis::cmd("XREVRANGE");
-        command.arg(&key).arg(&end).arg("-").arg("COUNT").arg(1000);
-        let page: StreamRangeReply =
-            command.query_async(&mut connection).await.map_err(unavailable)?;
-        let Some(last) = page.ids.last() else { return Ok(None) };
-        end = format!("({}", last.id);
-        for id_and_fields in &page.ids {
-            let read = decode(partition, id_and_fields).ok().and_then(|read| read.entry.ok());
-            let Some(Entry {
+        command.arg(&key).arg(&end).arg("-").arg("COUNT").arg(PAGE);
+        let page: Value = command.query_async(&mut connection).await.map_err(unavailable)?;
+        let Value::Array(page) = page else { return Err(unavailable(unreadable())) };
+        let page = decode(partition, &page).map_err(unavailable)?;
+        let Some(oldest) = page.iter().map(|read| read.cursor).min() else { return Ok(None) };
+        end = format!("({oldest}");
+        for read in page {
+            let Ok(Entry {
                 namespace: ns,
                 change: Change::Redeemed { redemption, metadata, .. },
                 ..
-            }) = read
+            }) = read.entry
             else {
                 continue;
             };
@@ -159,47 +194,144 @@ pub async fn find_redemption(
     }
 }
 
-/// An id that is not `<epoch>-<seq>` can not come from Redis; anything else that is wrong is the entry's own fault.
-fn decode(partition: Partition, stream_id: &StreamId) -> Result<Read, RedisError> {
-    let cursor: Cursor = stream_id
-        .id
-        .parse()
-        .map_err(|error: Malformed| RedisError::from(std::io::Error::other(error)))?;
-    let text = |value: &redis::Value| redis::from_redis_value_ref::<String>(value).ok();
-    let fields: Option<_> =
-        stream_id.map.iter().map(|(name, value)| Some((name.clone(), text(value)?))).collect();
-    Ok(match fields.map(Fields) {
-        Some(fields) => Read { cursor, entry: entry(partition, cursor, &fields), fields },
-        None => {
-            let shown = HashMap::from([("unreadable".to_owned(), format!("{:?}", stream_id.map))]);
-            let entry = Err(Malformed("its fields are not text".to_owned()));
-            Read { cursor, entry, fields: Fields(shown) }
+/// The changes of a range of the stream. An id that is not `<epoch>-<seq>` can not come from Redis; anything else that is
+/// wrong is the entry's own fault.
+fn decode(partition: Partition, entries: &[Value]) -> Result<Vec<Read>, RedisError> {
+    let mut all = Vec::with_capacity(entries.len());
+    for entry in entries {
+        let Value::Array(entry) = entry else { return Err(unreadable()) };
+        let (Some(Value::BulkString(id)), Some(Value::Array(fields))) =
+            (entry.first(), entry.get(1))
+        else {
+            return Err(unreadable());
+        };
+        let cursor: Option<Cursor> = std::str::from_utf8(id).ok().and_then(|id| id.parse().ok());
+        let cursor = cursor.ok_or_else(unreadable)?;
+        match Fields::from_flat(fields) {
+            Ok(fields) => all.extend(changes(partition, cursor, fields)),
+            Err(error) => {
+                let shown = HashMap::from([("unreadable".to_owned(), format!("{fields:?}"))]);
+                all.push(Read { cursor, entry: Err(error), fields: Arc::new(Fields(shown)) });
+            }
         }
-    })
+    }
+    Ok(all)
 }
 
-fn entry(partition: Partition, cursor: Cursor, fields: &Fields) -> Result<Entry, Malformed> {
+fn unreadable() -> RedisError {
+    RedisError::from(std::io::Error::other("the reply is no range of a stream"))
+}
+
+/// The changes of one entry of the stream: the redemptions of a batch, each in a field that is named by its place, or
+/// whatever else alone.
+fn changes(partition: Partition, cursor: Cursor, fields: Fields) -> Vec<Read> {
+    let mut places: Vec<Cursor> = fields
+        .0
+        .keys()
+        .filter_map(|name| line_of(name))
+        .filter_map(|(place, what)| what.is_empty().then_some(place))
+        .collect();
+    let fields = Arc::new(fields);
+    let alone = |entry| vec![Read { cursor, entry, fields: fields.clone() }];
+    if fields.0.get("type").map(String::as_str) != Some("redeemed") {
+        return alone(entry(cursor, &fields));
+    }
+    let shared = match Shared::read(&fields) {
+        Ok(shared) if places.contains(&cursor) => shared,
+        Ok(_) => return alone(Err(Malformed(format!("{cursor} is missing")))),
+        Err(error) => return alone(Err(error)),
+    };
+    places.sort_unstable();
+    let change = |place: &Cursor| Read {
+        cursor: *place,
+        entry: shared.redemption(partition, *place, &fields),
+        fields: fields.clone(),
+    };
+    places.iter().map(change).collect()
+}
+
+/// The place that a field speaks of, and what it says of it: nothing for the redemption itself.
+fn line_of(name: &str) -> Option<(Cursor, &str)> {
+    if !name.starts_with(|first: char| first.is_ascii_digit()) {
+        return None;
+    }
+    let (place, what) = name.split_once(':').unwrap_or((name, ""));
+    Some((place.parse().ok()?, what))
+}
+
+/// What the redemptions of one entry have in common.
+struct Shared {
+    namespace: Namespace,
+    actor: String,
+    at: Millis,
+    invite: InviteId,
+    code: Code,
+    group: Group,
+    rule: MembershipRule,
+}
+
+impl Shared {
+    fn read(fields: &Fields) -> Result<Self, Malformed> {
+        Ok(Self {
+            namespace: fields.parsed("ns", Namespace::parse)?,
+            actor: fields.text("actor")?.to_owned(),
+            at: fields.time("at")?,
+            invite: fields.parsed("invite", str::parse)?,
+            code: fields.parsed("code", stored_code)?,
+            group: fields.parsed("group", Group::parse)?,
+            rule: fields.parsed("rule", MembershipRule::parse)?,
+        })
+    }
+
+    /// Reads `<redemption> <ordinal> <uses> <remaining or -> <request> <user>`.
+    fn redemption(
+        &self,
+        partition: Partition,
+        cursor: Cursor,
+        fields: &Fields,
+    ) -> Result<Entry, Malformed> {
+        let name = cursor.to_string();
+        let line = fields.text(&name)?;
+        let short = || Malformed(format!("{name} is {line:?}, which is too short"));
+        let wrong = |what: &str| Malformed(format!("{what} of {name} is wrong: {line:?}"));
+        let mut words = line.splitn(6, ' ');
+        let mut next = || words.next().ok_or_else(short);
+        let id = next()?.parse().map_err(|_| wrong("the id"))?;
+        let ordinal = next()?.parse().map_err(|_| wrong("the ordinal"))?;
+        let uses = next()?.parse().map_err(|_| wrong("uses"))?;
+        let remaining = match next()? {
+            "-" => None,
+            number => Some(number.parse().map_err(|_| wrong("remaining"))?),
+        };
+        let request = next()?.to_owned();
+        let user = UserId::parse(next()?)?;
+        let redemption = Redemption {
+            id,
+            namespace: self.namespace.clone(),
+            invite: self.invite,
+            code: self.code.clone(),
+            group: self.group.clone(),
+            user,
+            ordinal,
+            remaining,
+            redeemed_at: self.at,
+            position: Position { partition, cursor },
+        };
+        let metadata = fields.0.get(&format!("{name}:metadata")).cloned();
+        Ok(Entry {
+            cursor,
+            namespace: self.namespace.clone(),
+            at: self.at,
+            actor: self.actor.clone(),
+            change: Change::Redeemed { redemption, request, uses, rule: self.rule, metadata },
+        })
+    }
+}
+
+fn entry(cursor: Cursor, fields: &Fields) -> Result<Entry, Malformed> {
     let namespace = fields.parsed("ns", Namespace::parse)?;
     let at = fields.time("at")?;
     let change = match fields.text("type")? {
-        "redeemed" => Change::Redeemed {
-            redemption: Redemption {
-                id: fields.parsed("id", str::parse)?,
-                namespace: namespace.clone(),
-                invite: fields.parsed("invite", str::parse)?,
-                code: fields.parsed("code", stored_code)?,
-                group: fields.parsed("group", Group::parse)?,
-                user: fields.parsed("user", UserId::parse)?,
-                ordinal: fields.number("ordinal")?,
-                remaining: fields.optional("remaining", str::parse)?,
-                redeemed_at: at,
-                position: Position { partition, cursor },
-            },
-            request: fields.text("request")?.to_owned(),
-            uses: fields.number("uses")?,
-            rule: fields.parsed("rule", MembershipRule::parse)?,
-            metadata: fields.0.get("metadata").cloned(),
-        },
         "invite_created" => Change::Invite {
             action: InviteAction::Created,
             invite: fields.invite(&namespace)?,

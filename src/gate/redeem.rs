@@ -12,8 +12,8 @@ use super::{
     script::{self, Call},
 };
 use crate::domain::{
-    Answer, Cursor, Fence, Group, Namespace, Outcome, Partition, Policy, Position, RateStatus,
-    Redemption, Refusal, Settings, rate_limit,
+    Answer, Code, Cursor, EmailDomain, Fence, Group, InviteId, Millis, Namespace, Outcome,
+    Partition, Policy, Position, RateStatus, Redemption, Refusal, Settings, rate_limit,
 };
 
 pub use crate::domain::command::{Mode, Redeem};
@@ -26,151 +26,219 @@ pub(super) enum Decision {
     Failed(GateError),
 }
 
-/// The keys of a call, each once.
-#[derive(Default)]
-struct Indexes {
-    keys: Vec<String>,
-    places: HashMap<String, usize>,
+/// What requests have in common; the script is told once.
+#[derive(PartialEq, Eq, Hash)]
+struct Kind<'a> {
+    redeeming: bool,
+    namespace: &'a Namespace,
+    /// The revision of the rules that the caller knows: two that know different ones are told apart, so that each is
+    /// checked by its own.
+    revision: u64,
+    code: &'a Code,
+    email_domain: Option<&'a EmailDomain>,
+    actor: &'a str,
+    /// Which of [`Policy::ALL`] limit it.
+    limited_by: [bool; Policy::ALL.len()],
 }
 
-impl Indexes {
-    /// The key's index in the script's KEYS, from 1.
-    fn of(&mut self, key: String) -> usize {
-        let next = self.keys.len() + 1;
-        *self.places.entry(key).or_insert_with_key(|key| {
-            self.keys.push(key.clone());
-            next
-        })
+impl<'a> Kind<'a> {
+    fn of(request: &'a Redeem, settings: &Settings) -> Self {
+        let Redeem { namespace, code, email_domain, caller, mode, .. } = request;
+        Self {
+            redeeming: matches!(mode, Mode::Redeem { .. }),
+            namespace,
+            revision: settings.revision,
+            code,
+            email_domain: email_domain.as_ref(),
+            actor: caller,
+            limited_by: Policy::ALL
+                .map(|policy| settings.quota(policy).is_some() && has_subject(request, policy)),
+        }
     }
-}
 
-/// The one call that asks for all these requests of a partition, each with the rules that its caller knows. With `write`
-/// it writes something in any case: from Redis 7.2 on, WAIT waits only for what its own connection has written.
-pub(super) fn call<'a>(
-    keyspace: &Keyspace,
-    partition: Partition,
-    fence: &Fence,
-    now_ms: Option<i64>,
-    outbox_max: u64,
-    write: bool,
-    requests: impl Iterator<Item = (&'a Redeem, &'a Settings)>,
-) -> Call {
-    let mut indexes = Indexes::default();
-    indexes.of(keyspace.meta(partition));
-    indexes.of(keyspace.outbox(partition));
-    let mut namespaces: Vec<(&Namespace, u64)> = Vec::new();
-    let mut args = Vec::new();
-    for (request, settings) in requests {
-        // Two that know different rules of one namespace are told apart, so that each is checked by its own.
-        let known = (&request.namespace, settings.revision);
-        let place = namespaces.iter().position(|other| *other == known).unwrap_or_else(|| {
-            namespaces.push(known);
-            namespaces.len() - 1
-        });
-        push_request(&mut args, &mut indexes, keyspace, place + 1, request, settings);
+    fn policies(&self) -> impl Iterator<Item = Policy> + use<> {
+        Policy::ALL.into_iter().zip(self.limited_by).filter_map(|(one, on)| on.then_some(one))
     }
-    let write = u8::from(write).to_string();
-    let mut head = vec![outbox_max.to_string(), write, namespaces.len().to_string()];
-    for (namespace, revision) in namespaces {
-        head.extend([
-            namespace.to_string(),
-            indexes.of(keyspace.settings(namespace)).to_string(),
-            revision.to_string(),
+
+    fn push(&self, keyspace: &Keyspace, keys: &mut Vec<String>, args: &mut Vec<String>) {
+        keys.extend([
+            keyspace.settings(self.namespace),
+            keyspace.invite(self.namespace, self.code),
+        ]);
+        let numbers =
+            self.limited_by.iter().zip('1'..).filter_map(|(on, digit)| on.then_some(digit));
+        args.extend([
+            if self.redeeming { "redeem" } else { "validate" }.to_owned(),
+            self.namespace.to_string(),
+            self.revision.to_string(),
+            self.code.to_string(),
+            self.email_domain.map(ToString::to_string).unwrap_or_default(),
+            self.actor.to_owned(),
+            numbers.collect(),
         ]);
     }
-    head.extend(args);
-    Call::fenced(&script::REDEEM, fence, now_ms, indexes.keys, head)
 }
 
-fn push_request(
-    args: &mut Vec<String>,
-    indexes: &mut Indexes,
-    keyspace: &Keyspace,
-    place: usize,
-    request: &Redeem,
-    settings: &Settings,
-) {
-    let Redeem { namespace, code, user, ip, email_domain, caller, mode } = request;
-    let mut index = |key: Option<String>| key.map_or(0, |key| indexes.of(key)).to_string();
-    let ip = ip.map(rate_limit::address_subject);
-    let subject = |policy| match policy {
-        Policy::User => user.as_ref().map(|user| ("", user.as_str())),
-        Policy::Ip => ip.as_deref().map(|ip| ("", ip)),
-        Policy::Code => Some(("", code.as_str())),
-        Policy::Namespace => Some(("", "all")),
-        Policy::Guess => Some(match (&ip, user) {
-            (Some(ip), _) => ("ip", ip.as_str()),
-            (None, Some(user)) => ("user", user.as_str()),
-            (None, None) => ("key", caller.as_str()),
+/// Whether a request has what a policy counts by.
+fn has_subject(request: &Redeem, policy: Policy) -> bool {
+    match policy {
+        Policy::User => request.user.is_some(),
+        Policy::Ip => request.ip.is_some(),
+        Policy::Code | Policy::Namespace | Policy::Guess => true,
+    }
+}
+
+/// The key of a rate limit that a request has.
+fn rate_key(keyspace: &Keyspace, request: &Redeem, policy: Policy) -> Option<String> {
+    let Redeem { namespace, code, user, ip, caller, .. } = request;
+    let ip = || ip.map(rate_limit::address_subject);
+    let key = |kind, subject: &str| keyspace.rate(namespace, policy, kind, subject);
+    match policy {
+        Policy::User => user.as_ref().map(|user| key("", user.as_str())),
+        Policy::Ip => ip().map(|ip| key("", &ip)),
+        Policy::Code => Some(key("", code.as_str())),
+        Policy::Namespace => Some(key("", "all")),
+        Policy::Guess => Some(match (ip(), user) {
+            (Some(ip), _) => key("ip", &ip),
+            (None, Some(user)) => key("user", user.as_str()),
+            (None, None) => key("key", caller),
         }),
-    };
-    let (word, request_id, redemption, metadata) = match mode {
+    }
+}
+
+/// The kinds of these requests, and the requests with each one's kind, those of one kind next to each other.
+fn by_kind<'a>(requests: &[(&'a Redeem, &Settings)]) -> (Vec<Kind<'a>>, Vec<(usize, usize)>) {
+    let mut kinds = Vec::new();
+    let mut places = HashMap::new();
+    let mut order = Vec::with_capacity(requests.len());
+    for (asked, (request, settings)) in requests.iter().enumerate() {
+        let place = *places.entry(Kind::of(request, settings)).or_insert(kinds.len());
+        if place == kinds.len() {
+            kinds.push(Kind::of(request, settings));
+        }
+        order.push((asked, place));
+    }
+    order.sort_by_key(|(_, place)| *place);
+    (kinds, order)
+}
+
+/// In which order one call decides these requests: nobody who asks at the same time as others has a claim to be first.
+#[must_use]
+pub fn order(requests: &[(&Redeem, &Settings)]) -> Vec<usize> {
+    by_kind(requests).1.into_iter().map(|(asked, _)| asked).collect()
+}
+
+/// A call for several requests of a partition.
+pub(super) struct Batch {
+    pub(super) call: Call,
+    /// In which order the call asks for the requests, with the place of each one's kind: neighbours of one kind share
+    /// an outbox entry.
+    order: Vec<(usize, usize)>,
+}
+
+impl Batch {
+    /// Asks for all these requests, each with the rules that its caller knows. With `write` the script writes
+    /// something in any case: from Redis 7.2 on, WAIT waits only for what its own connection has written.
+    pub(super) fn new(
+        keyspace: &Keyspace,
+        partition: Partition,
+        fence: &Fence,
+        now_ms: Option<i64>,
+        outbox_max: u64,
+        write: bool,
+        requests: &[(&Redeem, &Settings)],
+    ) -> Self {
+        let (kinds, order) = by_kind(requests);
+        let mut keys = Vec::with_capacity(2 + 2 * kinds.len() + 4 * requests.len());
+        keys.extend([keyspace.meta(partition), keyspace.outbox(partition)]);
+        let mut args = Vec::with_capacity(3 + 7 * kinds.len() + 5 * requests.len());
+        args.extend([outbox_max.to_string(), u8::from(write).to_string(), kinds.len().to_string()]);
+        for kind in &kinds {
+            kind.push(keyspace, &mut keys, &mut args);
+        }
+        for (asked, place) in &order {
+            let request = requests[*asked].0;
+            keys.extend(
+                request.user.as_ref().map(|user| keyspace.member(&request.namespace, user)),
+            );
+            let policies = kinds[*place].policies();
+            keys.extend(policies.filter_map(|policy| rate_key(keyspace, request, policy)));
+            push_request(&mut args, place + 1, request);
+        }
+        Self { call: Call::fenced(&script::REDEEM, fence, now_ms, keys, args), order }
+    }
+
+    /// Reads the reply: one decision for each of the requests, in the order in which they were given.
+    pub(super) fn decisions(
+        &self,
+        partition: Partition,
+        epoch: u64,
+        value: &Value,
+        requests: &[(&Redeem, &Settings)],
+    ) -> Result<Vec<Decision>, GateError> {
+        let mut reply = Reply::new(&script::REDEEM, value)?;
+        let word = reply.text()?;
+        if word != "done" {
+            return Err(reply.unknown(word));
+        }
+        let redeemed_at = reply.parsed_number(Millis::from_ms)?;
+        let kinds = kinds_granted(reply.array()?)?;
+        if reply.len() != self.order.len() {
+            return Err(reply.unknown("a reply of another length"));
+        }
+        let mut decisions: Vec<_> = requests.iter().map(|_| None).collect();
+        for (asked, place) in &self.order {
+            let (request, settings) = requests[*asked];
+            let known =
+                Known { partition, epoch, redeemed_at, kind: kinds.get(*place), request, settings };
+            let decision = decision(reply.array()?, &known).unwrap_or_else(Decision::Failed);
+            decisions[*asked] = Some(decision);
+        }
+        let all = decisions.into_iter().collect::<Option<Vec<_>>>();
+        all.ok_or_else(|| reply.unknown("no word on a request"))
+    }
+}
+
+fn push_request(args: &mut Vec<String>, place: usize, request: &Redeem) {
+    let user = request.user.as_ref().map(ToString::to_string).unwrap_or_default();
+    let (id, redemption, metadata) = match &request.mode {
         Mode::Redeem { request, redemption, metadata } => (
-            "redeem",
             request.stored().into_owned(),
             redemption.to_string(),
             metadata.clone().unwrap_or_default(),
         ),
-        Mode::Validate => ("validate", String::new(), String::new(), String::new()),
+        Mode::Validate => Default::default(),
     };
-    args.extend([
-        word.to_owned(),
-        place.to_string(),
-        index(Some(keyspace.invite(namespace, code))),
-        index(user.as_ref().map(|user| keyspace.member(namespace, user))),
-    ]);
-    args.extend(Policy::ALL.map(|policy| {
-        let limited = settings.quota(policy).and_then(|_| subject(policy));
-        index(limited.map(|(kind, subject)| keyspace.rate(namespace, policy, kind, subject)))
-    }));
-    args.extend([
-        request_id,
-        redemption,
-        code.to_string(),
-        user.as_ref().map(ToString::to_string).unwrap_or_default(),
-        email_domain.as_ref().map(ToString::to_string).unwrap_or_default(),
-        metadata,
-        caller.clone(),
-    ]);
+    args.extend([place.to_string(), id, redemption, user, metadata]);
 }
 
-/// Reads the reply to a batch: one decision for each of its requests, in order.
-pub(super) fn decisions<'a>(
-    partition: Partition,
-    value: &Value,
-    requests: impl ExactSizeIterator<Item = (&'a Redeem, &'a Settings)>,
-) -> Result<Vec<Decision>, GateError> {
-    let mut reply = Reply::new(&script::REDEEM, value)?;
-    let word = reply.text()?;
-    if word != "done" || reply.len() != requests.len() {
-        return Err(reply.unknown(word));
+/// Invite and group of each kind, nothing where nothing was granted.
+fn kinds_granted(mut reply: Reply<'_>) -> Result<Vec<Option<(InviteId, Group)>>, GateError> {
+    let mut kinds = Vec::with_capacity(reply.len() / 2);
+    while reply.len() > 0 {
+        let invite = reply.optional(str::parse)?;
+        kinds.push(invite.zip(reply.optional(Group::parse)?));
     }
-    requests
-        .map(|(request, settings)| {
-            let one = reply.array()?;
-            Ok(decision(partition, one, request, settings).unwrap_or_else(Decision::Failed))
-        })
-        .collect()
+    Ok(kinds)
 }
 
-fn decision(
+/// What a reply to one request leaves out.
+struct Known<'a> {
     partition: Partition,
-    mut reply: Reply<'_>,
-    request: &Redeem,
-    settings: &Settings,
-) -> Result<Decision, GateError> {
+    epoch: u64,
+    redeemed_at: Millis,
+    kind: Option<&'a Option<(InviteId, Group)>>,
+    request: &'a Redeem,
+    settings: &'a Settings,
+}
+
+fn decision(mut reply: Reply<'_>, known: &Known<'_>) -> Result<Decision, GateError> {
     let word = reply.text()?;
-    let (outcome, rates) = match word {
-        "granted" => (
-            Outcome::Granted(redemption(partition, &mut reply, request)?),
-            rates(&mut reply, settings)?,
-        ),
-        "replayed" => (
-            Outcome::Replayed(redemption(partition, &mut reply, request)?),
-            rates(&mut reply, settings)?,
-        ),
-        "allowed" => (Outcome::Allowed, rates(&mut reply, settings)?),
-        "refused" => (Outcome::Refused(refusal(&mut reply)?), rates(&mut reply, settings)?),
+    let outcome = match word {
+        "granted" => Outcome::Granted(granted(&mut reply, known)?),
+        "replayed" => Outcome::Replayed(replayed(&mut reply, known)?),
+        "allowed" => Outcome::Allowed,
+        "refused" => Outcome::Refused(refusal(&mut reply)?),
         "settings_changed" => return Ok(Decision::SettingsChanged),
         "failed" => {
             return Err(GateError::Unexpected {
@@ -180,20 +248,40 @@ fn decision(
         }
         other => return Err(reply.unknown(other)),
     };
-    Ok(Decision::Answer(Answer { outcome, rates }))
+    Ok(Decision::Answer(Answer { outcome, rates: rates(&mut reply, known)? }))
 }
 
-fn redemption(
-    partition: Partition,
-    reply: &mut Reply<'_>,
-    request: &Redeem,
-) -> Result<Redemption, GateError> {
-    let Some(user) = request.user.clone() else {
+fn granted(reply: &mut Reply<'_>, known: &Known<'_>) -> Result<Redemption, GateError> {
+    let Known { partition, epoch, redeemed_at, kind, request, .. } = known;
+    let (Some(user), Mode::Redeem { redemption, .. }, Some(Some((invite, group)))) =
+        (&request.user, &request.mode, kind)
+    else {
+        return Err(reply.unknown("a grant that nobody asked for"));
+    };
+    Ok(Redemption {
+        id: *redemption,
+        namespace: request.namespace.clone(),
+        invite: *invite,
+        code: request.code.clone(),
+        group: group.clone(),
+        user: user.clone(),
+        position: Position {
+            partition: *partition,
+            cursor: Cursor { epoch: *epoch, seq: reply.number()? },
+        },
+        ordinal: reply.number()?,
+        remaining: reply.optional_number()?,
+        redeemed_at: *redeemed_at,
+    })
+}
+
+fn replayed(reply: &mut Reply<'_>, known: &Known<'_>) -> Result<Redemption, GateError> {
+    let Some(user) = known.request.user.clone() else {
         return Err(reply.unknown("a redemption without a user"));
     };
     Ok(Redemption {
         id: reply.parsed(str::parse)?,
-        namespace: request.namespace.clone(),
+        namespace: known.request.namespace.clone(),
         invite: reply.parsed(str::parse)?,
         code: reply.parsed(stored_code)?,
         group: reply.parsed(Group::parse)?,
@@ -201,7 +289,10 @@ fn redemption(
         ordinal: reply.number()?,
         remaining: reply.optional(str::parse)?,
         redeemed_at: reply.parsed(millis)?,
-        position: Position { partition, cursor: reply.parsed(str::parse::<Cursor>)? },
+        position: Position {
+            partition: known.partition,
+            cursor: reply.parsed(str::parse::<Cursor>)?,
+        },
     })
 }
 
@@ -246,18 +337,19 @@ fn refusal(reply: &mut Reply<'_>) -> Result<Refusal, GateError> {
     Ok(refusal)
 }
 
-/// The number of a policy and how far its budget is from full, in turn; the quotas are those that the call named.
-fn rates(reply: &mut Reply<'_>, settings: &Settings) -> Result<Vec<RateStatus>, GateError> {
-    let mut list = reply.array()?;
-    let mut rates = Vec::with_capacity(list.len() / 2);
-    while list.len() > 0 {
-        let number: usize = list.number()?;
-        let policy = number.checked_sub(1).and_then(|place| Policy::ALL.get(place));
-        let known = policy.and_then(|policy| Some((*policy, settings.quota(*policy)?)));
-        let Some((policy, quota)) = known else {
-            return Err(list.unknown(&format!("rate limit {number}")));
-        };
-        rates.push(rate_limit::status(policy, quota, list.number()?));
+/// How far each budget of the request is from full; nothing when no budget was looked at.
+fn rates(reply: &mut Reply<'_>, known: &Known<'_>) -> Result<Vec<RateStatus>, GateError> {
+    if reply.len() == 0 {
+        return Ok(Vec::new());
+    }
+    let mut rates = Vec::with_capacity(reply.len());
+    for policy in Kind::of(known.request, known.settings).policies() {
+        if let Some(quota) = known.settings.quota(policy) {
+            rates.push(rate_limit::status(policy, quota, reply.number()?));
+        }
+    }
+    if reply.len() > 0 {
+        return Err(reply.unknown("more rate limits than were asked for"));
     }
     Ok(rates)
 }
@@ -265,7 +357,7 @@ fn rates(reply: &mut Reply<'_>, settings: &Settings) -> Result<Vec<RateStatus>, 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::{Millis, Quota, UserId};
+    use crate::domain::{Quota, RequestId, UserId};
 
     fn request() -> Redeem {
         Redeem {
@@ -275,7 +367,11 @@ mod tests {
             ip: None,
             email_domain: None,
             caller: "key".to_owned(),
-            mode: Mode::Validate,
+            mode: Mode::Redeem {
+                request: RequestId::parse("key").unwrap(),
+                redemption: ID.parse().unwrap(),
+                metadata: None,
+            },
         }
     }
 
@@ -298,16 +394,25 @@ mod tests {
 
     /// A reply of these words and, last, these rates.
     fn value(parts: &[&str], rates: &[i64]) -> Value {
-        let mut values: Vec<_> =
-            parts.iter().map(|part| Value::BulkString(part.as_bytes().to_vec())).collect();
-        values.push(Value::Array(rates.iter().copied().map(Value::Int).collect()));
-        Value::Array(values)
+        let words = parts.iter().map(|part| Value::BulkString(part.as_bytes().to_vec()));
+        Value::Array(words.chain(rates.iter().copied().map(Value::Int)).collect())
     }
 
     fn read_with(parts: &[&str], rates: &[i64]) -> Result<Decision, GateError> {
-        let reply = Value::Array(vec![Value::BulkString(b"done".to_vec()), value(parts, rates)]);
-        decisions(Partition(3), &reply, [(&request(), &settings())].into_iter())
-            .map(|mut all| all.remove(0))
+        let kinds = value(&[ID, "team"], &[]);
+        let done = value(&["done", "1764000000123"], &[]);
+        let Value::Array(mut reply) = done else { panic!("an array") };
+        reply.extend([kinds, value(parts, rates)]);
+        read_reply(&Value::Array(reply)).map(|mut all| all.remove(0))
+    }
+
+    fn read_reply(reply: &Value) -> Result<Vec<Decision>, GateError> {
+        let keys = Keyspace::new("rdm", 4);
+        let fence = Fence { deployment: String::new(), lineage: String::new(), epoch: 2 };
+        let (request, settings) = (request(), settings());
+        let requests = [(&request, &settings)];
+        let batch = Batch::new(&keys, Partition(3), &fence, None, 10, false, &requests);
+        batch.decisions(Partition(3), 2, reply, &requests)
     }
 
     fn read(parts: &[&str]) -> Result<Decision, GateError> {
@@ -318,8 +423,9 @@ mod tests {
 
     #[test]
     fn a_grant_is_read_whole() {
-        let parts = ["granted", ID, ID, "WELCOME", "team", "17", "83", "1764000000123", "2-40"];
-        let Decision::Answer(answer) = read_with(&parts, &[1, 6_000_000]).unwrap() else {
+        let Decision::Answer(answer) =
+            read_with(&["granted", "40", "17", "83"], &[6_000_000]).unwrap()
+        else {
             panic!("an answer")
         };
         assert_eq!(answer.rates[0].remaining, 9);
@@ -327,6 +433,10 @@ mod tests {
         assert_eq!((redemption.ordinal, redemption.remaining), (17, Some(83)));
         assert_eq!(redemption.redeemed_at, Millis::from_ms(1_764_000_000_123).unwrap());
         assert_eq!(redemption.position.to_string(), "3/2-40");
+        let parts = ["replayed", ID, ID, "WELCOME", "team", "17", "", "1764000000123", "1-40"];
+        let Decision::Answer(answer) = read(&parts).unwrap() else { panic!("an answer") };
+        let Outcome::Replayed(redemption) = answer.outcome else { panic!("a repeat") };
+        assert_eq!((redemption.remaining, redemption.position.cursor.epoch), (None, 1));
     }
 
     #[test]
@@ -361,20 +471,16 @@ mod tests {
             vec![],
             vec!["sorry"],
             vec!["granted"],
-            vec!["granted", "x", ID, "WELCOME", "team", "17", "83", "1764000000123", "2-40"],
+            vec!["granted", "x", "17", "83"],
+            vec!["replayed", "x", ID, "WELCOME", "team", "17", "83", "1764000000123", "2-40"],
             vec!["refused", "because", "", ""],
             vec!["refused", "exhausted"],
             vec!["failed", "WRONGTYPE"],
         ] {
             assert!(!matches!(read(&parts), Ok(Decision::Answer(_))), "{parts:?}");
         }
-        for rates in [&[1][..], &[0, 5], &[3, 5], &[9, 5]] {
-            assert!(
-                !matches!(read_with(&["allowed"], rates), Ok(Decision::Answer(_))),
-                "{rates:?}"
-            );
-        }
+        assert!(!matches!(read_with(&["allowed"], &[5, 5]), Ok(Decision::Answer(_))));
         let short = Value::Array(vec![Value::BulkString(b"done".to_vec())]);
-        assert!(decisions(Partition(0), &short, [(&request(), &settings())].into_iter()).is_err());
+        assert!(read_reply(&short).is_err());
     }
 }

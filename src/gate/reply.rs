@@ -62,6 +62,18 @@ impl<'a> Reply<'a> {
         number.ok_or_else(|| unexpected(script, format!("{value:?} instead of a number")))
     }
 
+    /// The next value as a whole number, or nothing for an empty text.
+    pub(super) fn optional_number<T: TryFrom<i64> + std::str::FromStr>(
+        &mut self,
+    ) -> Result<Option<T>, GateError> {
+        if matches!(self.values.as_slice().first(), Some(Value::BulkString(text)) if text.is_empty())
+        {
+            self.values.next();
+            return Ok(None);
+        }
+        self.number().map(Some)
+    }
+
     /// The next value as something that is made from a whole number.
     pub(super) fn parsed_number<T, E: std::fmt::Display>(
         &mut self,

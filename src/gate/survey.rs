@@ -15,9 +15,9 @@ pub struct Survey {
     pub lineage: String,
     /// Its clock.
     pub now: Millis,
-    /// Entries in the outbox.
+    /// Changes in the outbox.
     pub outbox_len: u64,
-    /// The first and the last entry's place.
+    /// The first and the last change's place.
     pub outbox: Option<(Cursor, Cursor)>,
     /// What the partition is open on; nothing when Redis knows nothing of it.
     pub meta: Option<Meta>,

@@ -26,7 +26,7 @@ use redeemer::{
         model::Model,
     },
     gate::{
-        outbox,
+        outbox, redeem,
         show_invite::{ShowInvite, Which},
         show_member::ShowMember,
         survey,
@@ -313,12 +313,14 @@ async fn step(world: &mut World<'_>, op: &Op) {
         Op::Redeem(asks) => {
             let requests: Vec<_> = asks.iter().map(|ask| world.request(ask)).collect();
             // They go in one call, for nothing else runs on this thread until all of them wait in the lane.
-            gate.settings(&namespace).await.unwrap();
+            let settings = gate.settings(&namespace).await.unwrap().unwrap();
             let said = join_all(requests.iter().map(|request| gate.redeem(request.clone()))).await;
-            for (request, said) in requests.iter().zip(said) {
+            let asked: Vec<_> = requests.iter().map(|request| (request, &*settings)).collect();
+            for place in redeem::order(&asked) {
+                let (request, said) = (&requests[place], said[place].as_ref().unwrap());
                 let meant = world.model.redeem(request, now);
                 world.words.insert(word(&meant.outcome));
-                assert_eq!(said.unwrap(), meant, "{request:?}");
+                assert_eq!(*said, meant, "{request:?}");
             }
         }
         Op::Create { id, code: number, group: group_number, max_uses, window, bound } => {
