@@ -64,10 +64,12 @@ local function record(...)
 end
 -- End of the head.
 local POLICIES, GUESS, BATCH_MAX = {'user', 'ip', 'code', 'namespace', 'guess'}, 5, 1024
+-- Locals, for a global costs a look-up each time.
+local KEYS, ARGV, call, tonumber = KEYS, ARGV, redis.call, tonumber
 local now_us = now * 1000
 local limit, room = tonumber(ARGV[5]), nil
 local settings, invites, members, unread, tats = {}, {}, {}, {}, {}
-local granted, entries, grants, changed_invites, changed_tats = 0, {}, {}, {}, {}
+local granted, entry, entries, grants, changed_invites, changed_tats = 0, nil, {}, {}, {}, {}
 
 local kinds, next_key, next_arg = {}, 3, 8
 for place = 1, tonumber(ARGV[7]) do
@@ -200,35 +202,35 @@ local function own_redemption(member, rule, invite)
   return redemption and redemption.invite == invite.id and redemption or nil
 end
 
--- The moment at which a budget is full again, never more than one window ahead.
-local function tat_of(key, quota)
-  local tat = tats[key]
-  if not tat then error('the rate limit at ' .. key .. ' is not a number', 0) end
-  return math.min(math.max(tat, now_us), now_us + quota.window_us)
-end
-
 -- The first budget that is spent, and until when. The budgets of a request are KEYS from `first` on, one for each of
--- the policies of its kind.
+-- the policies of its kind; each is full again at a moment that is never more than one window ahead.
 local function spent_budget(quotas, policies, first)
+  local blocked, wait_us
   for i = 1, #policies do
-    local quota = quotas[policies[i]]
-    local over_us = tat_of(KEYS[first + i], quota) + quota.interval_us - now_us - quota.window_us
-    if over_us > 0 then return POLICIES[policies[i]], over_us end
+    local policy, key = policies[i], KEYS[first + i]
+    local quota, tat = quotas[policy], tats[key]
+    if not tat then error('the rate limit at ' .. key .. ' is not a number', 0) end
+    local latest = now_us + quota.window_us
+    if tat < now_us then tat = now_us elseif tat > latest then tat = latest end
+    tats[key] = tat
+    local over_us = tat + quota.interval_us - latest
+    if over_us > 0 and not blocked then blocked, wait_us = POLICIES[policy], over_us end
   end
+  return blocked, wait_us
 end
 
 -- Charges an attempt to every budget, a miss to the guessing budget too; adds to the reply how far each is from full.
 local function charge(quotas, policies, first, attempted, missed, reply)
+  local length = #reply
   for i = 1, #policies do
-    local quota, key = quotas[policies[i]], KEYS[first + i]
-    local tat = tat_of(key, quota)
-    local charged = attempted
-    if policies[i] == GUESS then charged = missed end
+    local policy, key = policies[i], KEYS[first + i]
+    local tat, charged = tats[key], attempted
+    if policy == GUESS then charged = missed end
     if charged then
-      tat = tat + quota.interval_us
+      tat = tat + quotas[policy].interval_us
       tats[key], changed_tats[key] = tat, tat
     end
-    reply[#reply + 1] = tat - now_us
+    reply[length + i] = tat - now_us
   end
   return reply
 end
@@ -294,19 +296,20 @@ local function grant(kind, rule, invite, member, id, redemption, user, metadata)
   grants[granted], unread[member] = written, written
 
   -- Neighbours of one kind share an entry.
-  local entry = entries[#entries]
   if not entry or entry.kind ~= kind then
-    entry = {kind = kind, first = position, invite = invite, rule = rule, fields = {}}
+    entry = {kind = kind, first = position, invite = invite, rule = rule, fields = {}, length = 0}
     entries[#entries + 1] = entry
   end
   entry.last = position
-  local fields = entry.fields
-  fields[#fields + 1] = position
-  fields[#fields + 1] = redemption .. ' ' .. ordinal .. ' ' .. text(invite.uses) .. ' ' .. left .. ' ' .. id .. ' ' .. user
+  local fields, length = entry.fields, entry.length
+  fields[length + 1] = position
+  fields[length + 2] = redemption .. ' ' .. ordinal .. ' ' .. text(invite.uses) .. ' ' .. left .. ' ' .. id .. ' ' .. user
   if metadata ~= '' then
-    fields[#fields + 1] = position .. ':metadata'
-    fields[#fields + 1] = metadata
+    length = length + 2
+    fields[length + 1] = position .. ':metadata'
+    fields[length + 2] = metadata
   end
+  entry.length = length + 2
   return {'granted', seq + granted, invite.granted, invite.max and invite.max - invite.uses or ''}
 end
 
@@ -377,14 +380,13 @@ for a = next_arg, #ARGV, 5 do
   end
 end
 if #rate_keys > 0 then
-  for i, value in ipairs(redis.call('MGET', unpack(rate_keys))) do
-    tats[rate_keys[i]] = tonumber(value or now_us) or false
-  end
+  local values = call('MGET', unpack(rate_keys))
+  for i = 1, #rate_keys do tats[rate_keys[i]] = not values[i] and now_us or tonumber(values[i]) or false end
 end
 local invites_of_kinds, replies = {}, {'done', now, false}
 for a = next_arg, #ARGV, 5 do
   local ok, reply = pcall(decide, a, key_of[a])
-  replies[#replies + 1] = ok and reply or {'failed', tostring(reply)}
+  replies[(a - next_arg) / 5 + 4] = ok and reply or {'failed', tostring(reply)}
 end
 for place, kind in ipairs(kinds) do
   local invite = changed_invites[kind.invite]

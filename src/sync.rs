@@ -347,9 +347,9 @@ pub(crate) async fn carry(
     };
     let read = &read[known..];
     let Some(end) = read.last().map(|read| read.cursor) else { return Ok(Carried::To(cursor)) };
-    let entries: Option<Vec<Entry>> = read.iter().map(|read| read.entry.clone().ok()).collect();
+    let entries: Option<Vec<&Entry>> = read.iter().map(|read| read.entry.as_ref().ok()).collect();
     if let Some(entries) = entries {
-        match ledger.append(lease, cursor, end, &plan::plan(&entries)).await {
+        match ledger.append(lease, cursor, end, &plan::plan(entries)).await {
             Ok(Appended::Appended) => return Ok(Carried::To(end)),
             Ok(Appended::Overtaken) => return Ok(Carried::Overtaken),
             Err(LedgerError::Rejected { .. }) => {}
@@ -360,10 +360,7 @@ pub(crate) async fn carry(
     for one in read {
         let reason = match &one.entry {
             Ok(entry) => {
-                match ledger
-                    .append(lease, cursor, entry.cursor, &plan::plan(std::slice::from_ref(entry)))
-                    .await
-                {
+                match ledger.append(lease, cursor, entry.cursor, &plan::plan([entry])).await {
                     Ok(Appended::Appended) => {
                         cursor = entry.cursor;
                         continue;

@@ -58,8 +58,8 @@ impl Code {
             return Err(Malformed("a code is 1 to 64 letters, digits, - and _".to_owned()));
         }
         Ok(Self(match case {
-            CodeCase::Insensitive => typed.to_ascii_uppercase(),
-            CodeCase::Sensitive => typed.to_owned(),
+            CodeCase::Insensitive => typed.to_ascii_uppercase().into(),
+            CodeCase::Sensitive => typed.into(),
         }))
     }
 }

@@ -58,7 +58,7 @@ impl RequestId {
     /// [`Malformed`] when the text is not 1 to 255 visible ASCII characters (no spaces).
     pub fn parse(text: &str) -> Result<Self, Malformed> {
         if (1..=255).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_graphic()) {
-            Ok(Self(text.to_owned()))
+            Ok(Self(text.into()))
         } else {
             Err(Malformed("a request id is 1 to 255 visible ASCII characters".to_owned()))
         }
@@ -67,7 +67,7 @@ impl RequestId {
     /// A request id for a caller who sent none.
     #[must_use]
     pub fn from_uuid(id: Uuid) -> Self {
-        Self(id.hyphenated().to_string())
+        Self(id.hyphenated().to_string().into())
     }
 
     /// How gate and ledger keep this id: itself, or when it is over 36 characters its SHA-256 in 43 characters of

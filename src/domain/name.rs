@@ -11,9 +11,11 @@ pub struct Malformed(pub String);
 macro_rules! text_type {
     ($(#[$doc:meta])* $name:ident) => {
         $(#[$doc])*
+        ///
+        /// Cheap to clone, for a batch says the same of many.
         #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize)]
         #[serde(transparent)]
-        pub struct $name(String);
+        pub struct $name(std::sync::Arc<str>);
 
         impl $name {
             /// The text itself.
@@ -41,7 +43,7 @@ impl Namespace {
     /// The namespace that exists from the start.
     #[must_use]
     pub fn default_namespace() -> Self {
-        Self("default".to_owned())
+        Self("default".into())
     }
 
     /// # Errors
@@ -50,7 +52,7 @@ impl Namespace {
         let fits = (1..=63).contains(&text.len())
             && text.bytes().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'-'));
         if fits {
-            Ok(Self(text.to_owned()))
+            Ok(Self(text.into()))
         } else {
             Err(Malformed("a namespace is 1 to 63 characters of a-z, 0-9 and -".to_owned()))
         }
@@ -62,14 +64,14 @@ pub const TEXT_BYTES_MAX: usize = 128;
 
 /// 1 to 128 bytes without control characters. Such text is always the last part of a key, so nothing in it can make
 /// it name another key.
-fn parse_text(what: &str, text: &str) -> Result<String, Malformed> {
+fn parse_text<'a>(what: &str, text: &'a str) -> Result<&'a str, Malformed> {
     if text.is_empty() || text.len() > TEXT_BYTES_MAX {
         return Err(Malformed(format!("{what} is 1 to {TEXT_BYTES_MAX} bytes of text")));
     }
     if text.chars().any(char::is_control) {
         return Err(Malformed(format!("{what} has no control characters")));
     }
-    Ok(text.to_owned())
+    Ok(text)
 }
 
 text_type! {
@@ -81,7 +83,7 @@ impl UserId {
     /// # Errors
     /// [`Malformed`] when the text is empty, over 128 bytes, or has a control character.
     pub fn parse(text: &str) -> Result<Self, Malformed> {
-        parse_text("a user", text).map(Self)
+        parse_text("a user", text).map(|text| Self(text.into()))
     }
 }
 
@@ -94,7 +96,7 @@ impl Group {
     /// # Errors
     /// [`Malformed`] when the text is empty, over 128 bytes, or has a control character.
     pub fn parse(text: &str) -> Result<Self, Malformed> {
-        parse_text("a group", text).map(Self)
+        parse_text("a group", text).map(|text| Self(text.into()))
     }
 }
 
@@ -118,7 +120,7 @@ impl EmailDomain {
                 && !label.ends_with('-')
         };
         if folded.len() <= 253 && folded.split('.').all(label_fits) {
-            Ok(Self(folded))
+            Ok(Self(folded.into()))
         } else {
             Err(Malformed("an e-mail domain is a host name such as example.com".to_owned()))
         }

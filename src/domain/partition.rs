@@ -14,7 +14,7 @@ impl fmt::Display for Partition {
     }
 }
 
-/// A place in a partition's row of changes, and the id of its outbox entry: `<epoch>-<seq>`.
+/// A change's place in a partition's row of changes: `<epoch>-<seq>`.
 ///
 /// `seq` counts from 1 within each epoch, without a gap; a cursor at `seq` 0 has seen nothing of its epoch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

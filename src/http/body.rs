@@ -13,6 +13,9 @@ use super::{
 };
 use crate::domain::{Malformed, Millis, invite::METADATA_BYTES_MAX};
 
+/// Most fields of an object; no request knows half as many.
+const FIELDS_MAX: usize = 64;
+
 /// The fields of a body, or the parameters of a query string, taken out one by one.
 #[derive(Debug, Default)]
 pub(super) struct Body {
@@ -37,10 +40,12 @@ impl<'de> Deserialize<'de> for Object {
             }
 
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Object, A::Error> {
-                let mut fields = Vec::new();
-                let mut names = HashSet::new();
-                while let Some((name, value)) = map.next_entry::<String, Value>()? {
-                    if !names.insert(name.clone()) {
+                let mut fields: Vec<(String, Value)> = Vec::with_capacity(8);
+                while let Some((name, value)) = map.next_entry()? {
+                    if fields.len() == FIELDS_MAX {
+                        return Err(A::Error::custom(format!("more than {FIELDS_MAX} fields")));
+                    }
+                    if fields.iter().any(|(known, _)| *known == name) {
                         return Err(A::Error::custom(format!("field {name:?} comes twice")));
                     }
                     fields.push((name, value));
@@ -373,6 +378,7 @@ mod tests {
             "{} {}",
             "{\"a\":\"\u{0}\"}",
             r#"{"a":1e999}"#,
+            &format!("{{{}}}", (0..65).map(|n| format!("\"{n}\":0")).collect::<Vec<_>>().join(",")),
         ] {
             assert_eq!(
                 Body::parse(bad.as_bytes()).unwrap_err().code,

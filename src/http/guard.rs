@@ -4,6 +4,8 @@
 //! the way out it turns every problem into its body, writes one log line and counts.
 
 use std::{
+    cell::RefCell,
+    collections::HashMap,
     future::{Ready, ready},
     rc::Rc,
     time::Instant,
@@ -252,14 +254,8 @@ impl Head {
         let elapsed = self.started.elapsed();
         // The pattern and never the path: paths hold codes and users.
         let route = self.endpoint.map_or("none", |endpoint| endpoint.path);
-        let labels = [
-            ("method", self.endpoint.map_or("none", |endpoint| endpoint.method_text).to_owned()),
-            ("route", route.to_owned()),
-            ("status", status.as_str().to_owned()),
-        ];
-        metrics::counter!("redeemer_http_requests_total", &labels).increment(1);
-        metrics::histogram!("redeemer_http_request_seconds", "route" => route)
-            .record(elapsed.as_secs_f64());
+        let method = self.endpoint.map_or("none", |endpoint| endpoint.method_text);
+        count(Counted { method, route, status: status.as_u16() }, elapsed.as_secs_f64());
         let micros = u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX);
         let Self { request_id, method, .. } = self;
         let (status, key) = (status.as_u16(), self.key_id.as_deref().unwrap_or("none"));
@@ -281,6 +277,34 @@ impl Head {
             None => tracing::info!(request_id, %method, route, status, key, micros, "request"),
         }
     }
+}
+
+/// What an answer is counted by.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+struct Counted {
+    method: &'static str,
+    route: &'static str,
+    status: u16,
+}
+
+thread_local! {
+    /// Looking a metric up by its labels would cost each request more than counting does.
+    static HANDLES: RefCell<HashMap<Counted, (metrics::Counter, metrics::Histogram)>> = RefCell::default();
+}
+
+fn count(counted: Counted, seconds: f64) {
+    HANDLES.with_borrow_mut(|handles| {
+        let (requests, time) = handles.entry(counted).or_insert_with(|| {
+            let Counted { method, route, status } = counted;
+            let status = status.to_string();
+            (
+                metrics::counter!("redeemer_http_requests_total", "method" => method, "route" => route, "status" => status),
+                metrics::histogram!("redeemer_http_request_seconds", "route" => route),
+            )
+        });
+        requests.increment(1);
+        time.record(seconds);
+    });
 }
 
 #[cfg(test)]

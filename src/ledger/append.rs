@@ -160,15 +160,15 @@ pub(super) async fn in_bulk(
     rows: Vec<Vec<Value>>,
     tail: &str,
 ) -> Result<(), sqlx::Error> {
-    let Some(columns) = rows.first().map(Vec::len) else { return Ok(()) };
+    let mut left = rows.len();
     let mut rows = rows.into_iter();
-    loop {
-        let chunk: Vec<_> = rows.by_ref().take(tx.dialect().rows_max(columns)).collect();
-        if chunk.is_empty() {
-            return Ok(());
-        }
+    while left > 0 {
+        let count = tx.dialect().rows_at_once(left);
+        let chunk = rows.by_ref().take(count).collect();
         bulk(tx.dialect(), head, chunk, tail).execute(&mut *tx).await?;
+        left -= count;
     }
+    Ok(())
 }
 
 fn membership(row: &EndedRow) -> Vec<Value> {

@@ -15,8 +15,9 @@ use uuid::Uuid;
 
 use super::LedgerError;
 
-/// Values of one statement that SQLite takes. Source: SQLite documentation, "Limits".
-const SQLITE_VALUES_MAX: usize = 32_766;
+/// Rows of one statement that SQLite is given. More would save little, and each number of rows is a statement of its own
+/// to prepare and keep.
+const SQLITE_ROWS_MAX: usize = 128;
 
 /// Where two databases differ.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,11 +61,12 @@ impl Dialect {
         }
     }
 
-    /// Most rows of one statement.
-    pub(super) fn rows_max(self, columns: usize) -> usize {
+    /// How many of so many rows go into the next statement. SQLite gets a power of two, so that a few statements, which
+    /// it has to parse only once, do for any number of rows.
+    pub(super) fn rows_at_once(self, rows: usize) -> usize {
         match self {
-            Self::Sqlite => SQLITE_VALUES_MAX / columns.max(1),
-            Self::Postgres => usize::MAX,
+            Self::Sqlite => rows.checked_ilog2().map_or(0, |log| 1 << log).min(SQLITE_ROWS_MAX),
+            Self::Postgres => rows,
         }
     }
 }
@@ -203,9 +205,7 @@ impl Query {
     }
 
     fn for_sqlite(self) -> Statement<'static, Sqlite, SqliteArguments> {
-        // A statement in bulk is a different one for each number of rows: not worth keeping.
-        let keep = matches!(self.values, Values::Single(_));
-        let statement = sqlx::query(AssertSqlSafe(self.text)).persistent(keep);
+        let statement = sqlx::query(AssertSqlSafe(self.text));
         let values = match self.values {
             Values::Single(values) => values,
             Values::Rows(rows) => rows.into_iter().flatten().collect(),
@@ -431,6 +431,18 @@ mod tests {
         let query = bulk(Dialect::Postgres, "INSERT INTO t ", rows(), "");
         assert_eq!(query.text, "INSERT INTO t SELECT * FROM UNNEST($1, $2)");
         assert_eq!(columns(rows()).iter().map(Vec::len).collect::<Vec<_>>(), [3, 3]);
+    }
+
+    #[test]
+    fn any_number_of_rows_goes_to_sqlite_in_a_few_sizes() {
+        let mut left = 300;
+        let mut sizes = Vec::new();
+        while left > 0 {
+            sizes.push(Dialect::Sqlite.rows_at_once(left));
+            left -= sizes[sizes.len() - 1];
+        }
+        assert_eq!(sizes, [128, 128, 32, 8, 4]);
+        assert_eq!(Dialect::Postgres.rows_at_once(300), 300);
     }
 
     #[test]

@@ -12,6 +12,9 @@ use super::{Ledger, LedgerError, SNAPSHOTS_MAX, migrated, sql::Pool};
 /// Rows that are read before they are taken.
 const ROWS_AHEAD: usize = 1000;
 
+/// Prepared statements that a connection keeps: those in bulk have eight sizes each.
+const STATEMENTS_KEPT: usize = 256;
+
 /// Where the file is, and within which bounds.
 #[derive(Debug, Clone)]
 pub struct SqliteOptions {
@@ -41,6 +44,7 @@ impl Ledger {
             .busy_timeout(options.busy_timeout)
             // Rows come from a thread of their own: with fewer in between, each costs a change of threads.
             .row_buffer_size(ROWS_AHEAD)
+            .statement_cache_capacity(STATEMENTS_KEPT)
             .optimize_on_close(true, None);
         let opening = LedgerError::of("opening it");
         let pool = |connections| {

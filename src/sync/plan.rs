@@ -48,7 +48,7 @@ pub fn contiguous(cursor: Cursor, places: impl IntoIterator<Item = Cursor>) -> R
 
 /// The rows that these entries leave behind.
 #[must_use]
-pub fn plan(entries: &[Entry]) -> Rows {
+pub fn plan<'a>(entries: impl IntoIterator<Item = &'a Entry>) -> Rows {
     let mut fold = Fold::default();
     for entry in entries {
         fold.apply(entry);
