@@ -13,7 +13,7 @@ use std::{
 };
 
 use actix_web::{App, HttpRequest, HttpResponse, HttpServer, error::ErrorInternalServerError, web};
-use anyhow::{Context as _, bail, ensure};
+use anyhow::{Context as _, ensure};
 use clap::{Args, ValueEnum};
 use deadpool_redis::{Pool, Runtime};
 use redis::Value as RedisValue;
@@ -24,7 +24,7 @@ use sqlx::{PgPool, postgres::PgPoolOptions};
 use super::{
     load::{Request, redemption_body},
     output::say,
-    servers::{ADMIN_KEY, CODE, Fsync, Guarded, Place, PostgresServer, RedisServer, Service, ask},
+    servers::{ADMIN_KEY, CODE, Fsync, Guarded, Place, PostgresServer, RedisServer, Service},
 };
 
 /// Connections to PostgreSQL, and to Redis. More were not faster.
@@ -209,8 +209,9 @@ impl Serve {
                 }
                 Kind::Checkout => {
                     let call = web::Data::new(ScriptCall::new(&self.url, &self.call)?);
-                    let app =
-                        move || App::new().app_data(call.clone()).route("/", web::post().to(checkout));
+                    let app = move || {
+                        App::new().app_data(call.clone()).route("/", web::post().to(checkout))
+                    };
                     HttpServer::new(app).workers(workers).listen(listener)?.run().await?;
                 }
                 Kind::RowLockCount => {
@@ -221,8 +222,9 @@ impl Serve {
                 }
                 Kind::RowLockCounter => {
                     let pool = web::Data::new(pool(&self.url).await?);
-                    let app =
-                        move || App::new().app_data(pool.clone()).route("/", web::post().to(counter));
+                    let app = move || {
+                        App::new().app_data(pool.clone()).route("/", web::post().to(counter))
+                    };
                     HttpServer::new(app).workers(workers).listen(listener)?.run().await?;
                 }
             }
@@ -279,7 +281,8 @@ impl ScriptCall {
 }
 
 fn parts(word: &str) -> Vec<Part> {
-    let sentinels = [(USER, Part::User), (KEY, Part::Key), (NETWORK, Part::Network), ("{id}", Part::Id)];
+    let sentinels =
+        [(USER, Part::User), (KEY, Part::Key), (NETWORK, Part::Network), ("{id}", Part::Id)];
     for (sentinel, part) in sentinels {
         if let Some((before, after)) = word.split_once(sentinel) {
             let mut all = parts(before);

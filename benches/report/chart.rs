@@ -130,7 +130,9 @@ impl Chart<'_> {
             put(format_args!(
                 "<line class=\"grid\" x1=\"{LEFT}\" y1=\"{at:.1}\" x2=\"{right}\" y2=\"{at:.1}\"/>\
                  <text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"end\">{}</text>",
-                LEFT - 8.0, at + 4.5, short(*tick)
+                LEFT - 8.0,
+                at + 4.5,
+                short(*tick)
             ));
         }
         for tick in &x.ticks {
@@ -138,14 +140,19 @@ impl Chart<'_> {
             put(format_args!(
                 "<line class=\"grid\" x1=\"{at:.1}\" y1=\"{TOP}\" x2=\"{at:.1}\" y2=\"{bottom}\"/>\
                  <text x=\"{at:.1}\" y=\"{:.1}\" text-anchor=\"middle\">{}</text>",
-                bottom + 19.0, short(*tick)
+                bottom + 19.0,
+                short(*tick)
             ));
         }
         put(format_args!(
             "<path class=\"axis\" fill=\"none\" d=\"M{LEFT} {TOP}V{bottom}H{right}\"/>\n\
              <text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"middle\">{}</text>\n\
              <text x=\"{LEFT}\" y=\"{:.1}\" text-anchor=\"start\">{}</text>",
-            f64::midpoint(LEFT, right), HEIGHT - 14.0, escaped(self.x.0), TOP - 12.0, escaped(self.y.0)
+            f64::midpoint(LEFT, right),
+            HEIGHT - 14.0,
+            escaped(self.x.0),
+            TOP - 12.0,
+            escaped(self.y.0)
         ));
         let mut legend = right;
         for (colour, series) in self.series.iter().enumerate().rev() {
@@ -153,13 +160,21 @@ impl Chart<'_> {
             put(format_args!(
                 "<line class=\"c{colour}\" stroke-width=\"2.5\" x1=\"{legend:.1}\" y1=\"48\" x2=\"{:.1}\" y2=\"48\"/>\
                  <text x=\"{:.1}\" y=\"52.5\">{}</text>",
-                legend + 18.0, legend + 24.0, escaped(&series.name)
+                legend + 18.0,
+                legend + 24.0,
+                escaped(&series.name)
             ));
         }
         for (colour, series) in self.series.iter().enumerate() {
-            let places: Vec<_> =
-                series.points.iter().map(|(x, y)| format!("{:.1},{:.1}", at_x(*x), at_y(*y))).collect();
-            put(format_args!("<polyline class=\"line c{colour}\" style=\"fill:none\" points=\"{}\"/>", places.join(" ")));
+            let places: Vec<_> = series
+                .points
+                .iter()
+                .map(|(x, y)| format!("{:.1},{:.1}", at_x(*x), at_y(*y)))
+                .collect();
+            put(format_args!(
+                "<polyline class=\"line c{colour}\" style=\"fill:none\" points=\"{}\"/>",
+                places.join(" ")
+            ));
             for ((x, y), (at_x, at_y)) in
                 series.points.iter().map(|point| (point, (at_x(point.0), at_y(point.1))))
             {

@@ -47,8 +47,10 @@ pub(crate) fn run(lab: &mut Lab) -> anyhow::Result<()> {
         }
         let ratio = median(pairs.iter().map(|(small, large)| large / small).collect());
         let rate_ratio = median(rates.iter().map(|(small, large)| large / small).collect());
-        let [small_cost, large_cost] =
-            [median(pairs.iter().map(|pair| pair.0).collect()), median(pairs.iter().map(|pair| pair.1).collect())];
+        let [small_cost, large_cost] = [
+            median(pairs.iter().map(|pair| pair.0).collect()),
+            median(pairs.iter().map(|pair| pair.1).collect()),
+        ];
         tell(&format!(
             "  {size} members: {large_cost:.2} µs of Redis each, {small_cost:.2} with {smallest} at the same time"
         ));
@@ -62,8 +64,18 @@ pub(crate) fn run(lab: &mut Lab) -> anyhow::Result<()> {
         lab.series.push(("growth", Series { name: name.to_owned(), points }));
     }
     if let Some((ratio, rate_ratio, cost)) = last {
-        lab.row("Redis CPU per redemption with 10 million in, over 10,000 in", Bar::AtMost(1.1), Unit::Ratio, ratio);
-        lab.row("redemptions a second with 10 million in, over 10,000 in", Bar::None, Unit::Ratio, rate_ratio);
+        lab.row(
+            "Redis CPU per redemption with 10 million in, over 10,000 in",
+            Bar::AtMost(1.1),
+            Unit::Ratio,
+            ratio,
+        );
+        lab.row(
+            "redemptions a second with 10 million in, over 10,000 in",
+            Bar::None,
+            Unit::Ratio,
+            rate_ratio,
+        );
         lab.row("Redis CPU per redemption with 10 million in", Bar::None, Unit::Micros, cost);
     }
     Ok(())

@@ -10,7 +10,7 @@ use super::{
     chart::Series,
     load::{Load, Pace, Report},
     output::tell,
-    rows::{Bar, Row, Rows, Unit},
+    rows::{Bar, Missing, Row, Rows, Unit},
     servers::{Place, PostgresServer, RedisWork, Service},
 };
 
@@ -113,24 +113,20 @@ impl Lab {
     }
 
     /// Runs a section. One that fails has a row that says so, and the others go on.
-    pub(crate) fn section(
-        &mut self,
-        name: &'static str,
-        run: fn(&mut Self) -> anyhow::Result<()>,
-    ) {
+    pub(crate) fn section(&mut self, name: &'static str, run: fn(&mut Self) -> anyhow::Result<()>) {
         tell(&format!("{name} …"));
         self.section = name;
         let started = Instant::now();
         if let Err(error) = run(self) {
             tell(&format!("  {name} failed: {error:#}"));
-            self.missing("everything after this", Bar::None, Unit::Count, &format!("{error:#}"));
+            self.failed("everything after this", Bar::None, Unit::Count, &format!("{error:#}"));
         }
         let took = started.elapsed();
         tell(&format!("  {name} took {:.1} s", took.as_secs_f64()));
         self.took.push((name, took));
     }
 
-    fn push(&mut self, what: &str, bar: Bar, unit: Unit, figure: Result<f64, String>) {
+    fn push(&mut self, what: &str, bar: Bar, unit: Unit, figure: Result<f64, Missing>) {
         let row = Row { section: self.section, what: what.to_owned(), bar, unit, figure };
         tell(&format!("  {}", row.line()));
         self.rows.0.push(row);
@@ -140,9 +136,14 @@ impl Lab {
         self.push(what, bar, unit, Ok(figure));
     }
 
-    /// A row without a figure, and why.
-    pub(crate) fn missing(&mut self, what: &str, bar: Bar, unit: Unit, why: &str) {
-        self.push(what, bar, unit, Err(why.to_owned()));
+    /// A row of what could not be measured, and why.
+    pub(crate) fn failed(&mut self, what: &str, bar: Bar, unit: Unit, why: &str) {
+        self.push(what, bar, unit, Err(Missing::Failed(why.to_owned())));
+    }
+
+    /// A row of what there is nothing of yet.
+    pub(crate) fn skipped(&mut self, what: &str, bar: Bar, unit: Unit, why: &str) {
+        self.push(what, bar, unit, Err(Missing::Skipped(why.to_owned())));
     }
 
     /// The embedded default: its own Redis, which writes before it answers, SQLite, and limits by user and address.
@@ -243,13 +244,28 @@ pub(crate) fn closed_over(
     #[expect(clippy::cast_precision_loss, reason = "for people")]
     let backlog = service.backlog()? as f64;
     service.wait_until_synced()?;
-    let redis = RedisWork {
-        cpu: after.cpu - before.cpu,
-        cpu_children: after.cpu_children - before.cpu_children,
-        script_calls: after.script_calls - before.script_calls,
-        pings: after.pings - before.pings,
-    };
+    let redis = after - before;
     Ok(Measured { report, redis, node_cpu, backlog })
+}
+
+/// Redeems at a rate, whatever comes back.
+pub(crate) fn open(
+    service: &Service,
+    effort: Effort,
+    seconds: f64,
+    level: Level,
+    rate: f64,
+    connections: usize,
+) -> anyhow::Result<Report> {
+    Load {
+        address: service.address,
+        request: &service.redemption(level.durability())?,
+        connections,
+        pace: Pace::Open(rate),
+        warm_up: effort.warm_up(),
+        duration: effort.seconds(seconds),
+    }
+    .run()
 }
 
 /// A closed loop against a baseline.

@@ -46,12 +46,18 @@ pub(crate) fn run(lab: &mut Lab) -> anyhow::Result<()> {
             }
         }
         for (points, name) in points.into_iter().zip(["p50", "p99"]) {
-            lab.series.push(("latency", Series { name: format!("{} {name}", level.word()), points }));
+            lab.series
+                .push(("latency", Series { name: format!("{} {name}", level.word()), points }));
         }
         if let Some(report) = at_half {
             let word = level.word();
             let row = |lab: &mut Lab, what: &str, bar, figure| {
-                lab.row(&format!("{what} at half of the maximum, level {word}"), bar, Unit::Millis, figure);
+                lab.row(
+                    &format!("{what} at half of the maximum, level {word}"),
+                    bar,
+                    Unit::Millis,
+                    figure,
+                );
             };
             row(lab, "p99", Bar::AtMost(bar_ms), report.latency_ms(0.99));
             row(lab, "p50", Bar::None, report.latency_ms(0.5));
@@ -61,7 +67,8 @@ pub(crate) fn run(lab: &mut Lab) -> anyhow::Result<()> {
     let rate = lab.maximum(Level::Gate)? * SHARE_OF_LAG;
     let (effort, service) = (lab.effort, lab.embedded()?);
     let lags = lags(service, || {
-        open(service, effort, SECONDS_OF_LAG, Level::Gate, rate, CONNECTIONS_OPEN)?.all_granted()?;
+        open(service, effort, SECONDS_OF_LAG, Level::Gate, rate, CONNECTIONS_OPEN)?
+            .all_granted()?;
         Ok(())
     })?;
     let quantile = |share: usize| lags[(lags.len() - 1) * share / 100].as_secs_f64() * 1e3;

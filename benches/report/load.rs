@@ -27,6 +27,9 @@ const ANSWER_BYTES_MAX: usize = 16 * 1024;
 const LAST_ANSWERS: Duration = Duration::from_secs(10);
 /// How long it sleeps between two looks at the clock, while a request will soon be due.
 const NAP: Duration = Duration::from_micros(100);
+/// Connections that are made without a pause.
+const CONNECTS_AT_ONCE: usize = 50;
+const CONNECT_PAUSE: Duration = Duration::from_millis(2);
 
 /// Numbers of requests: none comes twice, so that each is by another user.
 static NUMBERS: AtomicU64 = AtomicU64::new(1);
@@ -127,7 +130,11 @@ pub(crate) struct Report {
 impl Report {
     /// All that was granted, the warm-up too.
     pub(crate) fn granted(&self) -> u64 {
-        self.statuses.iter().filter(|(status, _)| is_granted(**status)).map(|(_, count)| count).sum()
+        self.statuses
+            .iter()
+            .filter(|(status, _)| is_granted(**status))
+            .map(|(_, count)| count)
+            .sum()
     }
 
     /// A quantile of the latency of what was granted, in milliseconds.
@@ -154,10 +161,9 @@ impl Report {
     }
 
     fn add(&mut self, other: &Self) -> anyhow::Result<()> {
-        for (sum, part) in [
-            (&mut self.statuses, &other.statuses),
-            (&mut self.measured, &other.measured),
-        ] {
+        for (sum, part) in
+            [(&mut self.statuses, &other.statuses), (&mut self.measured, &other.measured)]
+        {
             for (status, count) in part {
                 *sum.entry(*status).or_default() += count;
             }
@@ -190,9 +196,8 @@ impl Load<'_> {
         let threads = (thread::available_parallelism().map_or(1, usize::from) / 4).max(1);
         let share = Share { threads, connections: self.connections.div_ceil(threads) };
         let reports: Vec<_> = thread::scope(|scope| {
-            let running: Vec<_> = (0..threads)
-                .map(|_| scope.spawn(|| Loop::new(self, share)?.run()))
-                .collect();
+            let running: Vec<_> =
+                (0..threads).map(|_| scope.spawn(|| Loop::new(self, share)?.run())).collect();
             running.into_iter().map(thread::ScopedJoinHandle::join).collect()
         });
         let mut sum: Option<Report> = None;
@@ -256,6 +261,10 @@ impl<'a> Loop<'a> {
         let poll = Poll::new()?;
         let mut connections = Vec::with_capacity(share.connections);
         for place in 0..share.connections {
+            // Who asks for many at once finds the server's line for new ones full, and waits a second each time.
+            if place % CONNECTS_AT_ONCE == CONNECTS_AT_ONCE - 1 {
+                thread::sleep(CONNECT_PAUSE);
+            }
             let stream = connect(load.address, place, &poll)?;
             let request = load.request.clone();
             // Most answers are short; a longer one gets more room.
@@ -322,9 +331,10 @@ impl<'a> Loop<'a> {
             } else if self.idle.len() == self.connections.len() || now > self.until + LAST_ANSWERS {
                 break;
             }
-            let soon = self.interval.filter(|_| now < self.until).map(|_| {
-                next_due.saturating_duration_since(Instant::now())
-            });
+            let soon = self
+                .interval
+                .filter(|_| now < self.until)
+                .map(|_| next_due.saturating_duration_since(Instant::now()));
             match soon {
                 // The poll can only wait for whole milliseconds.
                 Some(soon) if soon < Duration::from_millis(2) => {
@@ -366,11 +376,12 @@ impl<'a> Loop<'a> {
     }
 
     fn reconnect(&mut self, place: usize) -> anyhow::Result<()> {
-        self.report.broken += 1;
         let connection = &mut self.connections[place];
         connection.stream = connect(self.load.address, place, &self.poll)?;
         connection.filled = 0;
+        // One that nobody waits on may be closed at any time.
         if connection.due.take().is_some() {
+            self.report.broken += 1;
             self.report.unanswered += 1;
             self.idle.push_back(place);
         }
@@ -409,7 +420,8 @@ impl<'a> Loop<'a> {
     fn answered(&mut self, place: usize, answer: &Answer) -> anyhow::Result<()> {
         let now = Instant::now();
         let connection = &mut self.connections[place];
-        let due = connection.due.take().context("an answer that nobody asked for")?;
+        // A server says 408 to one who has not asked for long, and closes.
+        let Some(due) = connection.due.take() else { return self.reconnect(place) };
         let status = usize::from(answer.status.min(599));
         self.statuses[status] += 1;
         let granted = is_granted(answer.status);
@@ -492,6 +504,10 @@ fn parse(bytes: &[u8]) -> anyhow::Result<Option<Answer>> {
     }
     let body = body.context("an answer without a length")?;
     let bytes_in_all = head + body;
-    Ok((bytes.len() >= bytes_in_all)
-        .then_some(Answer { status, retry_after, closes, bytes: bytes_in_all }))
+    Ok((bytes.len() >= bytes_in_all).then_some(Answer {
+        status,
+        retry_after,
+        closes,
+        bytes: bytes_in_all,
+    }))
 }

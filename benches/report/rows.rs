@@ -68,6 +68,15 @@ fn thousands(figure: f64) -> String {
     format!("{sign}{}", groups.join(","))
 }
 
+/// Why there is no figure.
+#[derive(Debug, Clone)]
+pub(crate) enum Missing {
+    /// There is nothing to measure yet.
+    Skipped(String),
+    /// It did not go as it should.
+    Failed(String),
+}
+
 /// A line of the table.
 #[derive(Debug, Clone)]
 pub(crate) struct Row {
@@ -75,8 +84,7 @@ pub(crate) struct Row {
     pub(crate) what: String,
     pub(crate) bar: Bar,
     pub(crate) unit: Unit,
-    /// The figure, or why there is none.
-    pub(crate) figure: Result<f64, String>,
+    pub(crate) figure: Result<f64, Missing>,
 }
 
 impl Row {
@@ -106,7 +114,8 @@ impl Row {
         };
         let figure = match &self.figure {
             Ok(figure) => self.unit.write(*figure),
-            Err(why) => format!("not measured: {why}"),
+            Err(Missing::Skipped(why)) => format!("not measured: {why}"),
+            Err(Missing::Failed(why)) => format!("failed: {why}"),
         };
         [self.what.clone(), self.bar_text(), figure, met.to_owned()]
     }
@@ -130,7 +139,7 @@ impl Row {
             "unit": self.unit.word(),
             "bar": bar,
             "figure": self.figure.as_ref().ok(),
-            "skipped": self.figure.as_ref().err(),
+            "missing": self.figure.is_err().then(|| self.cells()[2].clone()),
             "met": self.is_met(),
         })
     }
@@ -143,6 +152,17 @@ pub(crate) struct Rows(pub(crate) Vec<Row>);
 const TITLES: [&str; 4] = ["what", "bar", "figure", ""];
 
 impl Rows {
+    /// Whether something did not go as it should.
+    pub(crate) fn has_failed(&self) -> bool {
+        self.0.iter().any(|row| matches!(row.figure, Err(Missing::Failed(_))))
+    }
+
+    /// Bars that are reached, and all that were measured.
+    pub(crate) fn met(&self) -> (usize, usize) {
+        let met: Vec<_> = self.0.iter().filter_map(Row::is_met).collect();
+        (met.iter().filter(|met| **met).count(), met.len())
+    }
+
     /// For a terminal.
     pub(crate) fn table(&self) -> String {
         let mut table = Table::new();
@@ -157,7 +177,8 @@ impl Rows {
     pub(crate) fn markdown(&self, section: &str) -> String {
         let mut text = format!("| {} |\n|---|---|---|---|\n", TITLES.join(" | "));
         for row in self.0.iter().filter(|row| row.section == section) {
-            text += &format!("| {} |\n", row.cells().map(|cell| cell.replace('|', "\\|")).join(" | "));
+            text +=
+                &format!("| {} |\n", row.cells().map(|cell| cell.replace('|', "\\|")).join(" | "));
         }
         text
     }
@@ -166,4 +187,3 @@ impl Rows {
         self.0.iter().map(Row::json).collect()
     }
 }
-

@@ -94,7 +94,26 @@ pub(crate) struct RedisWork {
     /// That of its children, which rewrite files.
     pub(crate) cpu_children: f64,
     pub(crate) script_calls: f64,
+    /// Time in scripts, in seconds.
+    pub(crate) scripts: f64,
+    /// Time in reading and trimming outboxes, in seconds.
+    pub(crate) outbox: f64,
     pub(crate) pings: f64,
+}
+
+impl std::ops::Sub for RedisWork {
+    type Output = Self;
+
+    fn sub(self, before: Self) -> Self {
+        Self {
+            cpu: self.cpu - before.cpu,
+            cpu_children: self.cpu_children - before.cpu_children,
+            script_calls: self.script_calls - before.script_calls,
+            scripts: self.scripts - before.scripts,
+            outbox: self.outbox - before.outbox,
+            pings: self.pings - before.pings,
+        }
+    }
 }
 
 /// A Redis by its socket; somebody else's process.
@@ -122,27 +141,34 @@ impl Redis {
         Ok(command.query(&mut self.connect()?)?)
     }
 
-    fn info(&self, section: &str, field: &str) -> anyhow::Result<Option<String>> {
+    fn info(&self, section: &str, name: &str) -> anyhow::Result<Option<String>> {
         let text: String = self.run(&["INFO", section])?;
-        let start = format!("{field}:");
-        Ok(text.lines().find_map(|line| line.strip_prefix(&start)).map(ToOwned::to_owned))
-    }
-
-    fn calls(&self, command: &str) -> anyhow::Result<f64> {
-        let stat = self.info("commandstats", &format!("cmdstat_{command}"))?;
-        let calls = stat.as_deref().and_then(|stat| stat.strip_prefix("calls=")?.split(',').next());
-        Ok(calls.map(str::parse).transpose()?.unwrap_or_default())
+        Ok(field(&text, name).map(ToOwned::to_owned))
     }
 
     pub(crate) fn work(&self) -> anyhow::Result<RedisWork> {
-        let seconds = |field: &str| -> anyhow::Result<f64> {
-            Ok(self.info("cpu", field)?.context("INFO says nothing of time")?.parse()?)
+        let cpu: String = self.run(&["INFO", "cpu"])?;
+        let commands: String = self.run(&["INFO", "commandstats"])?;
+        let seconds = |name: &str| -> anyhow::Result<f64> {
+            Ok(field(&cpu, name).context("INFO says nothing of time")?.parse()?)
         };
+        // A command that was never called is not there.
+        let stat = |command: &str, name: &str| {
+            let stat = field(&commands, &format!("cmdstat_{command}"))?;
+            let value = stat.split(',').find_map(|part| part.strip_prefix(name)?.strip_prefix('='));
+            value?.parse::<f64>().ok()
+        };
+        let sum = |commands: &[&str], name: &str| {
+            commands.iter().filter_map(|command| stat(command, name)).sum::<f64>()
+        };
+        let scripts = ["evalsha", "eval"];
         Ok(RedisWork {
             cpu: seconds("used_cpu_user")? + seconds("used_cpu_sys")?,
             cpu_children: seconds("used_cpu_user_children")? + seconds("used_cpu_sys_children")?,
-            script_calls: self.calls("evalsha")? + self.calls("eval")?,
-            pings: self.calls("ping")?,
+            script_calls: sum(&scripts, "calls"),
+            scripts: sum(&scripts, "usec") / 1e6,
+            outbox: sum(&["xread", "xtrim", "xrange", "xlen"], "usec") / 1e6,
+            pings: sum(&["ping"], "calls"),
         })
     }
 
@@ -155,6 +181,11 @@ impl Redis {
         let valkey = self.info("server", "valkey_version")?;
         Ok(valkey.map_or_else(|| format!("Redis {redis}"), |version| format!("Valkey {version}")))
     }
+}
+
+/// A value of INFO.
+fn field<'a>(info: &'a str, name: &str) -> Option<&'a str> {
+    info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))
 }
 
 /// A redis-server of one's own.
@@ -324,11 +355,12 @@ impl Place {
 
 /// The program, running.
 pub(crate) struct Service {
+    /// The first to be dropped: it needs the directory of the place.
+    process: Process,
     pub(crate) place: Place,
     pub(crate) address: SocketAddr,
     /// When it had said that it is ready.
     pub(crate) ready_at: Instant,
-    process: Process,
 }
 
 /// The program's process. A killed one leaves its embedded Redis behind for the next one; here there may be none.
@@ -377,16 +409,12 @@ impl Service {
         if let Some(url) = &place.ledger {
             command.env("REDEEMER_LEDGER__URL", url);
         }
-        let mut child = command
-            .arg("serve")
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(log)
-            .spawn()?;
+        let mut child =
+            command.arg("serve").stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log).spawn()?;
         let mut out = BufReader::new(child.stdout.take().context("no standard output")?);
         let embedded = place.redis.is_none().then(|| place.redis());
         let process = Process { child, embedded, stopped: false };
-        let mut service = Self { place, address, ready_at: Instant::now(), process };
+        let mut service = Self { process, place, address, ready_at: Instant::now() };
         let mut line = String::new();
         while !line.contains("is ready") {
             line.clear();

@@ -1,0 +1,166 @@
+//! A million changes that wait, brought into the ledger; and a Redis that was emptied, built anew from it.
+
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, ensure};
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+use redeemer::{
+    domain::{Code, CodeCase, Fence, Namespace, Outcome, RequestId, UserId},
+    gate::{
+        redeem::{Mode, Redeem},
+        survey,
+    },
+};
+use serde_json::json;
+
+use super::{
+    lab::{Lab, Level, closed},
+    output::tell,
+    rows::{Bar, Unit},
+    servers::{CODE, Fsync, Place, RedisServer, Service, gate, wait_until},
+};
+
+const ENTRIES: u64 = 1_000_000;
+/// Redemptions that are asked for at the same time while the backlog is made.
+const AT_ONCE: usize = 4096;
+const SECONDS: f64 = 3.0;
+/// How often the outbox is looked at.
+const LOOK: Duration = Duration::from_millis(5);
+
+pub(crate) fn run(lab: &mut Lab) -> anyhow::Result<()> {
+    for (name, bar, is_postgres) in [("PostgreSQL", 2.0, true), ("SQLite", 1.5, false)] {
+        let ledger = if is_postgres { Some(lab.database()?) } else { None };
+        of_ledger(lab, name, bar, ledger)?;
+    }
+    Ok(())
+}
+
+#[expect(clippy::cast_precision_loss, reason = "for people")]
+fn of_ledger(lab: &mut Lab, name: &str, bar: f64, ledger: Option<String>) -> anyhow::Result<()> {
+    let effort = lab.effort;
+    let entries = effort.count(ENTRIES);
+    let server = RedisServer::start(Fsync::EverySecond)?;
+    let place = Place::new(Some(server.redis.clone()), ledger)?.without_limits();
+    let place = place.with("REDEEMER_GATE__OUTBOX_MAX", ENTRIES * 2);
+    // The first start makes everything; the partition stays open when nobody runs.
+    let place = Service::start(place)?.stop()?;
+    let started = Instant::now();
+    make_backlog(&server, entries)?;
+    tell(&format!("  {entries} entries made in {:.1} s", started.elapsed().as_secs_f64()));
+
+    let outbox = {
+        let keys = redeemer::gate::key::Keyspace::new("rdm", 16);
+        keys.outbox(keys.partition_of(&Namespace::default_namespace()))
+    };
+    let (service, rate) = thread::scope(|scope| {
+        let starting = scope.spawn(|| Service::start(place));
+        let rate = drain_rate(&server, &outbox);
+        let service = starting.join().map_err(|_| anyhow::anyhow!("the start panicked"))??;
+        anyhow::Ok((service, rate?))
+    })?;
+    let ingest = closed(&service, effort, SECONDS, Level::Gate)?.report.rate;
+    lab.row(
+        &format!("a backlog drained into {name}, over the ingest rate"),
+        Bar::AtLeast(bar),
+        Unit::Ratio,
+        rate / ingest,
+    );
+    lab.row(&format!("changes that {name} takes"), Bar::None, Unit::PerSecond, rate);
+    lab.row(
+        &format!("redemptions with {name} meanwhile in use"),
+        Bar::None,
+        Unit::PerSecond,
+        ingest,
+    );
+
+    let members: u64 = server.redis.run(&["DBSIZE"])?;
+    server.redis.run::<()>(&["FLUSHALL", "ASYNC"])?;
+    let emptied = Instant::now();
+    let mut number = 0;
+    wait_until("the emptied gate is built anew", || {
+        number += 1;
+        let body = json!({"code": CODE, "user": format!("after-{number}")});
+        let (status, _) = service.ask("POST", "/v1/namespaces/default/redemptions", Some(&body))?;
+        Ok(status == 201)
+    })?;
+    let took = emptied.elapsed().as_secs_f64();
+    let again: u64 = server.redis.run(&["DBSIZE"])?;
+    ensure!(again >= members, "{again} keys came back of {members}");
+    let per_million = took / (members as f64 / 1e6);
+    lab.row(
+        &format!("an emptied Redis built anew from {name}, per million members"),
+        Bar::AtMost(15.0),
+        Unit::Seconds,
+        per_million,
+    );
+    Ok(())
+}
+
+/// Redeems through a gate in this process, with nobody to empty the outbox.
+fn make_backlog(server: &RedisServer, entries: u64) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let gate = gate(&server.redis)?;
+        let namespace = Namespace::default_namespace();
+        let partition = gate.keys().partition_of(&namespace);
+        let survey = survey::run(&gate, partition).await?;
+        let meta = survey.meta.context("the partition was never opened")?;
+        let (deployment, epoch) = (meta.deployment, meta.cursor.epoch);
+        gate.set_fence(partition, Some(Fence { deployment, lineage: survey.lineage, epoch }));
+        let code = Code::parse(CODE, CodeCase::Insensitive)?;
+        stream::iter(0..entries)
+            .map(|number| {
+                let (gate, namespace, code) = (&gate, namespace.clone(), code.clone());
+                async move {
+                    let request = Redeem {
+                        namespace,
+                        code,
+                        user: Some(UserId::parse(&format!("b{number:011}"))?),
+                        ip: None,
+                        email_domain: None,
+                        caller: "benchmark".to_owned(),
+                        mode: Mode::Redeem {
+                            request: RequestId::parse(&format!(
+                                "01a20967-45a7-7482-bb99-{number:012}"
+                            ))?,
+                            redemption: redeemer::ids::redemption(),
+                            metadata: None,
+                        },
+                    };
+                    let answer = gate.redeem(request).await?;
+                    ensure!(matches!(answer.outcome, Outcome::Granted(_)), "{answer:?}");
+                    Ok(())
+                }
+            })
+            .buffer_unordered(AT_ONCE)
+            .try_for_each(|()| async { Ok(()) })
+            .await
+    })
+}
+
+/// Watches an outbox until it is empty; returns how many entries a second went from it, from when the first had gone.
+#[expect(clippy::cast_precision_loss, reason = "for people")]
+fn drain_rate(server: &RedisServer, outbox: &str) -> anyhow::Result<f64> {
+    let mut redis = server.redis.connect()?;
+    let mut length =
+        || -> anyhow::Result<u64> { Ok(redis::cmd("XLEN").arg(outbox).query(&mut redis)?) };
+    let full = length()?;
+    let mut began = None;
+    wait_until("the backlog is drained", || {
+        loop {
+            let left = length()?;
+            if left < full && began.is_none() {
+                began = Some((left, Instant::now()));
+            }
+            if left == 0 || began.is_none() {
+                return Ok(left == 0);
+            }
+            thread::sleep(LOOK);
+        }
+    })?;
+    let (left, since) = began.context("there was no backlog")?;
+    Ok(left as f64 / since.elapsed().as_secs_f64())
+}
