@@ -147,10 +147,9 @@ fn learn_call(server: &RedisServer) -> anyhow::Result<String> {
     let words = loop {
         let line = lines.next().context("the call was not heard")??;
         let words = words(&line);
-        if words.first().is_some_and(|word| word.eq_ignore_ascii_case("EVALSHA")) {
-            if words.iter().any(|word| word.contains(USER)) {
-                break words;
-            }
+        let is_script = words.first().is_some_and(|word| word.eq_ignore_ascii_case("EVALSHA"));
+        if is_script && words.iter().any(|word| word.contains(USER)) {
+            break words;
         }
     };
     let words: Vec<_> = words.into_iter().map(|word| word.replace(id, "{id}")).collect();

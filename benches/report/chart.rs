@@ -1,7 +1,5 @@
 //! Charts as SVG, without a library: lines over a grid, readable on light and on dark pages.
 
-use std::fmt::Write as _;
-
 /// A line of a chart: its points, and what it is called.
 #[derive(Debug, Clone)]
 pub(crate) struct Series {
@@ -66,10 +64,9 @@ impl Axis {
                 let step = [1.0, 2.0, 5.0, 10.0].map(|times| times * power);
                 let step = step.into_iter().find(|step| *step >= rough).unwrap_or(power);
                 let count = (most / step).ceil();
-                let mut ticks = vec![0.0];
-                while ticks.len() as f64 <= count {
-                    ticks.push(ticks.len() as f64 * step);
-                }
+                let places = std::iter::successors(Some(0.0), |place: &f64| Some(place + 1.0));
+                let ticks = places.take_while(|place| *place <= count).map(|place| place * step);
+                let ticks = ticks.collect();
                 Self { scale, from: 0.0, to: count * step, ticks }
             }
             Scale::Logarithmic => {
@@ -120,8 +117,7 @@ impl Chart<'_> {
             title = escaped(self.title)
         );
         let mut put = |line: std::fmt::Arguments<'_>| {
-            // A string takes whatever is written to it.
-            drop(svg.write_fmt(line));
+            svg.push_str(&line.to_string());
             svg.push('\n');
         };
         let (bottom, right) = (HEIGHT - BOTTOM, WIDTH - RIGHT);
@@ -156,7 +152,8 @@ impl Chart<'_> {
         ));
         let mut legend = right;
         for (colour, series) in self.series.iter().enumerate().rev() {
-            legend -= 34.0 + 7.2 * series.name.chars().count() as f64;
+            // Wide enough for most letters.
+            legend -= series.name.chars().fold(34.0, |width, _| width + 7.2);
             put(format_args!(
                 "<line class=\"c{colour}\" stroke-width=\"2.5\" x1=\"{legend:.1}\" y1=\"48\" x2=\"{:.1}\" y2=\"48\"/>\
                  <text x=\"{:.1}\" y=\"52.5\">{}</text>",

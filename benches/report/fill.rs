@@ -15,7 +15,7 @@ use redeemer::{
     gate::{contents, key::Keyspace},
 };
 
-use super::servers::Redis;
+use super::{load::hexadecimal, servers::Redis};
 
 /// What stands in the pattern for what differs between two members; as long as what takes its place.
 const USER: &str = "fsssssssssss";
@@ -67,10 +67,9 @@ impl Pattern {
             redemptions: vec![(redemption, REQUEST.to_owned(), true)],
         };
         let (key, values) = contents::of_user(keys, &record);
-        let mut text = format!("*{}\r\n", values.len() + 2);
-        for word in ["HSET".to_owned(), key].iter().chain(&values) {
-            text += &format!("${}\r\n{word}\r\n", word.len());
-        }
+        let words = ["HSET".to_owned(), key].into_iter().chain(values);
+        let words: Vec<_> = words.map(|word| format!("${}\r\n{word}\r\n", word.len())).collect();
+        let text = format!("*{}\r\n{}", words.len(), words.concat());
         let text = text.into_bytes();
         let mut identities = Vec::new();
         for (sentinel, length) in [(USER, 11), (REQUEST, 12), (REDEMPTION, 12)] {
@@ -85,10 +84,7 @@ impl Pattern {
 
     /// Makes it the member of this number.
     fn number(&mut self, number: u64) {
-        let mut digits = [0; 12];
-        for (place, digit) in digits.iter_mut().rev().enumerate() {
-            *digit = b"0123456789abcdef"[(number >> (4 * place)) as usize & 15];
-        }
+        let digits = hexadecimal(number);
         for (at, length) in &self.identities {
             self.text[*at..at + length].copy_from_slice(&digits[12 - length..]);
         }
@@ -125,7 +121,8 @@ pub(crate) fn fill(
                 if let Some(at) = got.iter().position(|byte| *byte == b'-') {
                     anyhow::bail!("Redis says {}", String::from_utf8_lossy(&got[at..]));
                 }
-                let lines = got.iter().filter(|byte| **byte == b'\n').count();
+                // Each answer is one line.
+                let lines = got.split(|byte| *byte == b'\n').count() - 1;
                 left = left.saturating_sub(lines as u64);
             }
             Ok(())

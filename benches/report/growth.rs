@@ -6,7 +6,7 @@ use super::{
     lab::{Lab, Level, Measured, closed, median},
     output::tell,
     rows::{Bar, Unit},
-    servers::{Fsync, Place, RedisServer, Service, wait_until},
+    servers::{Fsync, Place, RedisServer, Service, keys, wait_until},
 };
 
 const SIZES: [u64; 4] = [10_000, 100_000, 1_000_000, 10_000_000];
@@ -27,43 +27,50 @@ pub(crate) fn run(lab: &mut Lab) -> anyhow::Result<()> {
     let effort = lab.effort;
     let turns = effort.rounds().min(TURNS);
     let cost = |one: &Measured| one.each(one.redis.cpu) * 1e6;
+    let in_scripts = |one: &Measured| one.each(one.redis.scripts) * 1e6;
     let (large, large_redis) = service()?;
     let smallest = effort.count(SIZES[0]);
     let mut series = [Vec::new(), Vec::new()];
     let mut last = None;
     let mut members = 0;
     for size in SIZES.map(|size| effort.count(size)) {
-        fill(&large_redis.redis, &large.keys(), members..size)?;
+        fill(&large_redis.redis, &keys(), members..size)?;
         members = size;
         // A new one each time, or it would not stay small.
         let (small, small_redis) = service()?;
-        fill(&small_redis.redis, &small.keys(), 0..smallest)?;
-        let (mut pairs, mut rates) = (Vec::new(), Vec::new());
+        fill(&small_redis.redis, &keys(), 0..smallest)?;
+        let (mut pairs, mut rates, mut scripts) = (Vec::new(), Vec::new(), Vec::new());
         for _ in 0..turns {
             let of_small = closed(&small, effort, SECONDS, Level::Gate)?;
             let of_large = closed(&large, effort, SECONDS, Level::Gate)?;
             pairs.push((cost(&of_small), cost(&of_large)));
+            scripts.push((in_scripts(&of_small), in_scripts(&of_large)));
             rates.push((of_small.report.rate, of_large.report.rate));
         }
         let ratio = median(pairs.iter().map(|(small, large)| large / small).collect());
         let rate_ratio = median(rates.iter().map(|(small, large)| large / small).collect());
-        let [small_cost, large_cost] = [
-            median(pairs.iter().map(|pair| pair.0).collect()),
-            median(pairs.iter().map(|pair| pair.1).collect()),
-        ];
+        let of_pairs = |pairs: &[(f64, f64)]| {
+            (
+                median(pairs.iter().map(|pair| pair.0).collect()),
+                median(pairs.iter().map(|pair| pair.1).collect()),
+            )
+        };
+        let ((small_cost, large_cost), (small_script, large_script)) =
+            (of_pairs(&pairs), of_pairs(&scripts));
         tell(&format!(
-            "  {size} members: {large_cost:.2} µs of Redis each, {small_cost:.2} with {smallest} at the same time"
+            "  {size} members: {large_cost:.2} µs of Redis each ({large_script:.2} in scripts), with {smallest} at the \
+             same time {small_cost:.2} ({small_script:.2})"
         ));
         #[expect(clippy::cast_precision_loss, reason = "for people")]
         let at = size as f64;
         series[0].push((at, large_cost));
         series[1].push((at, small_cost));
-        last = Some((ratio, rate_ratio, large_cost));
+        last = Some((ratio, rate_ratio, large_cost, large_script));
     }
     for (points, name) in series.into_iter().zip(["so many in", "10,000 in, at the same time"]) {
         lab.series.push(("growth", Series { name: name.to_owned(), points }));
     }
-    if let Some((ratio, rate_ratio, cost)) = last {
+    if let Some((ratio, rate_ratio, cost, script)) = last {
         lab.row(
             "Redis CPU per redemption with 10 million in, over 10,000 in",
             Bar::AtMost(1.1),
@@ -77,6 +84,7 @@ pub(crate) fn run(lab: &mut Lab) -> anyhow::Result<()> {
             rate_ratio,
         );
         lab.row("Redis CPU per redemption with 10 million in", Bar::None, Unit::Micros, cost);
+        lab.row("of it in scripts, by the clock", Bar::None, Unit::Micros, script);
     }
     Ok(())
 }

@@ -11,7 +11,7 @@ use super::{
     load::{Load, Pace, Report},
     output::tell,
     rows::{Bar, Missing, Row, Rows, Unit},
-    servers::{Place, PostgresServer, RedisWork, Service},
+    servers::{Place, PostgresServer, RedisWork, Service, redemption},
 };
 
 /// Connections of a closed loop.
@@ -232,7 +232,7 @@ pub(crate) fn closed_over(
     let before = redis.work()?;
     let report = Load {
         address: service.address,
-        request: &service.redemption(level.durability())?,
+        request: &redemption(level.durability())?,
         connections,
         pace: Pace::Closed,
         warm_up: effort.warm_up(),
@@ -259,7 +259,7 @@ pub(crate) fn open(
 ) -> anyhow::Result<Report> {
     Load {
         address: service.address,
-        request: &service.redemption(level.durability())?,
+        request: &redemption(level.durability())?,
         connections,
         pace: Pace::Open(rate),
         warm_up: effort.warm_up(),

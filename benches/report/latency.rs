@@ -7,13 +7,12 @@ use std::{
 };
 
 use anyhow::ensure;
-use redeemer::domain::Partition;
 
 use super::{
     chart::Series,
     lab::{CONNECTIONS_OPEN, Lab, Level, open},
     rows::{Bar, Unit},
-    servers::Service,
+    servers::{Service, keys, partition},
 };
 
 /// Shares of the most that goes through; half of it is what the bars are about.
@@ -112,8 +111,8 @@ fn watch(service: &Service, stop: &AtomicBool) -> anyhow::Result<(Seen, Seen)> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let ledger = runtime.block_on(service.ledger())?;
     let mut redis = service.redis().connect()?;
-    let partition: Partition = service.partition();
-    let meta = service.keys().meta(partition);
+    let partition = partition();
+    let meta = keys().meta(partition);
     let (mut in_gate, mut in_ledger) = (Vec::new(), Vec::new());
     loop {
         let stopping = stop.load(Ordering::SeqCst);

@@ -74,15 +74,23 @@ impl Request {
 
     /// Makes it the request of this number.
     fn number(&mut self, number: u64) {
-        let mut digits = [0; 12];
-        for (place, digit) in digits.iter_mut().rev().enumerate() {
-            *digit = b"0123456789abcdef"[(number >> (4 * place)) as usize & 15];
-        }
+        let digits = hexadecimal(number);
         self.text[self.user_at..self.user_at + 11].copy_from_slice(&digits[1..]);
         self.text[self.key_at..self.key_at + 12].copy_from_slice(&digits);
         self.text[self.address_at..self.address_at + 4].copy_from_slice(&digits[4..8]);
         self.text[self.address_at + 5..self.address_at + 9].copy_from_slice(&digits[8..]);
     }
+}
+
+/// The last twelve digits of a number.
+pub(crate) fn hexadecimal(number: u64) -> [u8; 12] {
+    let mut digits = [0; 12];
+    let mut left = number;
+    for digit in digits.iter_mut().rev() {
+        *digit = b"0123456789abcdef"[usize::from(left.to_le_bytes()[0] & 15)];
+        left >>= 4;
+    }
+    digits
 }
 
 /// How to ask.

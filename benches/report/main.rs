@@ -105,9 +105,17 @@ struct Cli {
     /// Write every figure to this file, for programs
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
-    /// Cargo says so
+    #[command(flatten)]
+    _cargo: Cargo,
+}
+
+/// What Cargo says to every benchmark and test, and means nothing here.
+#[derive(Debug, clap::Args)]
+struct Cargo {
     #[arg(long, hide = true)]
     bench: bool,
+    #[arg(long, hide = true)]
+    quiet: bool,
 }
 
 #[derive(Debug, Subcommand)]
@@ -139,7 +147,9 @@ fn main() -> anyhow::Result<()> {
         }
     }
     let (met, bars) = lab.rows.met();
-    say(&lab.rows.table());
+    if effort != Effort::Smoke {
+        say(&lab.rows.table());
+    }
     say(&format!("{met} of {bars} bars are met; took {:.0} s", began.elapsed().as_secs_f64()));
     if let Some(path) = &cli.json {
         std::fs::write(path, document::json(&lab, &machine))?;

@@ -16,7 +16,7 @@ const RECOVERY_MAX: Duration = Duration::from_secs(20);
 pub(crate) fn run(lab: &mut Lab) -> anyhow::Result<()> {
     let maximum = lab.maximum(Level::Gate)?;
     let effort = lab.effort;
-    let connections = room_for(if effort == Effort::Smoke { 200 } else { CONNECTIONS })?;
+    let connections = room_for(if effort == Effort::Smoke { 200 } else { CONNECTIONS });
     let service = lab.embedded()?;
     let calm = open(service, effort, 2.0, Level::Gate, maximum / 2.0, CONNECTIONS_OPEN)?;
     let calm_p99 = calm.latency_ms(0.99);
@@ -83,8 +83,8 @@ pub(crate) fn run(lab: &mut Lab) -> anyhow::Result<()> {
 }
 
 /// As many connections as this process and its children may have, at most so many.
-fn room_for(connections: usize) -> anyhow::Result<usize> {
+fn room_for(connections: usize) -> usize {
     use rustix::process::{Resource, getrlimit};
     let files = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
-    Ok(connections.min(usize::try_from(files.saturating_sub(500)).unwrap_or(connections)))
+    connections.min(usize::try_from(files.saturating_sub(500)).unwrap_or(connections))
 }

@@ -166,21 +166,21 @@ impl Rows {
     /// For a terminal.
     pub(crate) fn table(&self) -> String {
         let mut table = Table::new();
-        table.load_style(comfy_table::presets::UTF8_HORIZONTAL_ONLY);
+        table.load_style(comfy_table::presets::NOTHING);
         table.set_content_arrangement(ContentArrangement::Disabled);
         table.set_header(TITLES);
         table.add_rows(self.0.iter().map(Row::cells));
-        table.to_string()
+        table.trim_fmt()
     }
 
     /// Those of a section, for a document.
     pub(crate) fn markdown(&self, section: &str) -> String {
-        let mut text = format!("| {} |\n|---|---|---|---|\n", TITLES.join(" | "));
-        for row in self.0.iter().filter(|row| row.section == section) {
-            text +=
-                &format!("| {} |\n", row.cells().map(|cell| cell.replace('|', "\\|")).join(" | "));
-        }
-        text
+        let line = |cells: [String; 4]| {
+            format!("| {} |", cells.map(|cell| cell.replace('|', "\\|")).join(" | "))
+        };
+        let head = [line(TITLES.map(ToOwned::to_owned)), "|---|---|---|---|".to_owned()];
+        let rows = self.0.iter().filter(|row| row.section == section).map(|row| line(row.cells()));
+        head.into_iter().chain(rows).collect::<Vec<_>>().join("\n")
     }
 
     pub(crate) fn json(&self) -> Value {

@@ -27,6 +27,9 @@ use super::load::{Request, redemption_body};
 pub(crate) const ADMIN_KEY: &str = "rdm_aaaaaaaaaaaaaaaa_bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb";
 /// The invite that everybody redeems.
 pub(crate) const CODE: &str = "WELCOME";
+/// As by default.
+const PREFIX: &str = "rdm";
+const PARTITIONS: u16 = 16;
 /// How long a state may take to come about.
 const PATIENCE: Duration = Duration::from_mins(3);
 /// PostgreSQL refuses to run as root; this is whom it runs as then. Source: Debian policy, §9.2.2 (nobody).
@@ -175,12 +178,6 @@ impl Redis {
     pub(crate) fn used_memory(&self) -> anyhow::Result<f64> {
         Ok(self.info("memory", "used_memory")?.context("INFO says nothing of memory")?.parse()?)
     }
-
-    pub(crate) fn version(&self) -> anyhow::Result<String> {
-        let redis = self.info("server", "redis_version")?.unwrap_or_default();
-        let valkey = self.info("server", "valkey_version")?;
-        Ok(valkey.map_or_else(|| format!("Redis {redis}"), |version| format!("Valkey {version}")))
-    }
 }
 
 /// A value of INFO.
@@ -325,7 +322,7 @@ impl Place {
         self
     }
 
-    pub(crate) fn with(mut self, name: &'static str, value: impl ToString) -> Self {
+    pub(crate) fn with(mut self, name: &'static str, value: u64) -> Self {
         self.settings.push((name, value.to_string()));
         self
     }
@@ -338,11 +335,6 @@ impl Place {
 
     fn ledger_path(&self) -> PathBuf {
         self.directory.path().join("ledger.sqlite")
-    }
-
-    /// Bytes of its log so far.
-    pub(crate) fn log_bytes(&self) -> u64 {
-        self.directory.path().join("node.log").metadata().map_or(0, |metadata| metadata.len())
     }
 
     fn log_end(&self) -> String {
@@ -454,12 +446,6 @@ impl Service {
         cpu_seconds(self.process.child.id())
     }
 
-    /// The redemption that the load asks for.
-    pub(crate) fn redemption(&self, durability: Option<&str>) -> anyhow::Result<Request> {
-        let body = redemption_body(CODE, durability);
-        Request::new("/v1/namespaces/default/redemptions", ADMIN_KEY, &body)
-    }
-
     /// One request with the admin key.
     pub(crate) fn ask(
         &self,
@@ -470,18 +456,9 @@ impl Service {
         ask(self.address, method, path, body)
     }
 
-    pub(crate) fn keys(&self) -> Keyspace {
-        Keyspace::new("rdm", 16)
-    }
-
-    /// Where everything of the load happens.
-    pub(crate) fn partition(&self) -> Partition {
-        self.keys().partition_of(&Namespace::default_namespace())
-    }
-
     /// Changes that the ledger does not have yet.
     pub(crate) fn backlog(&self) -> anyhow::Result<u64> {
-        self.redis().run(&["XLEN", &self.keys().outbox(self.partition())])
+        self.redis().run(&["XLEN", &keys().outbox(partition())])
     }
 
     /// Waits until the ledger has everything.
@@ -513,12 +490,22 @@ impl Service {
     }
 }
 
-/// A gate in this process, on the Redis of a service, without lanes that nobody drives.
+/// How every service here names its keys.
+pub(crate) fn keys() -> Keyspace {
+    Keyspace::new(PREFIX, PARTITIONS)
+}
+
+/// Where everything of the load happens.
+pub(crate) fn partition() -> Partition {
+    keys().partition_of(&Namespace::default_namespace())
+}
+
+/// A gate in this process, on the Redis of a service, as large as its batches may be.
 pub(crate) fn gate_options(redis: &Redis) -> GateOptions {
     GateOptions {
         url: redis.url(),
-        key_prefix: "rdm".to_owned(),
-        partitions: 16,
+        key_prefix: PREFIX.to_owned(),
+        partitions: PARTITIONS,
         connect_timeout: Duration::from_secs(5),
         reply_timeout: Duration::from_secs(30),
         pool_size: 4,
@@ -526,7 +513,7 @@ pub(crate) fn gate_options(redis: &Redis) -> GateOptions {
         batch_max: 512,
         queue_max: 100_000,
         replicas: 0,
-        deadline: Duration::from_secs(60),
+        deadline: Duration::from_mins(1),
         outbox_max: 100_000_000,
         clock_ms: None,
     }
@@ -537,6 +524,12 @@ pub(crate) fn gate(redis: &Redis) -> anyhow::Result<Gate> {
     let (gate, lanes) = Gate::new(gate_options(redis))?;
     tokio::spawn(lanes);
     Ok(gate)
+}
+
+/// The redemption that the load asks a service for.
+pub(crate) fn redemption(durability: Option<&str>) -> anyhow::Result<Request> {
+    let body = redemption_body(CODE, durability);
+    Request::new("/v1/namespaces/default/redemptions", ADMIN_KEY, &body)
 }
 
 /// One request with the admin key, over a connection of its own.

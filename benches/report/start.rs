@@ -7,7 +7,7 @@ use super::{
     lab::{Effort, Lab, median},
     output::tell,
     rows::{Bar, Unit},
-    servers::{Place, Service, wait_until_loaded},
+    servers::{Place, Service, keys, wait_until_loaded},
 };
 
 const MEMBERS: u64 = 2_000_000;
@@ -41,7 +41,7 @@ pub(crate) fn run(lab: &mut Lab) -> anyhow::Result<()> {
     let members = effort.count(MEMBERS);
     let redis = service.redis();
     redis.run::<()>(&["CONFIG", "SET", "auto-aof-rewrite-percentage", "0"])?;
-    fill(&redis, &service.keys(), 0..members)?;
+    fill(&redis, &keys(), 0..members)?;
     let place = service.stop()?;
     let (_service, took) = start(place)?;
     tell(&format!("  with {members} members"));

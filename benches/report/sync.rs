@@ -1,9 +1,6 @@
 //! A million changes that wait, brought into the ledger; and a Redis that was emptied, built anew from it.
 
-use std::{
-    thread,
-    time::{Duration, Instant},
-};
+use std::{thread, time::Instant};
 
 use anyhow::{Context as _, ensure};
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
@@ -20,15 +17,13 @@ use super::{
     lab::{Lab, Level, closed},
     output::tell,
     rows::{Bar, Unit},
-    servers::{CODE, Fsync, Place, RedisServer, Service, gate, wait_until},
+    servers::{CODE, Fsync, Place, RedisServer, Service, gate, keys, partition, wait_until},
 };
 
 const ENTRIES: u64 = 1_000_000;
 /// Redemptions that are asked for at the same time while the backlog is made.
 const AT_ONCE: usize = 4096;
 const SECONDS: f64 = 3.0;
-/// How often the outbox is looked at.
-const LOOK: Duration = Duration::from_millis(5);
 
 pub(crate) fn run(lab: &mut Lab) -> anyhow::Result<()> {
     for (name, bar, is_postgres) in [("PostgreSQL", 2.0, true), ("SQLite", 1.5, false)] {
@@ -51,10 +46,7 @@ fn of_ledger(lab: &mut Lab, name: &str, bar: f64, ledger: Option<String>) -> any
     make_backlog(&server, entries)?;
     tell(&format!("  {entries} entries made in {:.1} s", started.elapsed().as_secs_f64()));
 
-    let outbox = {
-        let keys = redeemer::gate::key::Keyspace::new("rdm", 16);
-        keys.outbox(keys.partition_of(&Namespace::default_namespace()))
-    };
+    let outbox = keys().outbox(partition());
     let (service, rate) = thread::scope(|scope| {
         let starting = scope.spawn(|| Service::start(place));
         let rate = drain_rate(&server, &outbox);
@@ -105,7 +97,7 @@ fn make_backlog(server: &RedisServer, entries: u64) -> anyhow::Result<()> {
     runtime.block_on(async {
         let gate = gate(&server.redis)?;
         let namespace = Namespace::default_namespace();
-        let partition = gate.keys().partition_of(&namespace);
+        let partition = partition();
         let survey = survey::run(&gate, partition).await?;
         let meta = survey.meta.context("the partition was never opened")?;
         let (deployment, epoch) = (meta.deployment, meta.cursor.epoch);
@@ -141,26 +133,22 @@ fn make_backlog(server: &RedisServer, entries: u64) -> anyhow::Result<()> {
     })
 }
 
-/// Watches an outbox until it is empty; returns how many entries a second went from it, from when the first had gone.
+/// Watches an outbox until it is empty; returns how many entries a second went from it once the first had gone.
 #[expect(clippy::cast_precision_loss, reason = "for people")]
 fn drain_rate(server: &RedisServer, outbox: &str) -> anyhow::Result<f64> {
     let mut redis = server.redis.connect()?;
     let mut length =
         || -> anyhow::Result<u64> { Ok(redis::cmd("XLEN").arg(outbox).query(&mut redis)?) };
     let full = length()?;
-    let mut began = None;
-    wait_until("the backlog is drained", || {
-        loop {
-            let left = length()?;
-            if left < full && began.is_none() {
-                began = Some((left, Instant::now()));
-            }
-            if left == 0 || began.is_none() {
-                return Ok(left == 0);
-            }
-            thread::sleep(LOOK);
+    let mut began = Instant::now();
+    wait_until("the backlog begins to be drained", || {
+        let looked = Instant::now();
+        let is_full = length()? == full;
+        if is_full {
+            began = looked;
         }
+        Ok(!is_full)
     })?;
-    let (left, since) = began.context("there was no backlog")?;
-    Ok(left as f64 / since.elapsed().as_secs_f64())
+    wait_until("the backlog is drained", || Ok(length()? == 0))?;
+    Ok(full as f64 / began.elapsed().as_secs_f64())
 }
