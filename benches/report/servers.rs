@@ -14,8 +14,13 @@ use std::{
 
 use anyhow::{Context as _, bail, ensure};
 use redeemer::{
-    domain::{Namespace, Partition},
-    gate::{Gate, GateOptions, key::Keyspace},
+    domain::{Code, CodeCase, Fence, Namespace, Partition, RequestId, UserId},
+    gate::{
+        Gate, GateOptions,
+        key::Keyspace,
+        redeem::{Mode, Redeem},
+        survey,
+    },
     ledger::{Ledger, PostgresOptions, SqliteOptions},
 };
 use serde_json::{Value, json};
@@ -500,9 +505,9 @@ pub(crate) fn partition() -> Partition {
     keys().partition_of(&Namespace::default_namespace())
 }
 
-/// A gate in this process, on the Redis of a service, as large as its batches may be.
-pub(crate) fn gate_options(redis: &Redis) -> GateOptions {
-    GateOptions {
+/// A gate in this process, on a Redis whose partitions a service has opened. Its lanes run on the current runtime.
+pub(crate) async fn open_gate(redis: &Redis, batch_max: usize) -> anyhow::Result<Gate> {
+    let options = GateOptions {
         url: redis.url(),
         key_prefix: PREFIX.to_owned(),
         partitions: PARTITIONS,
@@ -510,20 +515,37 @@ pub(crate) fn gate_options(redis: &Redis) -> GateOptions {
         reply_timeout: Duration::from_secs(30),
         pool_size: 4,
         connections: 1,
-        batch_max: 512,
+        batch_max,
         queue_max: 100_000,
         replicas: 0,
         deadline: Duration::from_mins(1),
         outbox_max: 100_000_000,
         clock_ms: None,
-    }
+    };
+    let (gate, lanes) = Gate::new(options)?;
+    tokio::spawn(lanes);
+    let survey = survey::run(&gate, partition()).await?;
+    let meta = survey.meta.context("the partition was never opened")?;
+    let (deployment, epoch) = (meta.deployment, meta.cursor.epoch);
+    gate.set_fence(partition(), Some(Fence { deployment, lineage: survey.lineage, epoch }));
+    Ok(gate)
 }
 
-/// A gate whose lanes run on the current runtime.
-pub(crate) fn gate(redis: &Redis) -> anyhow::Result<Gate> {
-    let (gate, lanes) = Gate::new(gate_options(redis))?;
-    tokio::spawn(lanes);
-    Ok(gate)
+/// A redemption as a handler would ask for it; none is like another.
+pub(crate) fn question(number: u64) -> anyhow::Result<Redeem> {
+    Ok(Redeem {
+        namespace: Namespace::default_namespace(),
+        code: Code::parse(CODE, CodeCase::Insensitive)?,
+        user: Some(UserId::parse(&format!("b{number:011}"))?),
+        ip: None,
+        email_domain: None,
+        caller: "benchmark".to_owned(),
+        mode: Mode::Redeem {
+            request: RequestId::parse(&format!("01a20967-45a7-7482-bb99-{number:012}"))?,
+            redemption: redeemer::ids::redemption(),
+            metadata: None,
+        },
+    })
 }
 
 /// The redemption that the load asks a service for.

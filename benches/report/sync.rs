@@ -2,27 +2,25 @@
 
 use std::{thread, time::Instant};
 
-use anyhow::{Context as _, ensure};
+use anyhow::ensure;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
-use redeemer::{
-    domain::{Code, CodeCase, Fence, Namespace, Outcome, RequestId, UserId},
-    gate::{
-        redeem::{Mode, Redeem},
-        survey,
-    },
-};
+use redeemer::domain::Outcome;
 use serde_json::json;
 
 use super::{
     lab::{Lab, Level, closed},
     output::tell,
     rows::{Bar, Unit},
-    servers::{CODE, Fsync, Place, RedisServer, Service, gate, keys, partition, wait_until},
+    servers::{
+        CODE, Fsync, Place, RedisServer, Service, keys, open_gate, partition, question, wait_until,
+    },
 };
 
 const ENTRIES: u64 = 1_000_000;
 /// Redemptions that are asked for at the same time while the backlog is made.
 const AT_ONCE: usize = 4096;
+/// Of them in one call.
+const BATCH_MAX: usize = 512;
 const SECONDS: f64 = 3.0;
 
 pub(crate) fn run(lab: &mut Lab) -> anyhow::Result<()> {
@@ -95,37 +93,12 @@ fn of_ledger(lab: &mut Lab, name: &str, bar: f64, ledger: Option<String>) -> any
 fn make_backlog(server: &RedisServer, entries: u64) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
-        let gate = gate(&server.redis)?;
-        let namespace = Namespace::default_namespace();
-        let partition = partition();
-        let survey = survey::run(&gate, partition).await?;
-        let meta = survey.meta.context("the partition was never opened")?;
-        let (deployment, epoch) = (meta.deployment, meta.cursor.epoch);
-        gate.set_fence(partition, Some(Fence { deployment, lineage: survey.lineage, epoch }));
-        let code = Code::parse(CODE, CodeCase::Insensitive)?;
+        let gate = &open_gate(&server.redis, BATCH_MAX).await?;
         stream::iter(0..entries)
-            .map(|number| {
-                let (gate, namespace, code) = (&gate, namespace.clone(), code.clone());
-                async move {
-                    let request = Redeem {
-                        namespace,
-                        code,
-                        user: Some(UserId::parse(&format!("b{number:011}"))?),
-                        ip: None,
-                        email_domain: None,
-                        caller: "benchmark".to_owned(),
-                        mode: Mode::Redeem {
-                            request: RequestId::parse(&format!(
-                                "01a20967-45a7-7482-bb99-{number:012}"
-                            ))?,
-                            redemption: redeemer::ids::redemption(),
-                            metadata: None,
-                        },
-                    };
-                    let answer = gate.redeem(request).await?;
-                    ensure!(matches!(answer.outcome, Outcome::Granted(_)), "{answer:?}");
-                    Ok(())
-                }
+            .map(async |number| {
+                let answer = gate.redeem(question(number)?).await?;
+                ensure!(matches!(answer.outcome, Outcome::Granted(_)), "{answer:?}");
+                Ok(())
             })
             .buffer_unordered(AT_ONCE)
             .try_for_each(|()| async { Ok(()) })
