@@ -168,6 +168,13 @@ impl Report {
         Ok(self)
     }
 
+    /// Itself, if nothing was refused; what came late, or not yet, is among the latencies.
+    pub(crate) fn none_refused(self) -> anyhow::Result<Self> {
+        let refusal = self.refusal.as_deref().unwrap_or_default();
+        anyhow::ensure!(self.refusal.is_none(), "{:?}: {refusal}", self.statuses);
+        Ok(self)
+    }
+
     fn add(&mut self, other: &Self) -> anyhow::Result<()> {
         for (sum, part) in
             [(&mut self.statuses, &other.statuses), (&mut self.measured, &other.measured)]
@@ -318,25 +325,26 @@ impl<'a> Loop<'a> {
         let mut next_due = Instant::now();
         let mut now = next_due;
         loop {
-            if now < self.until {
-                if let Some(interval) = self.interval {
-                    while next_due <= now {
-                        self.waiting.push_back(next_due);
-                        next_due += interval;
-                    }
-                    while let Some(due) = self.waiting.pop_front() {
-                        let Some(place) = self.idle.pop_front() else {
-                            self.waiting.push_front(due);
-                            break;
-                        };
-                        self.ask(place, due)?;
-                    }
-                } else {
-                    while let Some(place) = self.idle.pop_front() {
-                        self.ask(place, now)?;
-                    }
+            if let Some(interval) = self.interval {
+                while next_due <= now && next_due < self.until {
+                    self.waiting.push_back(next_due);
+                    next_due += interval;
                 }
-            } else if self.idle.len() == self.connections.len() || now > self.until + LAST_ANSWERS {
+                // Also once the time is over: whoever was due waits, and is counted.
+                while let Some(due) = self.waiting.pop_front() {
+                    let Some(place) = self.idle.pop_front() else {
+                        self.waiting.push_front(due);
+                        break;
+                    };
+                    self.ask(place, due)?;
+                }
+            } else if now < self.until {
+                while let Some(place) = self.idle.pop_front() {
+                    self.ask(place, now)?;
+                }
+            }
+            let is_over = now >= self.until && self.idle.len() == self.connections.len();
+            if is_over || now > self.until + LAST_ANSWERS {
                 break;
             }
             let soon = self
@@ -455,7 +463,7 @@ impl<'a> Loop<'a> {
             connection.stream = connect(self.load.address, place, &self.poll)?;
         }
         if self.interval.is_some() {
-            match self.waiting.pop_front().filter(|_| now < self.until) {
+            match self.waiting.pop_front() {
                 Some(due) => return self.ask(place, due),
                 None => self.idle.push_back(place),
             }
@@ -478,8 +486,14 @@ impl<'a> Loop<'a> {
         report.measured = counts(&measured);
         report.rate = answers as f64 / load.duration.as_secs_f64();
         report.granted_rate = granted as f64 / load.duration.as_secs_f64();
-        let under_way = self.connections.iter().filter(|connection| connection.due.is_some());
-        report.unanswered += under_way.count() as u64 + self.waiting.len() as u64;
+        // Those that still wait have waited at least so long.
+        let now = Instant::now();
+        let under_way = self.connections.iter().filter_map(|connection| connection.due);
+        for due in under_way.chain(self.waiting) {
+            report.unanswered += 1;
+            let micros = u64::try_from((now - due).as_micros()).unwrap_or(u64::MAX);
+            report.latencies.saturating_record(micros);
+        }
         report
     }
 }

@@ -21,7 +21,11 @@ mod start;
 mod sync;
 mod throughput;
 
-use std::{path::PathBuf, time::Instant};
+use std::{
+    net::SocketAddr,
+    path::PathBuf,
+    time::{Duration, Instant},
+};
 
 use clap::{Parser, Subcommand, ValueEnum};
 
@@ -123,12 +127,17 @@ enum Command {
     /// Serve one of the baselines
     #[command(hide = true)]
     Serve(baselines::Serve),
+    /// Ask a server for five seconds over 64 connections, and say how much it answered: to compare with other loads
+    #[command(hide = true)]
+    Load { address: SocketAddr },
 }
 
 fn main() -> anyhow::Result<()> {
     let cli = Cli::parse();
-    if let Some(Command::Serve(serve)) = cli.command {
-        return serve.run();
+    match cli.command {
+        Some(Command::Serve(serve)) => return serve.run(),
+        Some(Command::Load { address }) => return ask(address),
+        None => {}
     }
     let effort = match (cli.smoke, cli.quick) {
         (true, _) => Effort::Smoke,
@@ -158,5 +167,20 @@ fn main() -> anyhow::Result<()> {
         document::write(path, &lab, &machine)?;
     }
     anyhow::ensure!(!lab.rows.has_failed(), "not everything could be measured");
+    Ok(())
+}
+
+fn ask(address: SocketAddr) -> anyhow::Result<()> {
+    let report = load::Load {
+        address,
+        request: &baselines::Baseline::request(servers::CODE)?,
+        connections: lab::CONNECTIONS,
+        pace: load::Pace::Closed,
+        warm_up: Duration::from_millis(500),
+        duration: Duration::from_secs(5),
+    }
+    .run()?;
+    let p99 = report.latency_ms(0.99);
+    say(&format!("{:.0} a second, p99 {p99:.2} ms, {:?}", report.rate, report.statuses));
     Ok(())
 }
