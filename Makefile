@@ -1,6 +1,6 @@
 # `make run` and `make test` do all the set-up themselves.
 
-.PHONY: help run test mutants fmt demo clean
+.PHONY: help run test mutants bench fmt demo clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -17,11 +17,16 @@ test: ## Install what is missing, then check format and lints and run every test
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --quiet
 	cargo test --locked --quiet
 	TEST_LEDGER=postgres cargo test --locked --quiet --test it
+	cargo test --locked --quiet --bench report -- --smoke
 	tests/mutants.py --check
 
 mutants: ## Plant small faults in the scripts, one at a time, and show that the tests catch each
 	@scripts/setup test
 	tests/mutants.py
+
+bench: ## Measure everything that has a bar, and write docs/benchmarks.md (ten minutes)
+	@scripts/setup test
+	cargo bench --locked --bench report -- --write docs/benchmarks.md
 
 fmt: ## Format the code
 	cargo fmt
