@@ -465,14 +465,7 @@ impl Gate {
 
     /// Calls a script that has no fence, once: recovery starts again from the beginning when anything is unclear.
     async fn once(&self, call: &Call) -> Result<Value, GateError> {
-        self.pooled(call).await.map_err(|(_, cause)| match failure::classify(&cause) {
-            Failure::Script => {
-                GateError::Unexpected { script: call.script().name, message: cause.to_string() }
-            }
-            Failure::Unknown | Failure::NotNow | Failure::Refused => {
-                GateError::Unavailable { doing: "looking after a partition", cause }
-            }
-        })
+        self.pooled(call).await.map_err(|(_, cause)| failure::once(call, cause))
     }
 
     /// Sends a call over a connection of the pool, which gets it back only if it still works.

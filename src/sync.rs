@@ -25,8 +25,7 @@ use crate::{
     domain::{Cursor, Entry, Fence, Partition, Position},
     gate::{
         Gate, GateError,
-        outbox::{self, Read, Reader},
-        survey,
+        outbox::{Read, Reader},
     },
     ledger::{Appended, Deployment, Lease, Ledger, LedgerError},
     recovery::{self, Admission, RecoveryError},
@@ -270,7 +269,7 @@ impl Leader {
                 }
             };
             // After the read: only then is it known that it was the admitted history that was read.
-            let survey = survey::run(gate, partition).await?;
+            let survey = reader.survey().await?;
             if !survey.is_open_on(fence) {
                 gate.set_fence(partition, None);
                 return Ok(Ended::Reopen);
@@ -305,7 +304,7 @@ impl Leader {
                     }
                 }
                 // A crash between the commit and this leaves entries that the cursor skips.
-                outbox::trim(gate, partition, cursor).await?;
+                reader.trim(cursor).await?;
                 synced.increment(count);
             }
             if looked.elapsed() >= options.lease_ttl / 4 {

@@ -2,6 +2,8 @@
 
 use redis::{ErrorKind, RedisError, ServerErrorKind};
 
+use super::{GateError, script::Call};
+
 /// What is known about a script after its call failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Failure {
@@ -40,6 +42,18 @@ pub(super) fn classify(error: &RedisError) -> Failure {
             _ => Failure::Script,
         },
         _ => Failure::Unknown,
+    }
+}
+
+/// Why a call that is not tried again gave no answer.
+pub(super) fn once(call: &Call, cause: RedisError) -> GateError {
+    match classify(&cause) {
+        Failure::Script => {
+            GateError::Unexpected { script: call.script().name, message: cause.to_string() }
+        }
+        Failure::Unknown | Failure::NotNow | Failure::Refused => {
+            GateError::Unavailable { doing: "looking after a partition", cause }
+        }
     }
 }
 

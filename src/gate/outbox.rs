@@ -9,9 +9,11 @@ use std::{
 use redis::{RedisError, Value, aio::MultiplexedConnection};
 
 use super::{
-    Gate, GateError,
+    Gate, GateError, failure,
     fields::{Fields, stored_code},
     link,
+    script::Call,
+    survey::{self, Survey},
 };
 use crate::domain::{
     Change, Code, Cursor, Entry, Group, InviteId, MembershipRule, Millis, Namespace, Partition,
@@ -60,6 +62,7 @@ const PAGE: usize = 100;
 pub struct Reader {
     partition: Partition,
     key: String,
+    survey: Call,
     connection: MultiplexedConnection,
 }
 
@@ -74,7 +77,9 @@ impl Reader {
         longest: Duration,
     ) -> Result<Self, RedisError> {
         let connection = gate.dedicated(longest).await?;
-        Ok(Self { partition, key: gate.keys().outbox(partition), connection })
+        let keys = gate.keys();
+        let survey = survey::call(keys, partition);
+        Ok(Self { partition, key: keys.outbox(partition), survey, connection })
     }
 
     /// The changes after `cursor`, waiting up to `block` for the first: all there are, or at least `count`. An entry of
@@ -98,6 +103,30 @@ impl Reader {
             more = page.1;
         }
         Ok(changes)
+    }
+
+    /// As [`survey::run`], of the server that was read from.
+    ///
+    /// # Errors
+    /// As [`survey::run`].
+    pub async fn survey(&mut self) -> Result<Survey, GateError> {
+        let reply = self.survey.send(&mut self.connection).await;
+        survey::read(&reply.map_err(|cause| failure::once(&self.survey, cause))?)
+    }
+
+    /// Removes the changes up to and including `cursor`. Ids name their epoch, so that a late call of a leader that was
+    /// replaced can not touch a newer one's entries; an entry goes with the last of its changes.
+    ///
+    /// # Errors
+    /// [`GateError::Unavailable`] when Redis does not answer; they stay, and are removed by a later call.
+    pub async fn trim(&mut self, cursor: Cursor) -> Result<(), GateError> {
+        let mut command = redis::cmd("XTRIM");
+        command.arg(&self.key).arg("MINID").arg(cursor.next().to_string());
+        command
+            .query_async::<i64>(&mut self.connection)
+            .await
+            .map_err(|cause| GateError::Unavailable { doing: "trimming an outbox", cause })?;
+        Ok(())
     }
 
     /// The changes of at most `count` entries, and whether there were as many.
@@ -126,21 +155,6 @@ impl Reader {
         let Some(Value::Array(entries)) = entries else { return Err(unreadable()) };
         Ok((decode(self.partition, &entries)?, entries.len() == count))
     }
-}
-
-/// Removes the entries up to and including `cursor`. Ids name their epoch, so that a late call of a leader that was
-/// replaced can not touch a newer one's entries.
-///
-/// # Errors
-/// [`GateError::Unavailable`] when Redis does not answer; they stay, and are removed by a later call.
-pub async fn trim(gate: &Gate, partition: Partition, cursor: Cursor) -> Result<(), GateError> {
-    let mut command = redis::cmd("XTRIM");
-    command.arg(gate.keys().outbox(partition)).arg("MINID").arg(cursor.next().to_string());
-    let unavailable = |cause| GateError::Unavailable { doing: "trimming an outbox", cause };
-    let mut connection =
-        gate.inner.pool.get().await.map_err(|error| unavailable(link::pool_error(error)))?;
-    command.query_async::<i64>(&mut connection).await.map_err(unavailable)?;
-    Ok(())
 }
 
 /// A redemption that the ledger may not have yet.

@@ -3,6 +3,7 @@
 use super::{
     Gate, GateError,
     fields::Fields,
+    key::Keyspace,
     reply::Reply,
     script::{Call, SURVEY},
 };
@@ -56,9 +57,15 @@ impl Survey {
 /// # Errors
 /// [`GateError`] when there is no answer.
 pub async fn run(gate: &Gate, partition: Partition) -> Result<Survey, GateError> {
-    let keys = vec![gate.keys().meta(partition), gate.keys().outbox(partition)];
-    let value = gate.once(&Call::new(&SURVEY, keys, Vec::new())).await?;
-    let mut reply = Reply::new(&SURVEY, &value)?;
+    read(&gate.once(&call(gate.keys(), partition)).await?)
+}
+
+pub(super) fn call(keys: &Keyspace, partition: Partition) -> Call {
+    Call::new(&SURVEY, vec![keys.meta(partition), keys.outbox(partition)], Vec::new())
+}
+
+pub(super) fn read(value: &redis::Value) -> Result<Survey, GateError> {
+    let mut reply = Reply::new(&SURVEY, value)?;
     let word = reply.text()?;
     if word != "survey" {
         return Err(reply.unknown(word));

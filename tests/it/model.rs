@@ -26,7 +26,7 @@ use redeemer::{
         model::Model,
     },
     gate::{
-        outbox, redeem,
+        redeem,
         show_invite::{ShowInvite, Which},
         show_member::ShowMember,
         survey,
@@ -307,7 +307,7 @@ async fn step(world: &mut World<'_>, op: &Op) {
         Op::Trim if world.keeps_outbox => {}
         Op::Trim => {
             let survey = survey::run(gate, Partition(0)).await.unwrap();
-            outbox::trim(gate, Partition(0), survey.meta.unwrap().cursor).await.unwrap();
+            world.bench.trim(survey.meta.unwrap().cursor).await;
             world.model.trim();
         }
         Op::Redeem(asks) => {
@@ -548,7 +548,7 @@ fn the_scripts_do_what_the_model_says_on_random_histories() {
                 bench.clock.store(START, Ordering::SeqCst);
                 let cursor =
                     survey::run(&bench.gate, Partition(0)).await.unwrap().meta.unwrap().cursor;
-                outbox::trim(&bench.gate, Partition(0), cursor).await.unwrap();
+                bench.trim(cursor).await;
                 let mut world = World {
                     bench: &bench,
                     namespace: Namespace::parse(&format!("case-{case}")).unwrap(),

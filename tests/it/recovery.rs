@@ -287,7 +287,7 @@ async fn an_older_ledger_whose_missing_changes_are_gone_stays_closed() {
     it.grant(0..5).await;
     // The outbox was trimmed by a sync whose ledger was then replaced by an older copy.
     let cursor = it.gate_cursor().await;
-    redeemer::gate::outbox::trim(&it.bench.gate, Partition(0), cursor).await.unwrap();
+    it.bench.trim(cursor).await;
     it.bench.redis.run::<()>(&["DEBUG", "CHANGE-REPL-ID"]).await;
     let reason = it.reason_to_stay_closed().await;
     assert!(reason.contains("the ledger is older than the gate"), "{reason}");
@@ -344,7 +344,7 @@ async fn an_older_ledger_is_noticed_though_redis_goes_on() {
     it.grant(0..5).await;
     carry(&it.bench).await;
     let cursor = it.gate_cursor().await;
-    redeemer::gate::outbox::trim(&it.bench.gate, Partition(0), cursor).await.unwrap();
+    it.bench.trim(cursor).await;
     // As if a copy from before had been put in its place: epoch and lineage are the same.
     let mut sql = Sql::connect(&it.bench.ledger_url()).await;
     sql.execute("UPDATE partitions SET cursor_seq = 3").await;
@@ -467,7 +467,7 @@ async fn an_older_ledger_may_be_brought_up_to_the_gate() {
     carry(&it.bench).await;
     it.grant(5..9).await;
     let cursor = it.gate_cursor().await;
-    redeemer::gate::outbox::trim(&it.bench.gate, Partition(0), cursor).await.unwrap();
+    it.bench.trim(cursor).await;
     let before = contents(&it.bench).await;
     it.bench.redis.run::<()>(&["DEBUG", "CHANGE-REPL-ID"]).await;
     let reason = it.reason_to_stay_closed().await;
@@ -574,7 +574,7 @@ async fn a_gate_that_is_taken_for_the_truth_has_the_word_on_who_left() {
     Leave { namespace, user, group: Some(group), actor }.run(&bench.gate).await.unwrap();
     it.grant(3..4).await;
     let cursor = it.gate_cursor().await;
-    redeemer::gate::outbox::trim(&bench.gate, Partition(0), cursor).await.unwrap();
+    bench.trim(cursor).await;
     let before = contents(bench).await;
     bench.ledger.request_rebuild(None, Rebuild::FromGate).await.unwrap();
     bench.admit().await;

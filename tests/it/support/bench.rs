@@ -9,9 +9,10 @@ use std::{
 };
 
 use redeemer::{
-    domain::{CodeCase, Durability, MembershipRule, Millis, Namespace, Partition},
+    domain::{CodeCase, Cursor, Durability, MembershipRule, Millis, Namespace, Partition},
     gate::{
         Gate, GateOptions,
+        outbox::Reader,
         put_namespace::{Action, PutNamespace, Rules},
     },
     ledger::{Deployment, Lease, Ledger},
@@ -108,6 +109,12 @@ impl Bench {
 
     pub fn advance(&self, ms: i64) {
         self.clock.fetch_add(ms, Ordering::SeqCst);
+    }
+
+    /// Empties the outbox up to here, as the sync does.
+    pub async fn trim(&self, cursor: Cursor) {
+        let reader = Reader::connect(&self.gate, Partition(0), Duration::ZERO).await;
+        reader.unwrap().trim(cursor).await.unwrap();
     }
 
     /// Makes a namespace without rate limits.
