@@ -12,7 +12,7 @@ use super::{
 };
 
 const SIZES: [u64; 4] = [10_000, 100_000, 1_000_000, 10_000_000];
-const SECONDS: f64 = 2.0;
+const SECONDS: f64 = 1.5;
 /// How often both take turns.
 const TURNS: usize = 3;
 const SECONDS_OF_MEMORY: f64 = 4.0;
