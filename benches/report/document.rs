@@ -101,7 +101,8 @@ const SECTIONS: [(&str, &str, &str); 8] = [
         "growth",
         "Growth",
         "Members are written into Redis as a redemption would leave them. A small service and a large one take turns, so \
-         that both meet the same machine.",
+         that both meet the same machine, once Redis has moved its keys to the table that it makes for each doubling. \
+         While it does so, which it does a little with every command, a redemption costs more; the last row says how much.",
     ),
     (
         "sync",

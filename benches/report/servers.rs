@@ -206,7 +206,8 @@ impl RedisServer {
             .arg(&socket)
             .args(["--appendfsync", if fsync == Fsync::Always { "always" } else { "everysec" }])
             // As the embedded one has it.
-            .args(["--auto-aof-rewrite-min-size", "256mb", "--logfile"])
+            .args(["--auto-aof-rewrite-min-size", "256mb", "--enable-debug-command", "yes"])
+            .arg("--logfile")
             .arg(directory.path().join("log"))
             .arg("--dir")
             .arg(directory.path())

@@ -10,7 +10,7 @@ use super::{
 };
 
 /// How long each takes, in seconds.
-const SECONDS: f64 = 3.0;
+const SECONDS: f64 = 2.5;
 /// Connections with which level `ledger` shows what sharing a commit is worth.
 const MANY: usize = 512;
 
