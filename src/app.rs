@@ -334,6 +334,7 @@ impl App {
                 lease_ttl: config.sync.lease_ttl,
                 // Whoever held them was another process of this data directory, which is locked now.
                 steal_leases: config.is_embedded(),
+                gather: config.sync.gather,
                 block: config.sync.block,
                 backoff_max: config.sync.backoff_max,
                 drain_timeout: config.http.drain_timeout,

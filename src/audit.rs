@@ -142,7 +142,7 @@ pub async fn run(
 /// Waits until the ledger is as far as the gate was.
 async fn come_as_far(progress: &Progress, position: Position) -> Result<(), AuditError> {
     let come = tokio::time::timeout(PATIENCE, progress.wait(position)).await;
-    come.map_err(|_| AuditError::Behind)
+    come.map(drop).map_err(|_| AuditError::Behind)
 }
 
 /// Looks at keys that differed; notes those that do, and returns those that changed meanwhile.

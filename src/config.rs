@@ -108,6 +108,7 @@ impl fmt::Display for LedgerPlace {
 pub struct Sync {
     pub batch_max: usize,
     pub lease_ttl: Duration,
+    pub gather: Duration,
     pub block: Duration,
     pub backoff_max: Duration,
     /// Nothing means never.
@@ -324,12 +325,14 @@ impl Sync {
     fn read(read: &mut Read) -> Option<Self> {
         let batch_max = read.number("sync.batch_max", 1..=100_000);
         let lease_ttl = read.millis("sync.lease_ttl_ms", 500..=600_000);
+        let gather = read.millis("sync.gather_ms", 0..=1000);
         let block = read.millis("sync.block_ms", 10..=10_000);
         let backoff_max = read.millis("sync.backoff_max_ms", 10..=600_000);
         let audit_every = read.number("sync.audit_every_seconds", 0..=604_800);
         Some(Self {
             batch_max: batch_max?,
             lease_ttl: lease_ttl?,
+            gather: gather?,
             block: block?,
             backoff_max: backoff_max?,
             audit_every: audit_every

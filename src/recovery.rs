@@ -360,7 +360,7 @@ async fn drain(
             return Ok(Drained::To(cursor));
         }
         match sync::carry(ledger, lease, cursor, entries).await? {
-            sync::Carried::To(end) => {
+            sync::Carried::Whole(end) | sync::Carried::Partly(end) => {
                 cursor = end;
                 alive.store(true, Ordering::SeqCst);
             }

@@ -45,6 +45,8 @@ pub struct SyncOptions {
     pub lease_ttl: Duration,
     /// Take leases that have not run out: right only where no other process can hold one.
     pub steal_leases: bool,
+    /// How long changes gather before the next transaction while nobody waits for the ledger.
+    pub gather: Duration,
     /// Longest wait of a read that finds nothing.
     pub block: Duration,
     /// Longest pause after a failure.
@@ -292,9 +294,13 @@ impl Leader {
             let count = entries.len() as u64;
             if count > 0 {
                 match carry(ledger, &self.lease, cursor, entries).await? {
-                    Carried::To(end) => {
+                    Carried::Whole(end) => {
+                        let from = std::mem::replace(&mut cursor, end);
+                        self.context.progress.written(from, Position { partition, cursor });
+                    }
+                    Carried::Partly(end) => {
                         cursor = end;
-                        self.context.progress.reached(Position { partition, cursor });
+                        self.context.progress.passed(Position { partition, cursor });
                     }
                     Carried::Overtaken => return Ok(Ended::ForGood),
                     Carried::Stopped(reason) => {
@@ -306,6 +312,12 @@ impl Leader {
                 // A crash between the commit and this leaves entries that the cursor skips.
                 reader.trim(cursor).await?;
                 synced.increment(count);
+                if !stopping {
+                    tokio::select! {
+                        () = self.context.progress.gather(partition, options.gather) => {}
+                        () = self.stop.cancelled() => {}
+                    }
+                }
             }
             if looked.elapsed() >= options.lease_ttl / 4 {
                 looked = Instant::now();
@@ -324,8 +336,10 @@ impl Leader {
 
 /// What became of a batch.
 pub(crate) enum Carried {
-    /// The ledger has everything up to here.
-    To(Cursor),
+    /// The ledger has everything up to here as rows.
+    Whole(Cursor),
+    /// The ledger has everything up to here, some of it among the dead letters.
+    Partly(Cursor),
     /// Somebody else leads now.
     Overtaken,
     /// It can not go on without a person.
@@ -345,11 +359,13 @@ pub(crate) async fn carry(
         Err(gap) => return Ok(Carried::Stopped(gap.to_string())),
     };
     let read = &read[known..];
-    let Some(end) = read.last().map(|read| read.cursor) else { return Ok(Carried::To(cursor)) };
+    let Some(end) = read.last().map(|read| read.cursor) else {
+        return Ok(Carried::Whole(cursor));
+    };
     let entries: Option<Vec<&Entry>> = read.iter().map(|read| read.entry.as_ref().ok()).collect();
     if let Some(entries) = entries {
         match ledger.append(lease, cursor, end, &plan::plan(entries)).await {
-            Ok(Appended::Appended) => return Ok(Carried::To(end)),
+            Ok(Appended::Appended) => return Ok(Carried::Whole(end)),
             Ok(Appended::Overtaken) => return Ok(Carried::Overtaken),
             Err(LedgerError::Rejected { .. }) => {}
             Err(error) => return Err(error.into()),
@@ -386,7 +402,7 @@ pub(crate) async fn carry(
             Appended::Overtaken => return Ok(Carried::Overtaken),
         }
     }
-    Ok(Carried::To(cursor))
+    Ok(Carried::Partly(cursor))
 }
 
 /// An error with all its causes on one line. A cause that says only what was said before is left out.

@@ -116,10 +116,12 @@ async fn wait_for_ledger(
     deadline: Instant,
 ) -> Result<(), Problem> {
     let known = || state.ledger.redemption(&redemption.namespace, redemption.id);
-    if tokio::time::timeout_at(deadline, state.progress.wait(redemption.position)).await.is_err() {
-        return Err(not_reached(NOT_LEDGER));
+    match tokio::time::timeout_at(deadline, state.progress.wait(redemption.position)).await {
+        Ok(true) => return Ok(()),
+        // The ledger has passed the place; only the row itself says that it is in it.
+        Ok(false) => {}
+        Err(_) => return Err(not_reached(NOT_LEDGER)),
     }
-    // The ledger has passed the place; only the row itself says that it is in it.
     match tokio::time::timeout_at(deadline, known()).await {
         Ok(Ok(Some(_))) => Ok(()),
         Ok(Ok(None)) => Err(not_reached(

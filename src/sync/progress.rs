@@ -14,7 +14,7 @@ use tokio::sync::{Notify, watch};
 
 use super::chain;
 use crate::{
-    domain::{Cursor, Position},
+    domain::{Cursor, Partition, Position},
     ledger::Ledger,
 };
 
@@ -34,8 +34,19 @@ struct Inner {
 }
 
 struct Known {
-    cursor: watch::Sender<Cursor>,
+    reached: watch::Sender<Reached>,
     waiting: AtomicUsize,
+    /// Rung when somebody begins to wait for this partition.
+    hurry: Notify,
+}
+
+/// How far the ledger is in one partition.
+#[derive(Clone, Copy)]
+struct Reached {
+    cursor: Cursor,
+    /// All changes after this one and up to the cursor are rows that this node has written. Of others it is only known
+    /// that the ledger has passed them: some may be among the dead letters, or lost with an epoch.
+    rows_after: Cursor,
 }
 
 /// One who waits, counted until dropped.
@@ -52,33 +63,71 @@ impl Progress {
     #[must_use]
     pub fn new(partitions: u16) -> Self {
         let nothing = Cursor { epoch: 0, seq: 0 };
-        let known = || Known { cursor: watch::Sender::new(nothing), waiting: AtomicUsize::new(0) };
+        let nothing = Reached { cursor: nothing, rows_after: nothing };
+        let known = || Known {
+            reached: watch::Sender::new(nothing),
+            waiting: AtomicUsize::new(0),
+            hurry: Notify::new(),
+        };
         let partitions = (0..partitions).map(|_| known()).collect();
         Self { inner: Arc::new(Inner { partitions, awaited: Notify::new() }) }
     }
 
-    /// The ledger has everything of a partition up to here.
-    pub(super) fn reached(&self, position: Position) {
+    /// The ledger has passed everything of a partition up to here.
+    pub(super) fn passed(&self, position: Position) {
+        self.reached(position, |reached, cursor| {
+            if reached.cursor < cursor {
+                *reached = Reached { cursor, rows_after: cursor };
+            }
+        });
+    }
+
+    /// This node has written everything after `from` and up to the position as rows.
+    pub(super) fn written(&self, from: Cursor, position: Position) {
+        self.reached(position, |reached, cursor| {
+            if reached.cursor <= cursor {
+                let goes_on = (reached.rows_after..=reached.cursor).contains(&from);
+                let rows_after = if goes_on { reached.rows_after } else { from };
+                *reached = Reached { cursor, rows_after };
+            }
+        });
+    }
+
+    fn reached(&self, position: Position, change: impl FnOnce(&mut Reached, Cursor)) {
         if let Some(known) = self.inner.partitions.get(usize::from(position.partition.0)) {
-            known.cursor.send_if_modified(|cursor| {
-                let further = *cursor < position.cursor;
-                *cursor = (*cursor).max(position.cursor);
-                further
+            known.reached.send_if_modified(|reached| {
+                let before = reached.cursor;
+                change(reached, position.cursor);
+                before < reached.cursor
             });
         }
     }
 
-    /// Waits until the ledger is at this position or further. That does not say that it has what was there: it may be
-    /// among the dead letters, or lost with an epoch.
-    pub async fn wait(&self, position: Position) {
+    /// Waits until the ledger is at this position or further; says whether what was there is a row for sure. Otherwise
+    /// only the ledger itself can tell.
+    pub async fn wait(&self, position: Position) -> bool {
         let Some(known) = self.inner.partitions.get(usize::from(position.partition.0)) else {
             return std::future::pending().await;
         };
         known.waiting.fetch_add(1, Ordering::SeqCst);
         let _waiting = Waiting(known);
+        known.hurry.notify_one();
         self.inner.awaited.notify_one();
+        let mut reached = known.reached.subscribe();
+        let there = reached.wait_for(|reached| reached.cursor >= position.cursor).await;
         // The sender lives as long as this.
-        drop(known.cursor.subscribe().wait_for(|cursor| *cursor >= position.cursor).await);
+        there.is_ok_and(|reached| reached.rows_after < position.cursor)
+    }
+
+    /// Lets changes of a partition gather for so long, unless somebody waits for it.
+    pub(super) async fn gather(&self, partition: Partition, time: Duration) {
+        let Some(known) = self.inner.partitions.get(usize::from(partition.0)) else { return };
+        let awaited = async {
+            while known.waiting.load(Ordering::SeqCst) == 0 {
+                known.hurry.notified().await;
+            }
+        };
+        drop(tokio::time::timeout(time, awaited).await);
     }
 
     fn is_awaited(&self) -> bool {
@@ -95,7 +144,7 @@ pub async fn look(progress: Progress, ledger: Ledger) {
         match ledger.partitions().await {
             Ok(rows) => {
                 for row in rows {
-                    progress.reached(Position { partition: row.partition, cursor: row.cursor });
+                    progress.passed(Position { partition: row.partition, cursor: row.cursor });
                 }
             }
             Err(error) => {
@@ -111,7 +160,6 @@ mod tests {
     use futures_util::future::poll_immediate;
 
     use super::*;
-    use crate::domain::Partition;
 
     fn at(partition: u16, epoch: u64, seq: u64) -> Position {
         Position { partition: Partition(partition), cursor: Cursor { epoch, seq } }
@@ -124,15 +172,37 @@ mod tests {
         assert!(poll_immediate(&mut waits).await.is_none());
         assert!(progress.is_awaited());
         for before in [at(0, 9, 9), at(1, 2, 4), at(1, 1, 99)] {
-            progress.reached(before);
+            progress.passed(before);
             assert!(poll_immediate(&mut waits).await.is_none());
         }
-        progress.reached(at(1, 2, 6));
-        assert!(poll_immediate(&mut waits).await.is_some());
+        progress.passed(at(1, 2, 6));
+        assert_eq!(poll_immediate(&mut waits).await, Some(false));
         drop(waits);
         assert!(!progress.is_awaited());
         // What is known does not go back.
-        progress.reached(at(1, 2, 1));
+        progress.passed(at(1, 2, 1));
         assert!(poll_immediate(Box::pin(progress.wait(at(1, 2, 6)))).await.is_some());
+    }
+
+    #[tokio::test]
+    async fn only_what_this_node_has_written_itself_is_a_row_for_sure() {
+        let progress = Progress::new(1);
+        let is_row = async |epoch, seq| progress.wait(at(0, epoch, seq)).await;
+        let cursor = |epoch, seq| Cursor { epoch, seq };
+        progress.written(cursor(1, 0), at(0, 1, 3));
+        assert!(is_row(1, 1).await && is_row(1, 3).await);
+        progress.written(cursor(1, 3), at(0, 1, 5));
+        assert!(is_row(1, 1).await && is_row(1, 5).await);
+        // Another leader, or a dead letter.
+        progress.passed(at(0, 1, 7));
+        progress.written(cursor(1, 7), at(0, 1, 9));
+        assert!(!is_row(1, 5).await && !is_row(1, 7).await && is_row(1, 8).await);
+        // The look at the ledger came before the leader's word.
+        progress.passed(at(0, 1, 12));
+        progress.written(cursor(1, 9), at(0, 1, 12));
+        assert!(is_row(1, 12).await && is_row(1, 10).await && !is_row(1, 9).await);
+        // What an epoch has lost is no row.
+        progress.written(cursor(2, 0), at(0, 2, 1));
+        assert!(!is_row(1, 13).await && is_row(2, 1).await);
     }
 }

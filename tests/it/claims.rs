@@ -33,6 +33,8 @@ impl Deployment {
                 ("REDEEMER_SYNC__LEASE_TTL_MS", "1000".to_owned()),
                 // Whoever holds the ledger in these tests must not be taken for an error.
                 ("REDEEMER_LEDGER__BUSY_TIMEOUT_MS", "60000".to_owned()),
+                // One leader, so that it can be seen waiting.
+                ("REDEEMER_GATE__PARTITIONS", "1".to_owned()),
             ],
         };
         let mut nodes = Vec::new();
@@ -45,6 +47,12 @@ impl Deployment {
         let mut sql = Sql::connect(&url).await;
         until_some("the ledger has the invite", async || {
             (sql.number("SELECT COUNT(*) FROM invites").await == 1).then_some(())
+        })
+        .await;
+        // So it takes the first redemption, and that alone; then it waits for the ledger.
+        eventually("the leader waits for a change", async || {
+            let clients: String = redis.run(&["INFO", "clients"]).await;
+            clients.lines().any(|line| line == "blocked_clients:1")
         })
         .await;
         Self { nodes, redis, sql, _directory: directory }

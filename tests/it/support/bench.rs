@@ -153,6 +153,7 @@ fn context(gate: &Gate, ledger: &Ledger, deployment: &Deployment, lease_ttl: Dur
             batch_max: 1000,
             lease_ttl,
             steal_leases: false,
+            gather: Duration::ZERO,
             block: Duration::from_millis(100),
             backoff_max: Duration::from_millis(100),
             drain_timeout: Duration::from_secs(10),
