@@ -189,8 +189,16 @@ pub async fn ledger(config: &Config) -> Result<Ledger, String> {
 
 pub use admin_key::reset as reset_admin_key;
 
+/// Connections that may wait to be accepted; the kernel allows fewer if it is set so. The standard library's 128 would
+/// make a rush of new clients wait for a second each time it overflows.
+const BACKLOG: i32 = 4096;
+
 fn bind(address: std::net::SocketAddr, setting: &str) -> Result<TcpListener, String> {
-    TcpListener::bind(address).map_err(|error| {
+    let listening = TcpListener::bind(address).and_then(|listener| {
+        rustix::net::listen(&listener, BACKLOG)?;
+        Ok(listener)
+    });
+    listening.map_err(|error| {
         format!("{address} can not be listened on: {error}; stop what uses it, or set {setting} to another address")
     })
 }

@@ -327,6 +327,15 @@ impl Sync {
         let lease_ttl = read.millis("sync.lease_ttl_ms", 500..=600_000);
         let gather = read.millis("sync.gather_ms", 0..=1000);
         let block = read.millis("sync.block_ms", 10..=10_000);
+        if let (Some(block), Some(lease)) = (block, lease_ttl)
+            && block * 2 > lease
+        {
+            read.problems.push(format!(
+                "sync.block_ms = {} must be at most half of sync.lease_ttl_ms = {}: a leader that waits for longer loses its lease",
+                block.as_millis(),
+                lease.as_millis()
+            ));
+        }
         let backoff_max = read.millis("sync.backoff_max_ms", 10..=600_000);
         let audit_every = read.number("sync.audit_every_seconds", 0..=604_800);
         Some(Self {
@@ -585,15 +594,17 @@ mod tests {
             ("REDEEMER_HTTP__BIND", "nowhere"),
             ("REDEEMER_HTPT__BIND", "x"),
             ("REDEEMER_GATE__DEADLINE_MS", "5"),
+            ("REDEEMER_SYNC__BLOCK_MS", "3000"),
         ];
         let problems =
             load(&env, Some("[log]\nlevle = \"info\"\nformat = \"xml\"\n"), &[]).unwrap_err();
         let text = problems.to_string();
-        assert_eq!(problems.0.len(), 5, "{text}");
+        assert_eq!(problems.0.len(), 6, "{text}");
         for part in [
             "REDEEMER_HTTP__BIND",
             "htpt.bind",
             "from 10 to 60000",
+            "at most half of sync.lease_ttl_ms",
             "log.levle",
             "use text or json",
         ] {

@@ -343,6 +343,8 @@ fn write_config(directory: &Path, socket: &Path) -> Result<(), LocalServerError>
          appendfsync always\n\
          # A small file is read fast enough; rewriting it again and again in a rush would cost more.\n\
          auto-aof-rewrite-min-size 256mb\n\
+         # What a member holds stays in one piece, of a third of the memory: its longest value is some 230 bytes.\n\
+         hash-max-listpack-value 256\n\
          maxmemory-policy noeviction\n",
         socket = in_quotes(socket),
         directory = in_quotes(directory),

@@ -73,8 +73,8 @@ const SECTIONS: [(&str, &str, &str); 8] = [
         "throughput",
         "Throughput and cost",
         "Everything takes turns, three times, 64 connections in a closed loop; a ratio is the one in the middle of the \
-         rounds. The service has everything on: an API key, limits by user and by address, metrics, a log line per \
-         request, the outbox, the sync. Where a row does not say otherwise it is the embedded default: a Redis that \
+         rounds. The service has everything on: an API key, the two rate limits of the defaults (attempts by user, \
+         guesses by address), metrics, a log line per request, the outbox, the sync. Where a row does not say otherwise it is the embedded default: a Redis that \
          writes before it answers, and SQLite. The echo, the checkouts and the row locks do nothing else at all \
          ([benches/report/baselines.rs](../benches/report/baselines.rs)); the checkouts call the same script on a Redis \
          set the same way, and nobody empties that outbox. PostgreSQL is as it comes: fsync and synchronous_commit on.",

@@ -46,21 +46,26 @@ impl Ledger {
             .application_name("redeemer");
         let writers = (options.connections_max.saturating_sub(SNAPSHOTS_MAX) / 2).max(1);
         let readers = options.connections_max.saturating_sub(SNAPSHOTS_MAX + writers).max(1);
-        let pool = |connections, timeout: Duration, idle: Duration| {
-            let connect = connect.clone().options([
-                ("statement_timeout", timeout.as_millis().to_string()),
-                ("idle_in_transaction_session_timeout", idle.as_millis().to_string()),
-            ]);
+        let pool = |connections, timeout: Duration, idle: Duration, more: &[(&str, &str)]| {
+            let connect = connect
+                .clone()
+                .options([
+                    ("statement_timeout", timeout.as_millis().to_string()),
+                    ("idle_in_transaction_session_timeout", idle.as_millis().to_string()),
+                ])
+                .options(more.iter().copied());
             let pool = PgPoolOptions::new()
                 .max_connections(connections)
                 .acquire_timeout(options.connect_timeout)
                 .connect_lazy_with(connect);
             Pool::Postgres(pool, timeout + GRACE)
         };
-        let writer = pool(writers, WRITE_TIMEOUT, options.idle_timeout);
-        let reader = pool(readers, READ_TIMEOUT, options.idle_timeout);
-        // A rebuild reads when Redis has taken what was read before.
-        let snapshots = pool(SNAPSHOTS_MAX, READ_TIMEOUT, READ_TIMEOUT);
+        let writer = pool(writers, WRITE_TIMEOUT, options.idle_timeout, &[]);
+        let reader = pool(readers, READ_TIMEOUT, options.idle_timeout, &[]);
+        // A rebuild reads when Redis has taken what was read before. Page after page comes by its index: without statistics,
+        // as after a rush of new rows, the planner would sort all that is left for each page.
+        let by_index = [("enable_sort", "off"), ("enable_bitmapscan", "off")];
+        let snapshots = pool(SNAPSHOTS_MAX, READ_TIMEOUT, READ_TIMEOUT, &by_index);
         if let Pool::Postgres(writer, _) = &writer {
             migrate(writer).await?;
         }
