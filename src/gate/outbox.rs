@@ -17,8 +17,8 @@ use super::{
     link,
 };
 use crate::domain::{
-    Change, Cursor, Entry, Group, MembershipRule, Namespace, Partition, Position, Redemption,
-    RedemptionId, UserId, change::InviteAction, name::Malformed,
+    Change, Cursor, Entry, Group, Invite, MembershipRule, Namespace, Partition, Position,
+    Redemption, RedemptionId, UserId, change::InviteAction, name::Malformed,
 };
 
 /// An entry as it stands in the stream.
@@ -178,6 +178,21 @@ fn decode(partition: Partition, stream_id: &StreamId) -> Result<Read, RedisError
     })
 }
 
+/// The invites that an entry lists, each as id and code, with all else in common.
+fn invites_of_batch(namespace: &Namespace, fields: &Fields) -> Result<Vec<Invite>, Malformed> {
+    let words: Vec<_> = fields.text("codes")?.split(' ').collect();
+    let (pairs, rest) = words.as_chunks::<2>();
+    let Some(([id, code], others)) = pairs.split_first().filter(|_| rest.is_empty()) else {
+        return Err(Malformed("codes is not pairs of id and code".to_owned()));
+    };
+    let first = fields.invite_like_others(namespace, id.parse()?, stored_code(code)?)?;
+    let like_first = |[id, code]: &[&str; 2]| {
+        Ok(Invite { id: id.parse()?, code: stored_code(code)?, ..first.clone() })
+    };
+    let others = others.iter().map(like_first).collect::<Result<Vec<_>, Malformed>>()?;
+    Ok(std::iter::once(first).chain(others).collect())
+}
+
 fn entry(partition: Partition, cursor: Cursor, fields: &Fields) -> Result<Entry, Malformed> {
     let namespace = fields.parsed("ns", Namespace::parse)?;
     let at = fields.time("at")?;
@@ -211,6 +226,10 @@ fn entry(partition: Partition, cursor: Cursor, fields: &Fields) -> Result<Entry,
             invite: fields.invite(&namespace)?,
             holds_code: fields.text("holds_code")? == "1",
             displaced: None,
+        },
+        "invites_created" => Change::InvitesCreated {
+            batch: fields.parsed("batch", str::parse)?,
+            invites: invites_of_batch(&namespace, fields)?,
         },
         "invite_deleted" => Change::InviteDeleted { id: fields.parsed("id", str::parse)? },
         "joined" => Change::Joined {

@@ -114,6 +114,16 @@ impl Fold {
                 };
                 self.audit(entry, action, invite.id.to_string());
             }
+            Change::InvitesCreated { batch, invites } => {
+                for invite in invites {
+                    let row =
+                        InviteRow { invite: invite.clone(), holds_code: true, cursor: *cursor };
+                    let fold = self.invites.entry(invite.id).or_default();
+                    *fold = InviteFold { whole: Some(row), ..InviteFold::default() };
+                }
+                let subject = format!("{batch}, {} invites", invites.len());
+                self.audit(entry, "invites_created", subject);
+            }
             Change::InviteDeleted { id } => {
                 let fold = self.invites.entry(*id).or_default();
                 *fold = InviteFold { deleted: true, ..InviteFold::default() };

@@ -14,7 +14,7 @@ use tokio::sync::{Notify, watch};
 
 use super::chain;
 use crate::{
-    domain::{Cursor, Position},
+    domain::{Cursor, Partition, Position},
     ledger::Ledger,
 };
 
@@ -68,6 +68,13 @@ impl Progress {
         }
     }
 
+    /// How far the ledger is in a partition, as far as is known.
+    #[must_use]
+    pub fn cursor(&self, partition: Partition) -> Cursor {
+        let known = self.inner.partitions.get(usize::from(partition.0));
+        known.map_or(Cursor { epoch: 0, seq: 0 }, |known| *known.cursor.borrow())
+    }
+
     /// Waits until the ledger is at this position or further. That does not say that it has what was there: it may be
     /// among the dead letters, or lost with an epoch.
     pub async fn wait(&self, position: Position) {
@@ -111,7 +118,6 @@ mod tests {
     use futures_util::future::poll_immediate;
 
     use super::*;
-    use crate::domain::Partition;
 
     fn at(partition: u16, epoch: u64, seq: u64) -> Position {
         Position { partition: Partition(partition), cursor: Cursor { epoch, seq } }
