@@ -12,7 +12,7 @@ use std::{future::Future, net::TcpListener, sync::Arc, time::Duration};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use secrecy::ExposeSecret;
 use tokio::{
-    sync::{Semaphore, watch},
+    sync::{Notify, Semaphore, watch},
     task::JoinSet,
 };
 use tokio_util::sync::CancellationToken;
@@ -23,6 +23,7 @@ use crate::{
     domain::{CodeCase, Durability, MembershipRule, Token},
     gate::{Gate, GateOptions, put_namespace::Rules, server},
     http::{self, Keys, Readiness, ServeOptions, State},
+    jobs,
     ledger::{Deployment, Ledger, PostgresOptions, SNAPSHOTS_MAX, SqliteOptions},
     local_server::{self, DataDir, LocalServer, LocalServerError},
     recovery::claims,
@@ -252,6 +253,7 @@ fn new_namespace(config: &Config) -> Rules {
     Rules {
         membership: MembershipRule::default(),
         code_case: CodeCase::default(),
+        code_check: false,
         durability: Durability::default(),
         rate_user: limits.user,
         rate_ip: limits.ip,
@@ -302,7 +304,9 @@ impl App {
         }
         let progress = Progress::new(deployment.partitions);
         let audits = Arc::new(Semaphore::new(1));
+        let ordered = Arc::new(Notify::new());
         let state = State {
+            ordered: ordered.clone(),
             progress: progress.clone(),
             audits: audits.clone(),
             gate: gate.clone(),
@@ -348,6 +352,15 @@ impl App {
                 drain_timeout: config.http.drain_timeout,
             },
         };
+        let jobs_context = jobs::Context {
+            gate: gate.clone(),
+            ledger: ledger.clone(),
+            progress: progress.clone(),
+            owner: id.clone(),
+            lease_ttl: config.sync.lease_ttl,
+            steal_leases: config.is_embedded(),
+            ordered,
+        };
         let watcher = readiness::Watcher {
             gate: gate.clone(),
             ledger: ledger.clone(),
@@ -364,6 +377,7 @@ impl App {
             "the HTTP server",
             http::serve(self.listener, state, serve_options, stop_front.clone()),
         );
+        front.spawn("the jobs", infallible(jobs::run(jobs_context, stop_front.clone())));
         let mut syncing = Tasks::default();
         syncing.spawn("the sync", infallible(sync::run(sync_context, stop_sync.clone())));
         let mut rest = Tasks::default();

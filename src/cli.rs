@@ -2,6 +2,7 @@
 
 mod audit;
 mod backup;
+mod codes;
 mod config;
 mod dead_letters;
 mod demo;
@@ -45,6 +46,7 @@ const UNKNOWN: u8 = 3;
     after_help = "Examples:
   redeemer serve
   redeemer invite create WELCOME --group team --max-uses 100
+  redeemer codes generate --count 1000 --pattern 'SPRING-####-####' --group team --max-uses 1
   redeemer redeem WELCOME --user alice
   redeemer inspect --code WELCOME
   redeemer demo
@@ -85,6 +87,9 @@ enum Command {
     /// Make, list, show and disable invites
     #[command(subcommand)]
     Invite(invite::Command),
+    /// Make codes in bulk, and download them
+    #[command(subcommand)]
+    Codes(codes::Command),
     /// Spend one use of a code for a user
     Redeem(redeem::Redeem),
     /// Show what Redis holds of a code or a user, with the redis-cli commands that show it
@@ -156,6 +161,7 @@ async fn execute(Cli { command, common }: Cli) -> anyhow::Result<ExitCode> {
     match command {
         Command::Serve(serve) => serve.run(&common).await?,
         Command::Invite(command) => command.run(&common).await?,
+        Command::Codes(command) => return command.run(&common).await,
         Command::Redeem(redeem) => redeem.run(&common).await?,
         Command::Inspect(inspect) => inspect.run(&common).await?,
         Command::Key(command) => command.run(&common).await?,

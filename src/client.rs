@@ -14,6 +14,8 @@ use crate::domain::{Namespace, Position, RedemptionId};
 
 /// Longest wait for an answer: longer than the service itself tries.
 const TIMEOUT: Duration = Duration::from_secs(15);
+/// Longest download.
+const DOWNLOAD_TIMEOUT: Duration = Duration::from_hours(1);
 
 /// Why a request has no good answer.
 #[derive(Debug, thiserror::Error)]
@@ -206,6 +208,32 @@ impl Client {
             status,
             text: beginning(&text),
         })
+    }
+
+    /// Downloads a path in one of the formats that it has, piece by piece, however long that takes.
+    ///
+    /// # Errors
+    /// [`ClientError`], also when the service cuts the download short.
+    pub async fn download<E: From<ClientError>>(
+        &self,
+        path: &str,
+        mut take: impl FnMut(&[u8]) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let url = format!("{}{path}", self.url);
+        let transport = |cause| ClientError::Transport { url: url.clone(), cause };
+        let request = self.http.get(&url).bearer_auth(self.key.expose_secret());
+        let mut response = request.timeout(DOWNLOAD_TIMEOUT).send().await.map_err(transport)?;
+        let status = response.status();
+        if !status.is_success() {
+            let text = response.text().await.map_err(transport)?;
+            let problem: Result<Problem, _> = serde_json::from_str(&text);
+            let foreign = |_| ClientError::Foreign { url, status, text: beginning(&text) };
+            return Err(problem.map_or_else(foreign, ClientError::Problem).into());
+        }
+        while let Some(piece) = response.chunk().await.map_err(transport)? {
+            take(&piece)?;
+        }
+        Ok(())
     }
 
     async fn ask_with(

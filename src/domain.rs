@@ -8,7 +8,9 @@
 //! description of what they mean.
 
 pub mod api_key;
+pub mod batch;
 pub mod change;
+pub mod check;
 pub mod code;
 pub mod command;
 pub mod id;
@@ -17,19 +19,22 @@ pub mod member;
 pub mod model;
 pub mod name;
 pub mod partition;
+pub mod pattern;
 pub mod rate_limit;
 pub mod redemption;
 pub mod settings;
 pub mod time;
 
 pub use api_key::{ApiKey, Role, Token};
+pub use batch::{Batch, BatchOrder, BatchState};
 pub use change::{Change, Entry};
 pub use code::{Code, CodeCase};
-pub use id::{InviteId, RedemptionId, RequestId};
+pub use id::{BatchId, InviteId, RedemptionId, RequestId};
 pub use invite::{Invite, InviteState};
 pub use member::{Member, MembershipRule};
 pub use name::{EmailDomain, Group, Malformed, Namespace, UserId};
 pub use partition::{Cursor, Fence, Partition, Position};
+pub use pattern::{Alphabet, Codes, Pattern};
 pub use rate_limit::{Policy, Quota, RateStatus};
 pub use redemption::{Acknowledgement, Answer, Outcome, Redemption, Refusal};
 pub use settings::{Durability, Settings};

@@ -15,6 +15,7 @@ pub mod audit;
 pub mod change_invite;
 pub mod close;
 pub mod contents;
+pub mod create_batch;
 pub mod create_invite;
 pub mod delete_invite;
 mod failure;

@@ -5,6 +5,7 @@
 //! log line and metrics. [`problem`] is the only place that knows status codes.
 
 mod auth;
+mod batches;
 mod body;
 mod consistency;
 mod guard;
@@ -33,7 +34,7 @@ use actix_web::{
     web,
 };
 use metrics_exporter_prometheus::PrometheusHandle;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Notify, Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -54,6 +55,8 @@ pub struct State {
     pub progress: Progress,
     /// Turns to compare gate and ledger, which reads all of a partition.
     pub audits: Arc<Semaphore>,
+    /// Rung when a batch is ordered.
+    pub ordered: Arc<Notify>,
     /// Who may ask.
     pub keys: Arc<Keys>,
     /// Whether this node should be sent requests.
@@ -95,7 +98,15 @@ pub(crate) struct Endpoint {
 }
 
 const NS: &str = "/v1/namespaces/{ns}";
+const CODES: &str = "/v1/namespaces/{ns}/batches/{id}/codes";
 const REDEMPTIONS: &str = "/v1/namespaces/{ns}/redemptions";
+
+impl Endpoint {
+    /// Whether it answers in JSON.
+    fn is_json(&self) -> bool {
+        !["/metrics", CODES].contains(&self.path)
+    }
+}
 
 macro_rules! endpoint {
     ($method:ident $path:expr, $role:expr, $handler:path) => {
@@ -135,6 +146,9 @@ pub(crate) static ENDPOINTS: &[Endpoint] = &[
     endpoint!(GET "/v1/namespaces/{ns}/invites/{id}", Some(Role::Read), invites::show),
     endpoint!(PATCH "/v1/namespaces/{ns}/invites/{id}", Some(Role::Manage), invites::change),
     endpoint!(DELETE "/v1/namespaces/{ns}/invites/{id}", Some(Role::Manage), invites::delete),
+    endpoint!(POST "/v1/namespaces/{ns}/batches", Some(Role::Manage), batches::create),
+    endpoint!(GET "/v1/namespaces/{ns}/batches/{id}", Some(Role::Read), batches::show),
+    endpoint!(GET CODES, Some(Role::Read), batches::codes),
     endpoint!(GET "/v1/namespaces/{ns}/members", Some(Role::Read), members::list),
     endpoint!(GET "/v1/namespaces/{ns}/members/{user}", Some(Role::Read), members::show),
     endpoint!(DELETE "/v1/namespaces/{ns}/members/{user}", Some(Role::Manage), members::leave_all),

@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
-use crate::domain::{InviteId, Millis, Namespace, RedemptionId, RequestId, Token};
+use crate::domain::{BatchId, InviteId, Millis, Namespace, RedemptionId, RequestId, Token};
 
 /// A UUID v7 (RFC 9562 §5.7). Its random part comes from this thread's generator: asking the kernel for each would cost
 /// every request some system calls.
@@ -33,11 +33,29 @@ pub fn request() -> RequestId {
 #[must_use]
 pub fn invite(namespace: &Namespace, caller: &str, request: Option<&RequestId>) -> InviteId {
     InviteId(request.map_or_else(unique, |request| {
-        let digest = digest(&["invite", namespace.as_str(), caller, request.as_str()]);
-        let mut bytes = [0; 16];
-        bytes.copy_from_slice(&digest[..16]);
-        uuid::Builder::from_custom_bytes(bytes).into_uuid()
+        following_from(&["invite", namespace.as_str(), caller, request.as_str()])
     }))
+}
+
+/// An id for a new batch, in the same way.
+#[must_use]
+pub fn batch(namespace: &Namespace, caller: &str, request: Option<&RequestId>) -> BatchId {
+    BatchId(request.map_or_else(unique, |request| {
+        following_from(&["batch", namespace.as_str(), caller, request.as_str()])
+    }))
+}
+
+/// A UUID v8 (RFC 9562 §5.8) that the same parts always give.
+fn following_from(parts: &[&str]) -> Uuid {
+    let mut bytes = [0; 16];
+    bytes.copy_from_slice(&digest(parts)[..16]);
+    uuid::Builder::from_custom_bytes(bytes).into_uuid()
+}
+
+/// What the codes of a batch follow from: nobody can guess it.
+#[must_use]
+pub fn secret() -> [u8; 16] {
+    rand::random()
 }
 
 /// A new API key. Where the caller sent an Idempotency-Key its public part follows from that key.

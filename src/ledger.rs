@@ -3,12 +3,14 @@
 //! * [`rows`] is what the sync brings, `append` writes it together with the cursor in one transaction.
 //! * `claims` are what nodes had told somebody when Redis lost it.
 //! * `partitions` holds what each partition is open on, and the leases of those who look after them.
-//! * `snapshot` reads a partition whole, for a rebuild; `read` answers the API; `keys` are the API keys.
+//! * `snapshot` reads a partition whole, for a rebuild; `read` answers the API; `keys` are the API keys,
+//!   `batches` what is made in bulk.
 //! * `backup` copies it, in SQLite.
 //! * `sqlite` and `postgres` open it; everything else is written once, for both (`sql`).
 
 mod append;
 mod backup;
+mod batches;
 mod claims;
 mod columns;
 mod dead_letters;
@@ -25,6 +27,7 @@ mod take;
 
 pub use append::Appended;
 pub use backup::{Contents, PartitionAt, contents};
+pub use batches::{BatchEnd, BatchJob};
 pub use claims::{Claim, Claimed, WaitingClaim};
 pub use dead_letters::DeadLetter;
 pub use laws::Breach;

@@ -75,6 +75,9 @@ pub(super) struct List {
     /// Only codes that begin so
     #[arg(long)]
     prefix: Option<String>,
+    /// Only those that were made in bulk with this id
+    #[arg(long, value_name = "ID")]
+    batch: Option<String>,
 }
 
 const COLUMNS: [Column; 12] = [
@@ -105,8 +108,12 @@ impl Command {
                 common.output.one(&COLUMNS, &made)
             }
             Self::List(list) => {
-                let query =
-                    query(&[("state", list.state), ("group", list.group), ("prefix", list.prefix)]);
+                let query = query(&[
+                    ("state", list.state),
+                    ("group", list.group),
+                    ("prefix", list.prefix),
+                    ("batch", list.batch),
+                ]);
                 let rows = all(&client, &common.path("/invites"), &query).await?;
                 common.output.rows(&COLUMNS, &rows)
             }

@@ -78,6 +78,11 @@ pub(super) fn say(line: &str) {
     }
 }
 
+/// Prints bytes as they are; says whether there is still somebody who reads.
+pub(super) fn pass_on(bytes: &[u8]) -> io::Result<()> {
+    io::stdout().lock().write_all(bytes)
+}
+
 /// Prints what went wrong to standard error, which has nowhere else to complain to.
 pub(super) fn complain(message: &str) {
     drop(writeln!(io::stderr().lock(), "redeemer: {message}"));

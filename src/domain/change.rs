@@ -4,8 +4,8 @@
 //! the ledger's constraints hold at every step.
 
 use super::{
-    Cursor, Group, Invite, InviteId, MembershipRule, Millis, Namespace, Redemption, Settings,
-    UserId,
+    BatchId, Cursor, Group, Invite, InviteId, MembershipRule, Millis, Namespace, Redemption,
+    Settings, UserId,
 };
 
 /// One change of a partition.
@@ -47,6 +47,13 @@ pub enum Change {
         holds_code: bool,
         /// The ended invite that lost its code to this one.
         displaced: Option<InviteId>,
+    },
+    /// Invites were made in bulk; these are their rows.
+    InvitesCreated {
+        /// With what.
+        batch: BatchId,
+        /// The rows.
+        invites: Vec<Invite>,
     },
     /// An invite that nobody had redeemed was deleted.
     InviteDeleted {

@@ -4,7 +4,7 @@ use std::fmt;
 
 use super::name::{Malformed, text_type};
 
-/// Whether `welcome` and `WELCOME` are one code. Fixed when a namespace is made, since it decides what a code *is*.
+/// What counts as the same code. Fixed when a namespace is made, since it decides what a code *is*.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum CodeCase {
@@ -13,6 +13,8 @@ pub enum CodeCase {
     Insensitive,
     /// Codes are taken as they are.
     Sensitive,
+    /// As insensitive, and what is easily mistaken is one: O is 0, I and L are 1, and `-`, `_` and spaces are left out.
+    Lenient,
 }
 
 impl CodeCase {
@@ -22,16 +24,18 @@ impl CodeCase {
         match self {
             Self::Insensitive => "insensitive",
             Self::Sensitive => "sensitive",
+            Self::Lenient => "lenient",
         }
     }
 
     /// # Errors
-    /// [`Malformed`] when the text is neither `insensitive` nor `sensitive`.
+    /// [`Malformed`] when the text is none of the three words.
     pub fn parse(text: &str) -> Result<Self, Malformed> {
         match text {
             "insensitive" => Ok(Self::Insensitive),
             "sensitive" => Ok(Self::Sensitive),
-            _ => Err(Malformed("code_case is insensitive or sensitive".to_owned())),
+            "lenient" => Ok(Self::Lenient),
+            _ => Err(Malformed("code_case is insensitive, sensitive or lenient".to_owned())),
         }
     }
 }
@@ -46,21 +50,39 @@ impl Code {
     /// The longest code, in characters.
     pub const CHARS_MAX: usize = 64;
 
-    /// Reads what a person typed: spaces around it are dropped, and case is folded as the namespace says.
+    /// The most that may be typed: separators that are left out need room too.
+    const TYPED_CHARS_MAX: usize = 2 * Self::CHARS_MAX;
+
+    /// Reads what a person typed: spaces around it are dropped, and what counts as the same becomes the same, as the
+    /// namespace says. A code that was read before stays as it is.
     ///
     /// # Errors
     /// [`Malformed`] when what is left is not 1 to 64 letters, digits, `-` and `_`.
     pub fn parse(typed: &str, case: CodeCase) -> Result<Self, Malformed> {
         let typed = typed.trim_matches(' ');
-        let fits = (1..=Self::CHARS_MAX).contains(&typed.len())
-            && typed.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_');
-        if !fits {
-            return Err(Malformed("a code is 1 to 64 letters, digits, - and _".to_owned()));
+        let code = match case {
+            _ if typed.len() > Self::TYPED_CHARS_MAX => String::new(),
+            CodeCase::Insensitive => typed.to_ascii_uppercase(),
+            CodeCase::Sensitive => typed.to_owned(),
+            CodeCase::Lenient => typed.chars().filter_map(lenient).collect(),
+        };
+        let fits = (1..=Self::CHARS_MAX).contains(&code.len())
+            && code.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_');
+        if fits {
+            Ok(Self(code.into()))
+        } else {
+            Err(Malformed("a code is 1 to 64 letters, digits, - and _".to_owned()))
         }
-        Ok(Self(match case {
-            CodeCase::Insensitive => typed.to_ascii_uppercase().into(),
-            CodeCase::Sensitive => typed.into(),
-        }))
+    }
+}
+
+/// What a character of a lenient code counts as; nothing for a separator.
+pub(super) fn lenient(character: char) -> Option<char> {
+    match character.to_ascii_uppercase() {
+        '-' | '_' | ' ' => None,
+        'O' => Some('0'),
+        'I' | 'L' => Some('1'),
+        other => Some(other),
     }
 }
 
@@ -75,6 +97,22 @@ mod tests {
             "WELCOME-1"
         );
         assert_eq!(Code::parse("Welcome_1", CodeCase::Sensitive).unwrap().as_str(), "Welcome_1");
+    }
+
+    #[test]
+    fn a_lenient_code_may_be_typed_as_people_do() {
+        for typed in
+            ["SPRING-7K2O-LIQX", " spr1ng 7k20 11qx ", "Spring_7K2o--l1Qx", "SPR1NG7K2011QX"]
+        {
+            assert_eq!(
+                Code::parse(typed, CodeCase::Lenient).unwrap().as_str(),
+                "SPR1NG7K2011QX",
+                "{typed}"
+            );
+        }
+        for bad in ["", "-", " _ ", &"A".repeat(65), &"-".repeat(129), "A:B", "A\tB"] {
+            assert!(Code::parse(bad, CodeCase::Lenient).is_err(), "{bad:?}");
+        }
     }
 
     #[test]

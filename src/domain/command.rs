@@ -5,8 +5,8 @@ use std::net::IpAddr;
 use uuid::Uuid;
 
 use super::{
-    Code, CodeCase, Durability, EmailDomain, Group, Invite, InviteId, Member, MembershipRule,
-    Millis, Namespace, Quota, RedemptionId, RequestId, Settings, UserId,
+    BatchId, Code, CodeCase, Cursor, Durability, EmailDomain, Group, Invite, InviteId, Member,
+    MembershipRule, Millis, Namespace, Quota, RedemptionId, RequestId, Settings, UserId,
 };
 
 /// What is wanted of a request.
@@ -91,6 +91,47 @@ pub enum Created {
         /// Which.
         by: InviteId,
     },
+    /// The namespace does not exist or was archived.
+    NamespaceNotFound,
+}
+
+/// Some invites of a batch. Repeating it with the same ids makes nothing new.
+#[derive(Debug, Clone)]
+pub struct CreateBatch {
+    /// With what they are made.
+    pub batch: BatchId,
+    /// Where.
+    pub namespace: Namespace,
+    /// Their ids, and their codes, normalised by the namespace's rules.
+    pub invites: Vec<(InviteId, Code)>,
+    /// What a redemption lets the user into.
+    pub group: Group,
+    /// Nothing means without limit.
+    pub max_uses: Option<u64>,
+    /// Before this moment nobody may redeem.
+    pub starts_at: Option<Millis>,
+    /// From this moment on nobody may redeem; later than `starts_at`.
+    pub expires_at: Option<Millis>,
+    /// The only e-mail domains whose users may redeem; empty means any.
+    pub email_domains: Vec<EmailDomain>,
+    /// The application's own JSON object, as text.
+    pub metadata: Option<String>,
+    /// Who does it: the id of an API key.
+    pub actor: String,
+}
+
+/// What was decided.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum BatchCreated {
+    /// The invites stand, made now or by an earlier call with the same ids.
+    Created {
+        /// Those that do not stand, as places in the list: another invite has the code.
+        taken: Vec<usize>,
+        /// The place of the last change of the partition: once the ledger is there, it has them.
+        cursor: Cursor,
+    },
+    /// The outbox is full.
+    Overloaded,
     /// The namespace does not exist or was archived.
     NamespaceNotFound,
 }
@@ -267,7 +308,7 @@ pub struct PutNamespace {
 /// What to do with a namespace.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Action {
-    /// Make it like this; when it exists, give it these rules, the fixed two being equal. Brings an archived one back.
+    /// Make it like this; when it exists, give it these rules, the fixed ones being equal. Brings an archived one back.
     Put(Rules),
     /// Make it like this unless it exists or was archived; then leave it alone.
     Ensure(Rules),
@@ -283,6 +324,7 @@ pub enum Action {
 pub struct Rules {
     pub membership: MembershipRule,
     pub code_case: CodeCase,
+    pub code_check: bool,
     pub durability: Durability,
     pub rate_user: Option<Quota>,
     pub rate_ip: Option<Quota>,
@@ -327,7 +369,7 @@ pub enum NamespacePut {
         /// What it is now.
         revision: u64,
     },
-    /// Membership rule or code case differ from what they were fixed to.
+    /// Membership rule or what is a code differ from what they were fixed to.
     FixedRules {
         /// What they are.
         settings: Settings,

@@ -40,6 +40,22 @@ uuid_type! {
 }
 
 uuid_type! {
+    /// A batch's id: a UUID.
+    BatchId, "a batch id"
+}
+
+impl BatchId {
+    /// The id of the invite in a slot (UUID v8, RFC 9562 §5.8): the batch's own, with the slot for its last 4 bytes. So
+    /// whoever makes an invite again makes the same one, and they come in order.
+    #[must_use]
+    pub fn invite(self, slot: u32) -> InviteId {
+        let mut bytes = self.0.into_bytes();
+        bytes[12..].copy_from_slice(&slot.to_be_bytes());
+        InviteId(uuid::Builder::from_custom_bytes(bytes).into_uuid())
+    }
+}
+
+uuid_type! {
     /// A redemption's id: a UUID v7 (RFC 9562 §5.7) made by the node that was asked.
     RedemptionId, "a redemption id"
 }
@@ -95,6 +111,14 @@ mod tests {
         {
             assert!(bad.parse::<InviteId>().is_err(), "{bad:?}");
         }
+    }
+
+    #[test]
+    fn the_invites_of_a_batch_have_ids_in_order_that_no_other_batch_has() {
+        let (one, two) = (BatchId(Uuid::from_u128(1 << 64)), BatchId(Uuid::from_u128(1 << 65)));
+        assert!((0..1000).map(|slot| one.invite(slot)).is_sorted_by(|a, b| a < b));
+        assert_ne!(one.invite(5), two.invite(5));
+        assert_eq!(one.invite(u32::MAX).0.get_version_num(), 8);
     }
 
     #[test]

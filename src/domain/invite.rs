@@ -1,6 +1,8 @@
 //! An invite: what a code stands for.
 
-use super::{Code, EmailDomain, Group, InviteId, Millis, Namespace, UserId, name::Malformed};
+use super::{
+    BatchId, Code, EmailDomain, Group, InviteId, Millis, Namespace, UserId, name::Malformed,
+};
 
 /// The most uses that can be asked for; scripts count in doubles, which are exact far beyond it.
 pub const MAX_USES_MAX: u64 = 1_000_000_000_000;
@@ -40,6 +42,8 @@ pub struct Invite {
     pub email_domains: Vec<EmailDomain>,
     /// The application's own JSON object, as text; at most [`METADATA_BYTES_MAX`] bytes.
     pub metadata: Option<String>,
+    /// With what it was made, if it was made in bulk.
+    pub batch: Option<BatchId>,
     /// Counts administrative changes, from 1. Uses do not touch it.
     pub revision: u64,
     /// When it was made, by the clock of Redis.

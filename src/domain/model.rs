@@ -11,8 +11,9 @@ use super::{
     Answer, Code, Cursor, Group, Invite, InviteId, Member, MembershipRule, Millis, Namespace,
     Outcome, Partition, Policy, Position, Quota, RateStatus, Redemption, Refusal, Settings, UserId,
     command::{
-        Action, ChangeInvite, Changed, CreateInvite, Created, DeleteInvite, Deleted, InvitePatch,
-        Join, Joined, Leave, Left, Mode, NamespacePut, PutNamespace, Redeem, Rules, RulesPatch,
+        Action, BatchCreated, ChangeInvite, Changed, CreateBatch, CreateInvite, Created,
+        DeleteInvite, Deleted, InvitePatch, Join, Joined, Leave, Left, Mode, NamespacePut,
+        PutNamespace, Redeem, Rules, RulesPatch,
     },
     rate_limit::{self, Verdict},
 };
@@ -246,6 +247,7 @@ impl Model {
             user: create.user.clone(),
             email_domains: create.email_domains.clone(),
             metadata: create.metadata.clone(),
+            batch: None,
             revision: 1,
             created_at: now,
             updated_at: now,
@@ -255,6 +257,54 @@ impl Model {
         space.current.insert(create.code.clone(), kept);
         self.record(1);
         Created::Created { invite, now }
+    }
+
+    /// `lua/create_batch.lua`.
+    pub fn create_batch(&mut self, create: &CreateBatch, now: Millis) -> BatchCreated {
+        let Some(space) = live(&mut self.spaces, &create.namespace) else {
+            return BatchCreated::NamespaceNotFound;
+        };
+        if self.outbox_len >= self.outbox_max {
+            return BatchCreated::Overloaded;
+        }
+        let mut taken = Vec::new();
+        let mut made = false;
+        for (place, (id, code)) in create.invites.iter().enumerate() {
+            if space.codes.contains_key(id) {
+                continue;
+            }
+            // Also one that has ended keeps its code: there are others.
+            if space.current.contains_key(code) {
+                taken.push(place);
+                continue;
+            }
+            let invite = Invite {
+                id: *id,
+                namespace: create.namespace.clone(),
+                code: code.clone(),
+                group: create.group.clone(),
+                max_uses: create.max_uses,
+                uses: 0,
+                granted: 0,
+                starts_at: create.starts_at,
+                expires_at: create.expires_at,
+                disabled: false,
+                user: None,
+                email_domains: create.email_domains.clone(),
+                metadata: create.metadata.clone(),
+                batch: Some(create.batch),
+                revision: 1,
+                created_at: now,
+                updated_at: now,
+            };
+            space.codes.insert(*id, code.clone());
+            space.current.insert(code.clone(), Kept { invite, last_change: None });
+            made = true;
+        }
+        if made {
+            self.record(1);
+        }
+        BatchCreated::Created { taken, cursor: self.cursor }
     }
 
     /// `lua/change_invite.lua`.
@@ -423,7 +473,8 @@ impl Model {
         }
         let changed = match &put.action {
             Action::Put(rules) | Action::Ensure(rules) => {
-                if (rules.membership, rules.code_case) != (settings.membership, settings.code_case)
+                if (rules.membership, rules.code_case, rules.code_check)
+                    != (settings.membership, settings.code_case, settings.code_check)
                 {
                     return NamespacePut::FixedRules { settings };
                 }
@@ -610,6 +661,7 @@ fn new_settings(rules: &Rules, now: Millis) -> Settings {
     Settings {
         membership: rules.membership,
         code_case: rules.code_case,
+        code_check: rules.code_check,
         durability: rules.durability,
         rate_user: rules.rate_user,
         rate_ip: rules.rate_ip,

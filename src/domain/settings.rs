@@ -1,6 +1,6 @@
 //! The rules of a namespace.
 
-use super::{CodeCase, MembershipRule, Millis, Policy, Quota, name::Malformed};
+use super::{Code, CodeCase, MembershipRule, Millis, Policy, Quota, check, name::Malformed};
 
 /// What an answer promises: see the reliability notes for what each level may lose.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Hash)]
@@ -42,8 +42,10 @@ impl Durability {
 pub struct Settings {
     /// How many memberships a user may hold; fixed when the namespace is made.
     pub membership: MembershipRule,
-    /// Whether codes differ by case; fixed when the namespace is made.
+    /// What counts as the same code; fixed when the namespace is made.
     pub code_case: CodeCase,
+    /// Whether the last character of each code follows from the others; fixed when the namespace is made.
+    pub code_check: bool,
     /// What an answer promises unless the request asks for more.
     pub durability: Durability,
     /// Attempts per user; nothing means that this policy is off, here and below.
@@ -67,6 +69,20 @@ pub struct Settings {
 }
 
 impl Settings {
+    /// Reads a code that somebody typed, by the rules of this namespace.
+    ///
+    /// # Errors
+    /// [`Malformed`] when it can not be a code of this namespace.
+    pub fn code(&self, typed: &str) -> Result<Code, Malformed> {
+        let code = Code::parse(typed, self.code_case)?;
+        if self.code_check && !check::fits(code.as_str()) {
+            return Err(Malformed(
+                "its last character does not fit the others: something is mistyped".to_owned(),
+            ));
+        }
+        Ok(code)
+    }
+
     /// The quota of a policy, if it is on.
     #[must_use]
     pub fn quota(&self, policy: Policy) -> Option<Quota> {

@@ -3,8 +3,8 @@
 use std::collections::HashMap;
 
 use crate::domain::{
-    Code, CodeCase, Durability, EmailDomain, Group, Invite, InviteId, MembershipRule, Millis,
-    Namespace, Quota, Settings, UserId, name::Malformed,
+    BatchId, Code, CodeCase, Durability, EmailDomain, Group, Invite, InviteId, MembershipRule,
+    Millis, Namespace, Quota, Settings, UserId, name::Malformed,
 };
 
 /// The fields of a hash or of an outbox entry.
@@ -55,12 +55,23 @@ impl Fields {
     }
 
     pub(super) fn invite(&self, namespace: &Namespace) -> Result<Invite, Malformed> {
+        let id = self.parsed("id", str::parse::<InviteId>)?;
+        self.invite_like_others(namespace, id, self.parsed("code", stored_code)?)
+    }
+
+    /// An invite that has all but these in common with others.
+    pub(super) fn invite_like_others(
+        &self,
+        namespace: &Namespace,
+        id: InviteId,
+        code: Code,
+    ) -> Result<Invite, Malformed> {
         let domains =
             |text: &str| text.split(',').map(EmailDomain::parse).collect::<Result<Vec<_>, _>>();
         Ok(Invite {
-            id: self.parsed("id", str::parse::<InviteId>)?,
+            id,
             namespace: namespace.clone(),
-            code: self.parsed("code", stored_code)?,
+            code,
             group: self.parsed("group", Group::parse)?,
             max_uses: self.optional("max_uses", str::parse)?,
             uses: self.number("uses")?,
@@ -71,6 +82,7 @@ impl Fields {
             user: self.optional("user", UserId::parse)?,
             email_domains: self.optional("email_domains", domains)?.unwrap_or_default(),
             metadata: self.0.get("metadata").cloned(),
+            batch: self.optional("batch", str::parse::<BatchId>)?,
             revision: self.number("revision")?,
             created_at: self.time("created_at")?,
             updated_at: self.time("updated_at")?,
@@ -81,6 +93,7 @@ impl Fields {
         Ok(Settings {
             membership: self.parsed("membership", MembershipRule::parse)?,
             code_case: self.parsed("code_case", CodeCase::parse)?,
+            code_check: self.0.contains_key("code_check"),
             durability: self.parsed("durability", Durability::parse)?,
             rate_user: self.optional("rate_user", Quota::parse)?,
             rate_ip: self.optional("rate_ip", Quota::parse)?,
@@ -127,6 +140,7 @@ pub(super) fn of_invite(invite: &Invite) -> Vec<(&'static str, String)> {
     optional("user", invite.user.as_ref().map(ToString::to_string));
     optional("email_domains", join_domains(&invite.email_domains));
     optional("metadata", invite.metadata.clone());
+    optional("batch", invite.batch.map(|batch| batch.to_string()));
     fields
 }
 
@@ -142,6 +156,7 @@ pub(super) fn of_settings(settings: &Settings) -> Vec<(&'static str, String)> {
     ];
     let mut optional =
         |name, value: Option<String>| fields.extend(value.map(|value| (name, value)));
+    optional("code_check", settings.code_check.then(|| "1".to_owned()));
     optional("rate_user", settings.rate_user.map(|quota| quota.to_string()));
     optional("rate_ip", settings.rate_ip.map(|quota| quota.to_string()));
     optional("rate_code", settings.rate_code.map(|quota| quota.to_string()));

@@ -16,8 +16,8 @@ use super::{
     survey::{self, Survey},
 };
 use crate::domain::{
-    Change, Code, Cursor, Entry, Group, InviteId, MembershipRule, Millis, Namespace, Partition,
-    Position, Redemption, RedemptionId, UserId, change::InviteAction, name::Malformed,
+    Change, Code, Cursor, Entry, Group, Invite, InviteId, MembershipRule, Millis, Namespace,
+    Partition, Position, Redemption, RedemptionId, UserId, change::InviteAction, name::Malformed,
 };
 
 /// One change as it stands in the stream.
@@ -342,6 +342,21 @@ impl Shared {
     }
 }
 
+/// The invites that an entry lists, each as id and code, with all else in common.
+fn invites_of_batch(namespace: &Namespace, fields: &Fields) -> Result<Vec<Invite>, Malformed> {
+    let words: Vec<_> = fields.text("codes")?.split(' ').collect();
+    let (pairs, rest) = words.as_chunks::<2>();
+    let Some(([id, code], others)) = pairs.split_first().filter(|_| rest.is_empty()) else {
+        return Err(Malformed("codes is not pairs of id and code".to_owned()));
+    };
+    let first = fields.invite_like_others(namespace, id.parse()?, stored_code(code)?)?;
+    let like_first = |[id, code]: &[&str; 2]| {
+        Ok(Invite { id: id.parse()?, code: stored_code(code)?, ..first.clone() })
+    };
+    let others = others.iter().map(like_first).collect::<Result<Vec<_>, Malformed>>()?;
+    Ok(std::iter::once(first).chain(others).collect())
+}
+
 fn entry(cursor: Cursor, fields: &Fields) -> Result<Entry, Malformed> {
     let namespace = fields.parsed("ns", Namespace::parse)?;
     let at = fields.time("at")?;
@@ -357,6 +372,10 @@ fn entry(cursor: Cursor, fields: &Fields) -> Result<Entry, Malformed> {
             invite: fields.invite(&namespace)?,
             holds_code: fields.text("holds_code")? == "1",
             displaced: None,
+        },
+        "invites_created" => Change::InvitesCreated {
+            batch: fields.parsed("batch", str::parse)?,
+            invites: invites_of_batch(&namespace, fields)?,
         },
         "invite_deleted" => Change::InviteDeleted { id: fields.parsed("id", str::parse)? },
         "joined" => Change::Joined {

@@ -68,6 +68,7 @@ impl Rules {
         vec![
             ("membership", self.membership.as_str().to_owned()),
             ("code_case", self.code_case.as_str().to_owned()),
+            ("code_check", if self.code_check { "1" } else { "" }.to_owned()),
             ("durability", self.durability.as_str().to_owned()),
             ("rate_user", quota(self.rate_user)),
             ("rate_ip", quota(self.rate_ip)),

@@ -379,6 +379,7 @@ mod tests {
         Settings {
             membership: crate::domain::MembershipRule::OneGroup,
             code_case: crate::domain::CodeCase::Insensitive,
+            code_check: false,
             durability: crate::domain::Durability::Gate,
             rate_user: Quota::parse("10/60").ok(),
             rate_ip: Quota::parse("20/60").ok(),

@@ -35,6 +35,7 @@ macro_rules! scripts {
 scripts! {
     REDEEM = "redeem",
     CREATE_INVITE = "create_invite",
+    CREATE_BATCH = "create_batch",
     CHANGE_INVITE = "change_invite",
     DELETE_INVITE = "delete_invite",
     FIND_CODE = "find_code",

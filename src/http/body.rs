@@ -287,7 +287,9 @@ impl Body {
     pub(super) fn problem(&mut self) -> Problem {
         let code = self.common.unwrap_or(Code::InvalidRequest);
         let detail = match code {
-            Code::CodeMalformed => "A code is 1 to 64 letters, digits, - and _.",
+            Code::CodeMalformed => {
+                "This can not be a code here; `errors` says why. Ask for it again."
+            }
             Code::DurabilityUnavailable => {
                 "This service promises the durability levels gate and ledger; for replicated, the operator sets gate.replicas."
             }

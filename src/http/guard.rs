@@ -164,7 +164,7 @@ fn let_in(
             key.or_else(|| (endpoint.path == REDEMPTIONS).then(crate::ids::request));
         request.extensions_mut().insert(IdempotencyKey(head.idempotency_key.clone()));
     }
-    if !accepts_json(request.headers()) && endpoint.path != "/metrics" {
+    if !accepts_json(request.headers()) && endpoint.is_json() {
         return Err(Problem::new(
             Code::NotAcceptable,
             "Answers are application/json; accept that.",

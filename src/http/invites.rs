@@ -3,6 +3,8 @@
 //!
 //! The ETag is the invite's revision, which counts administrators' changes only: uses never spoil an If-Match.
 
+use std::sync::Arc;
+
 use actix_web::{HttpRequest, HttpResponse, http::header, web};
 use serde_json::{Value, json};
 
@@ -17,8 +19,8 @@ use super::{
 };
 use crate::{
     domain::{
-        Code as InviteCode, CodeCase, EmailDomain, Group, Invite, InviteId, InviteState, Malformed,
-        Millis, Namespace, UserId,
+        Code as InviteCode, EmailDomain, Group, Invite, InviteId, InviteState, Malformed, Millis,
+        Namespace, Settings, UserId,
         invite::{EMAIL_DOMAINS_MAX, MAX_USES_MAX},
     },
     gate::{
@@ -57,7 +59,7 @@ fn view(invite: &Invite, now: Millis) -> Result<Value, Problem> {
         "user": invite.user,
         "email_domains": invite.email_domains,
         "metadata": metadata,
-        "batch": null,
+        "batch": invite.batch,
         "revision": invite.revision,
         "created_at": invite.created_at,
         "updated_at": invite.updated_at,
@@ -89,7 +91,7 @@ pub(super) async fn create(
     mut body: Body,
 ) -> Result<HttpResponse, Problem> {
     let settings = settings_of(&state, &scope.namespace).await?;
-    let wanted = body.optional_code(|text| InviteCode::parse(text, settings.code_case));
+    let wanted = body.optional_code(|text| settings.code(text));
     let group = body.required("group", Group::parse);
     let max_uses = body.count("max_uses", MAX_USES_MAX);
     if max_uses == Presence::Absent {
@@ -112,7 +114,7 @@ pub(super) async fn create(
     let mut create = CreateInvite {
         id: crate::ids::invite(&scope.namespace, &scope.caller.actor(), request.0.as_ref()),
         namespace: scope.namespace,
-        code: wanted.clone().unwrap_or_else(|| made_up(settings.code_case)),
+        code: wanted.clone().unwrap_or_else(|| made_up(&settings)),
         group,
         max_uses,
         starts_at,
@@ -127,13 +129,13 @@ pub(super) async fn create(
         match create.run(&state.gate).await? {
             Created::Created { invite, now } => return created(&invite, now, &create),
             Created::CodeTaken { .. } if wanted.is_none() && tries < MADE_UP_TRIES => {
-                create.code = made_up(settings.code_case);
+                create.code = made_up(&settings);
                 tries += 1;
             }
             Created::CodeTaken { by } => return Err(taken(create.code.as_str(), by)),
             // The first request with this key made the code up; it is the same invite.
             Created::IdTaken { code } if wanted.is_none() => create.code = code,
-            Created::IdTaken { .. } => return Err(key_reused()),
+            Created::IdTaken { .. } => return Err(key_reused("invite")),
             Created::NamespaceNotFound => {
                 return Err(Problem::new(
                     Code::NamespaceNotFound,
@@ -149,7 +151,7 @@ fn created(invite: &Invite, now: Millis, asked: &CreateInvite) -> Result<HttpRes
     if invite.group != asked.group
         || invite.created_at == invite.updated_at && invite.max_uses != asked.max_uses
     {
-        return Err(key_reused());
+        return Err(key_reused("invite"));
     }
     let location = format!("/v1/namespaces/{}/invites/{}", invite.namespace, invite.id);
     Ok(HttpResponse::Created()
@@ -158,20 +160,22 @@ fn created(invite: &Invite, now: Millis, asked: &CreateInvite) -> Result<HttpRes
         .json(view(invite, now)?))
 }
 
-fn key_reused() -> Problem {
+/// A key that has made another one of the same kind.
+pub(super) fn key_reused(what: &str) -> Problem {
     Problem::new(
         Code::IdempotencyKeyReused,
-        "This Idempotency-Key has made another invite. Use a new key for a new invite.",
+        format!("This Idempotency-Key has made another {what}. Use a new key for a new {what}."),
     )
 }
 
-/// A code that nobody guesses: 12 characters of 32 that are hard to mistake for each other, in three groups.
-fn made_up(case: CodeCase) -> InviteCode {
+/// A code that nobody guesses: 12 characters of 32 that are hard to mistake for each other, in three groups. Where codes
+/// have a check character, one of 36 has a fitting one by itself.
+fn made_up(settings: &Settings) -> InviteCode {
     const ALPHABET: &[u8; 32] = b"23456789ABCDEFGHJKLMNPQRSTUVWXYZ";
     loop {
         let characters = crate::ids::characters::<12>(ALPHABET);
         let text = [&characters[..4], &characters[4..8], &characters[8..]].join("-");
-        if let Ok(code) = InviteCode::parse(&text, case) {
+        if let Ok(code) = settings.code(&text) {
             return code;
         }
     }
@@ -193,19 +197,18 @@ pub(super) async fn show_by_code(
     path: web::Path<(String, String)>,
 ) -> Result<HttpResponse, Problem> {
     let known = match state.gate.settings(&scope.namespace).await {
-        Ok(known) => known.map(|settings| settings.code_case),
+        Ok(known) => known,
         Err(GateError::Unexpected { .. }) => None,
-        Err(_) => {
-            state.ledger.namespace(&scope.namespace).await?.map(|settings| settings.code_case)
-        }
+        Err(_) => state.ledger.namespace(&scope.namespace).await?.map(Arc::new),
     };
-    let Some(case) = known else {
+    let Some(settings) = known else {
         return Err(Problem::new(
             Code::NamespaceNotFound,
             "There is no such namespace, or it was archived.",
         ));
     };
-    let code = InviteCode::parse(&path.1, case)
+    let code = settings
+        .code(&path.1)
         .map_err(|error| Problem::new(Code::CodeMalformed, format!("In the path, {error}.")))?;
     let from_ledger = state.ledger.invite_by_code(&scope.namespace, &code);
     shown(&state, &scope.namespace, Which::Code(code.clone()), from_ledger).await
@@ -250,6 +253,7 @@ pub(super) async fn list(
                 InviteCode::parse(text, case).map(|code| code.as_str().to_owned())
             })
             .value(),
+        batch: parameters.optional("batch", str::parse).value(),
     };
     let page = query.page()?;
     let after = page.after(code_and_id)?;
@@ -364,7 +368,7 @@ pub(super) fn precondition_failed(revision: u64) -> Problem {
     .with("revision", revision)
 }
 
-fn email_domains(body: &mut Body) -> Option<Vec<EmailDomain>> {
+pub(super) fn email_domains(body: &mut Body) -> Option<Vec<EmailDomain>> {
     let domains = body.typed("email_domains", |value| {
         let Value::Array(values) = value else {
             return Err("must be a list of e-mail domains".to_owned());

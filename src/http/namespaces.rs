@@ -1,6 +1,6 @@
 //! Namespaces and their settings: `PUT` makes one (201) or sets its rules (200), `PATCH` changes some of them, `DELETE`
-//! archives it: it answers nobody from then on, and the ledger keeps all that it had. The membership rule and whether
-//! codes differ by case are fixed when a namespace is made.
+//! archives it: it answers nobody from then on, and the ledger keeps all that it had. The membership rule and what
+//! counts as a code are fixed when a namespace is made.
 
 use actix_web::{HttpRequest, HttpResponse, http::header, web};
 use serde_json::{Value, json};
@@ -29,6 +29,7 @@ fn view(name: &Namespace, settings: &Settings) -> Value {
         "name": name,
         "membership": settings.membership.as_str(),
         "code_case": settings.code_case.as_str(),
+        "code_check": settings.code_check,
         "durability": settings.durability.as_str(),
         "rate_user": quota(settings.rate_user),
         "rate_ip": quota(settings.rate_ip),
@@ -61,21 +62,29 @@ pub(super) async fn put(
     let new = &state.new_namespace;
     let membership = body.optional("membership", MembershipRule::parse).value();
     let code_case = body.optional("code_case", CodeCase::parse).value();
+    let code_check = body
+        .typed("code_check", |value| {
+            value.as_bool().ok_or_else(|| "must be true or false".to_owned())
+        })
+        .value();
     let durability = durability(&state, &mut body).unwrap_or(new.durability);
     let [user, ip, code, namespace, guess] = rates(&mut body);
     body.finish()?;
     // What is fixed and left out stays as it is.
     let question = ShowNamespace { namespace: scope.namespace.clone() };
-    let fixed = match (membership, code_case) {
-        (Some(membership), Some(code_case)) => (membership, code_case),
+    let fixed = match (membership, code_case, code_check) {
+        (Some(membership), Some(code_case), Some(code_check)) => {
+            (membership, code_case, code_check)
+        }
         _ => match question.run(&state.gate).await? {
-            Some((known, _)) => (known.membership, known.code_case),
-            None => (new.membership, new.code_case),
+            Some((known, _)) => (known.membership, known.code_case, known.code_check),
+            None => (new.membership, new.code_case, new.code_check),
         },
     };
     let rules = Rules {
         membership: membership.unwrap_or(fixed.0),
         code_case: code_case.unwrap_or(fixed.1),
+        code_check: code_check.unwrap_or(fixed.2),
         durability,
         rate_user: user.unwrap_or(new.rate_user),
         rate_ip: ip.unwrap_or(new.rate_ip),
@@ -92,7 +101,7 @@ pub(super) async fn patch(
     http: HttpRequest,
     mut body: Body,
 ) -> Result<HttpResponse, Problem> {
-    for fixed in ["membership", "code_case"] {
+    for fixed in ["membership", "code_case", "code_check"] {
         body.typed::<()>(fixed, |_| Err("can not be changed once a namespace is made".to_owned()));
     }
     let durability = durability(&state, &mut body);
@@ -144,6 +153,8 @@ async fn run(
                 let membership = rules.membership.as_str();
                 differs("membership", membership, settings.membership.as_str());
                 differs("code_case", rules.code_case.as_str(), settings.code_case.as_str());
+                let word = |check| if check { "true" } else { "false" };
+                differs("code_check", word(rules.code_check), word(settings.code_check));
             }
             return Err(body.problem());
         }

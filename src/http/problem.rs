@@ -71,6 +71,7 @@ codes! {
     MemberNotFound = "member_not_found", 404, false, "The user is not a member";
     NamespaceNotFound = "namespace_not_found", 404, false, "There is no such namespace";
     KeyNotFound = "key_not_found", 404, false, "There is no such API key";
+    BatchNotFound = "batch_not_found", 404, false, "There is no such batch";
     RouteNotFound = "route_not_found", 404, false, "There is no such path";
     MethodNotAllowed = "method_not_allowed", 405, false, "The path does not have this method";
     NotAcceptable = "not_acceptable", 406, false, "Answers are JSON";

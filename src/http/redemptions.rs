@@ -141,7 +141,7 @@ pub(super) async fn redeem(
 ) -> Result<HttpResponse, Problem> {
     let deadline = Instant::now() + state.request_timeout;
     let settings = settings_of(&state, &scope.namespace).await?;
-    let code = body.code(|text| InviteCode::parse(text, settings.code_case));
+    let code = body.code(|text| settings.code(text));
     let user = body.required("user", UserId::parse);
     let ip = body.ip();
     let email_domain = body.optional("email", EmailDomain::of_address).value();

@@ -12,7 +12,7 @@ use super::{
     scope::Scope,
 };
 use crate::{
-    domain::{Code as InviteCode, EmailDomain, Outcome, UserId},
+    domain::{EmailDomain, Outcome, UserId},
     gate::redeem::{Mode, Redeem},
 };
 
@@ -22,7 +22,7 @@ pub(super) async fn validate(
     mut body: Body,
 ) -> Result<HttpResponse, Problem> {
     let settings = settings_of(&state, &scope.namespace).await?;
-    let code = body.code(|text| InviteCode::parse(text, settings.code_case));
+    let code = body.code(|text| settings.code(text));
     let user = body.optional("user", UserId::parse).value();
     let ip = body.ip();
     let email_domain = body.optional("email", EmailDomain::of_address).value();

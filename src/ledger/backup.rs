@@ -74,6 +74,7 @@ impl Ledger {
         let mut tx = copy.begin().await.map_err(&failed)?;
         for statement in [
             "UPDATE partitions SET requested = NULL, lease_owner = NULL, lease_expires_at = 0",
+            "UPDATE batches SET lease_owner = NULL, lease_expires_at = 0",
             "DELETE FROM nodes",
             "DELETE FROM confirmations",
         ] {

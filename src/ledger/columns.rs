@@ -4,17 +4,19 @@ use uuid::Uuid;
 
 use super::{LedgerError, sql::Row};
 use crate::domain::{
-    Code, CodeCase, Cursor, Durability, EmailDomain, Group, Invite, InviteId, Member,
-    MembershipRule, Millis, Namespace, Partition, Position, Quota, Redemption, RedemptionId,
-    Settings, UserId,
+    Alphabet, Batch, BatchId, BatchOrder, BatchState, Code, CodeCase, Cursor, Durability,
+    EmailDomain, Group, Invite, InviteId, Member, MembershipRule, Millis, Namespace, Partition,
+    Pattern, Position, Quota, Redemption, RedemptionId, Settings, UserId,
 };
 
 // Columns by name, never `*`: a newer version may add some while this one runs, and PostgreSQL then refuses every
 // `SELECT *` that it has prepared before ("cached plan must not change result type").
-pub(super) const NAMESPACE: &str = "name, partition, membership, code_case, durability, rate_user, rate_ip, rate_code, \
-     rate_namespace, rate_guess, revision, created_at, updated_at, archived_at, epoch, seq";
+pub(super) const NAMESPACE: &str = "name, partition, membership, code_case, code_check, durability, rate_user, rate_ip, \
+     rate_code, rate_namespace, rate_guess, revision, created_at, updated_at, archived_at, epoch, seq";
 pub(super) const INVITE: &str = "id, namespace, partition, code, grp, max_uses, uses, granted, starts_at, expires_at, \
-     disabled, user_id, email_domains, metadata, revision, created_at, updated_at, holds_code, epoch, seq";
+     disabled, user_id, email_domains, metadata, batch, revision, created_at, updated_at, holds_code, epoch, seq";
+pub(super) const BATCH: &str = "id, namespace, pattern, alphabet, total, done, grp, max_uses, starts_at, expires_at, \
+     email_domains, metadata, actor, secret, state, reason, created_at, started_at, finished_at, lease_token";
 pub(super) const REDEMPTION: &str = "id, namespace, partition, invite, code, grp, user_id, request, ordinal, remaining, \
      redeemed_at, exclusive_key, metadata, epoch, seq";
 pub(super) const MEMBER: &str =
@@ -98,6 +100,7 @@ impl Row {
         Ok(Settings {
             membership: self.parsed("membership", MembershipRule::parse)?,
             code_case: self.parsed("code_case", CodeCase::parse)?,
+            code_check: self.get("code_check")?,
             durability: self.parsed("durability", Durability::parse)?,
             rate_user: self.maybe_parsed("rate_user", Quota::parse)?,
             rate_ip: self.maybe_parsed("rate_ip", Quota::parse)?,
@@ -132,9 +135,37 @@ impl Row {
             user: self.maybe_parsed("user_id", UserId::parse)?,
             email_domains: self.maybe_parsed("email_domains", domains)?.unwrap_or_default(),
             metadata: self.maybe_text("metadata")?,
+            batch: self.maybe_id("batch")?.map(BatchId),
             revision: self.number("revision")?,
             created_at: self.time("created_at")?,
             updated_at: self.time("updated_at")?,
+        })
+    }
+
+    pub(super) fn batch(&self) -> Result<Batch, LedgerError> {
+        let domains =
+            |text: &str| text.split(',').map(EmailDomain::parse).collect::<Result<Vec<_>, _>>();
+        Ok(Batch {
+            order: BatchOrder {
+                id: BatchId(self.id("id")?),
+                namespace: self.parsed("namespace", Namespace::parse)?,
+                count: self.number("total")?,
+                pattern: self.parsed("pattern", Pattern::parse)?,
+                alphabet: self.parsed("alphabet", Alphabet::parse)?,
+                group: self.parsed("grp", Group::parse)?,
+                max_uses: self.maybe_number("max_uses")?,
+                starts_at: self.maybe_time("starts_at")?,
+                expires_at: self.maybe_time("expires_at")?,
+                email_domains: self.maybe_parsed("email_domains", domains)?.unwrap_or_default(),
+                metadata: self.maybe_text("metadata")?,
+                actor: self.text("actor")?,
+            },
+            state: self.parsed("state", BatchState::parse)?,
+            done: self.number("done")?,
+            reason: self.maybe_text("reason")?,
+            created_at: self.time("created_at")?,
+            started_at: self.maybe_time("started_at")?,
+            finished_at: self.maybe_time("finished_at")?,
         })
     }
 

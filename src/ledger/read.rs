@@ -6,8 +6,8 @@ use super::{
     sql::{Query, Row, sql},
 };
 use crate::domain::{
-    Code, Cursor, Group, Invite, InviteId, InviteState, Member, Millis, Namespace, Partition,
-    Redemption, RedemptionId, Settings, UserId,
+    BatchId, Code, Cursor, Group, Invite, InviteId, InviteState, Member, Millis, Namespace,
+    Partition, Redemption, RedemptionId, Settings, UserId,
 };
 
 /// A redemption and what the application said about it.
@@ -50,6 +50,7 @@ pub struct InviteFilter {
     pub group: Option<Group>,
     /// Codes that begin with this, normalised.
     pub prefix: Option<String>,
+    pub batch: Option<BatchId>,
 }
 
 /// Some invites, by code.
@@ -201,8 +202,16 @@ impl Ledger {
         after: Option<&(String, InviteId)>,
         limit: u32,
     ) -> Result<InvitePage, LedgerError> {
-        let mut query = sql(format!("SELECT {INVITE} FROM invites WHERE namespace = $1"))
+        let index = if filter.batch.is_some() {
+            self.dialect.indexed_by("invites_batch")
+        } else {
+            String::new()
+        };
+        let mut query = sql(format!("SELECT {INVITE} FROM invites {index} WHERE namespace = $1"))
             .bind(namespace.as_str());
+        if let Some(batch) = filter.batch {
+            query.push(" AND batch = ").push_bind(batch.0);
+        }
         if let Some(group) = &filter.group {
             query.push(" AND grp = ").push_bind(group.as_str());
         }

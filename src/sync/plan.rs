@@ -114,6 +114,18 @@ impl Fold {
                 };
                 self.audit(entry, action, invite.id.to_string());
             }
+            Change::InvitesCreated { batch, invites } => {
+                for invite in invites {
+                    let row =
+                        InviteRow { invite: invite.clone(), holds_code: true, cursor: *cursor };
+                    // One that was deleted and made again may have another code: the old row still has to go.
+                    let fold = self.invites.entry(invite.id).or_default();
+                    fold.whole = Some(row);
+                    fold.uses = None;
+                }
+                let subject = format!("{batch}, {} invites", invites.len());
+                self.audit(entry, "invites_created", subject);
+            }
             Change::InviteDeleted { id } => {
                 let fold = self.invites.entry(*id).or_default();
                 *fold = InviteFold { deleted: true, ..InviteFold::default() };
@@ -234,6 +246,7 @@ impl Fold {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::domain::{BatchId, Code, CodeCase, Invite, Millis};
 
     fn at(epoch: u64, seq: u64) -> Cursor {
         Cursor { epoch, seq }
@@ -244,6 +257,48 @@ mod tests {
         assert_eq!(contiguous(at(1, 5), [at(1, 4), at(1, 5), at(1, 6), at(1, 7)]), Ok(2));
         assert_eq!(contiguous(at(1, 5), []), Ok(0));
         assert_eq!(contiguous(at(2, 0), [at(1, 9), at(2, 1)]), Ok(1));
+    }
+
+    #[test]
+    fn an_invite_that_was_deleted_and_made_again_replaces_its_row() {
+        let (batch, namespace) =
+            (BatchId(uuid::Uuid::from_u128(1)), Namespace::default_namespace());
+        let invite = Invite {
+            id: batch.invite(5),
+            namespace: namespace.clone(),
+            code: Code::parse("OTHER", CodeCase::Sensitive).unwrap(),
+            group: Group::parse("team").unwrap(),
+            max_uses: None,
+            uses: 0,
+            granted: 0,
+            starts_at: None,
+            expires_at: None,
+            disabled: false,
+            user: None,
+            email_domains: Vec::new(),
+            metadata: None,
+            batch: Some(batch),
+            revision: 1,
+            created_at: Millis::default(),
+            updated_at: Millis::default(),
+        };
+        let changes = [
+            Change::InviteDeleted { id: invite.id },
+            Change::InvitesCreated { batch, invites: vec![invite.clone()] },
+        ];
+        let entries: Vec<_> = (1..)
+            .zip(changes)
+            .map(|(seq, change)| Entry {
+                cursor: at(1, seq),
+                namespace: namespace.clone(),
+                at: Millis::default(),
+                actor: "test".to_owned(),
+                change,
+            })
+            .collect();
+        let rows = plan(&entries);
+        assert_eq!(rows.deleted_invites, [invite.id]);
+        assert_eq!(rows.invites, [InviteRow { invite, holds_code: true, cursor: at(1, 2) }]);
     }
 
     #[test]

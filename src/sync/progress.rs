@@ -103,6 +103,13 @@ impl Progress {
         }
     }
 
+    /// How far the ledger is in a partition, as far as is known.
+    #[must_use]
+    pub fn cursor(&self, partition: Partition) -> Cursor {
+        let known = self.inner.partitions.get(usize::from(partition.0));
+        known.map_or(Cursor { epoch: 0, seq: 0 }, |known| known.reached.borrow().cursor)
+    }
+
     /// Waits until the ledger is at this position or further; says whether what was there is a row for sure. Otherwise
     /// only the ledger itself can tell.
     pub async fn wait(&self, position: Position) -> bool {

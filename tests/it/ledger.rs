@@ -113,7 +113,7 @@ const NEXT_VERSION: &str = "
     ALTER TABLE redemptions ADD COLUMN channel TEXT;
     CREATE TABLE campaigns (id TEXT PRIMARY KEY, cap BIGINT);
     INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time)
-        SELECT 9999, 'later', success, checksum, 0 FROM _sqlx_migrations;
+        SELECT 9999, 'later', success, checksum, 0 FROM _sqlx_migrations WHERE version = 1;
     UPDATE deployment SET schema = schema + 1;
 ";
 
@@ -182,7 +182,7 @@ async fn the_laws_hold_in_the_tables_themselves() {
     let invite = |id: u8, code: &str, uses: u8| {
         format!(
             "INSERT INTO invites VALUES ('00000000-0000-0000-0000-0000000000{id:02}', 'n', 0, '{code}', 'g', 2, {uses}, 0,
-             NULL, NULL, FALSE, NULL, NULL, NULL, 1, 0, 0, TRUE, 1, {id})"
+             NULL, NULL, FALSE, NULL, NULL, NULL, 1, 0, 0, TRUE, 1, {id}, NULL)"
         )
     };
     let redemption = |id: u8, user: &str, request: &str, ordinal: u8, exclusive: &str| {

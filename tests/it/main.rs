@@ -11,6 +11,7 @@ mod api;
 mod audit;
 mod backup;
 mod batch;
+mod batches;
 mod claims;
 mod cli;
 mod docs;

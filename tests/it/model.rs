@@ -1,7 +1,7 @@
 //! The scripts against `domain::model`, on random histories with a clock that goes where it likes.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     net::IpAddr,
     sync::atomic::{AtomicU64, Ordering},
 };
@@ -16,12 +16,12 @@ use proptest::{
 };
 use redeemer::{
     domain::{
-        Code, CodeCase, Cursor, EmailDomain, Entry, Group, InviteId, MembershipRule, Millis,
-        Namespace, Outcome, Partition, Quota, RedemptionId, Refusal, RequestId, UserId,
+        BatchId, Code, CodeCase, Cursor, EmailDomain, Entry, Group, InviteId, MembershipRule,
+        Millis, Namespace, Outcome, Partition, Quota, RedemptionId, Refusal, RequestId, UserId,
         command::{
-            Action, ChangeInvite, Changed, CreateInvite, Created, DeleteInvite, Deleted,
-            InvitePatch, Join, Joined, Leave, Left, Mode, NamespacePut, PutNamespace, Redeem,
-            Rules, RulesPatch,
+            Action, BatchCreated, ChangeInvite, Changed, CreateBatch, CreateInvite, Created,
+            DeleteInvite, Deleted, InvitePatch, Join, Joined, Leave, Left, Mode, NamespacePut,
+            PutNamespace, Redeem, Rules, RulesPatch,
         },
         model::Model,
     },
@@ -61,6 +61,13 @@ enum Op {
         max_uses: Option<u64>,
         window: (Option<i64>, Option<i64>),
         bound: Bound,
+    },
+    /// Slots, each with the code that it is to have.
+    Batch {
+        slots: Vec<(u8, u8)>,
+        group: u8,
+        max_uses: Option<u64>,
+        expires_in: Option<i64>,
     },
     Change {
         id: u8,
@@ -165,6 +172,9 @@ fn op() -> impl Strategy<Value = Op> {
         5 => (0..8u8, 0..3u8, 0..2u8, max_uses(), (moment(), moment()), bound).prop_map(
             |(id, code, group, max_uses, window, bound)| Op::Create { id, code, group, max_uses, window, bound }
         ),
+        2 => (vec((0..4u8, 0..6u8), 1..4), 0..2u8, max_uses(), moment()).prop_map(
+            |(slots, group, max_uses, expires_in)| Op::Batch { slots, group, max_uses, expires_in }
+        ),
         6 => (0..8u8, 0..20u8, expected(), patch)
             .prop_map(|(id, change, expected, patch)| Op::Change { id, change, expected, patch }),
         1 => (0..8u8, expected()).prop_map(|(id, expected)| Op::Delete { id, expected }),
@@ -205,7 +215,15 @@ impl World<'_> {
         ms.map(|ms| Millis::from_ms(self.now().as_ms() + ms).unwrap())
     }
 
+    fn batch(&self) -> BatchId {
+        BatchId(Uuid::from_u128(self.ids + (9 << 32)))
+    }
+
+    /// Of an invite by itself, or of one that a batch may make.
     fn id(&self, number: u8) -> InviteId {
+        if number >= 6 {
+            return self.batch().invite(u32::from(number - 6));
+        }
         InviteId(Uuid::from_u128(self.ids + 1000 + u128::from(number)))
     }
 
@@ -251,7 +269,8 @@ impl World<'_> {
 }
 
 fn code(number: u8) -> Code {
-    Code::parse(["ONE", "TWO", "THREE", "NONE"][usize::from(number)], CodeCase::Sensitive).unwrap()
+    let codes = ["ONE", "TWO", "THREE", "NONE", "FIVE", "SIX"];
+    Code::parse(codes[usize::from(number)], CodeCase::Sensitive).unwrap()
 }
 
 fn user(number: u8) -> UserId {
@@ -348,6 +367,34 @@ async fn step(world: &mut World<'_>, op: &Op) {
                 Created::IdTaken { .. } => "id_taken",
                 Created::CodeTaken { .. } => "code_taken",
                 Created::NamespaceNotFound => "create: namespace_not_found",
+            });
+            assert_eq!(said, meant);
+        }
+        Op::Batch { slots, group: group_number, max_uses, expires_in } => {
+            let batch = world.batch();
+            // A slot comes once in a call; what it asks for is its own.
+            let slots: BTreeMap<_, _> = slots.iter().copied().collect();
+            let invites =
+                slots.iter().map(|(slot, number)| (batch.invite(u32::from(*slot)), code(*number)));
+            let create = CreateBatch {
+                batch,
+                namespace,
+                invites: invites.collect(),
+                group: group(*group_number),
+                max_uses: *max_uses,
+                starts_at: None,
+                expires_at: world.after(*expires_in),
+                email_domains: vec![domain(0)],
+                metadata: Some("{\"a\":2}".to_owned()),
+                actor,
+            };
+            let (said, meant) =
+                (create.run(gate).await.unwrap(), world.model.create_batch(&create, now));
+            world.saw(match &meant {
+                BatchCreated::Created { taken, .. } if taken.is_empty() => "batch: created",
+                BatchCreated::Created { .. } => "batch: taken",
+                BatchCreated::Overloaded => "batch: overloaded",
+                BatchCreated::NamespaceNotFound => "batch: namespace_not_found",
             });
             assert_eq!(said, meant);
         }
@@ -482,7 +529,11 @@ fn word(outcome: &Outcome) -> &'static str {
 }
 
 /// Every reply word that a history can bring about.
-const WORDS: [&str; 42] = [
+const WORDS: [&str; 46] = [
+    "batch: created",
+    "batch: taken",
+    "batch: overloaded",
+    "batch: namespace_not_found",
     "granted",
     "replayed",
     "allowed",

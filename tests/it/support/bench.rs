@@ -167,6 +167,7 @@ pub fn rules(membership: MembershipRule) -> Rules {
     Rules {
         membership,
         code_case: CodeCase::Insensitive,
+        code_check: false,
         durability: Durability::Gate,
         rate_user: None,
         rate_ip: None,

@@ -1,0 +1,79 @@
+#!lua
+-- Make some invites of a batch. They are alike but for their ids and codes. An id that has made an invite before makes
+-- none again; a code that another invite has, also an ended one, is left to it and told.
+--
+-- KEYS[1] meta, KEYS[2] outbox: see the head
+-- KEYS[3] settings   hash    of the namespace
+-- KEYS[4..] for each invite: invite (hash, of its code), invite-id (string, of its id)
+-- ARGV[1] deployment, ARGV[2] lineage, ARGV[3] epoch, ARGV[4] now: see the head
+-- ARGV[5] namespace
+-- ARGV[6] actor
+-- ARGV[7] entries of the outbox from which on nothing is made
+-- ARGV[8] how many of the next values are fields of all
+-- ARGV[9..] field and value in turn: batch, group, and what the caller set of max_uses, starts_at, expires_at,
+--           email_domains, metadata; then id and code of each invite, in the order of the keys
+-- replies   {'fenced'} | {'namespace_not_found'} | {'overloaded'}
+--           | {'created', epoch-seq, place...}   the partition's last change; places (from 0) whose codes are taken
+-- The head, the same in every fenced script: KEYS[1] meta, KEYS[2] outbox, ARGV[1] deployment, ARGV[2] lineage,
+-- ARGV[3] epoch (all three from the ledger), ARGV[4] now (ms; empty for the clock of Redis).
+local meta = redis.call('HMGET', KEYS[1], 'deployment', 'lineage', 'epoch', 'seq')
+local lineage = string.match(redis.call('INFO', 'replication'), 'master_replid:(%x+)')
+if lineage ~= ARGV[2] or meta[1] ~= ARGV[1] or meta[2] ~= ARGV[2] or meta[3] ~= ARGV[3] then
+  return {'fenced'}
+end
+local epoch, seq = meta[3], tonumber(meta[4])
+local now = tonumber(ARGV[4])
+if not now then
+  local time = redis.call('TIME')
+  now = time[1] * 1000 + math.floor(time[2] / 1000)
+end
+local function int(number) return string.format('%d', number) end
+local at = int(now)
+-- Appends one change to the outbox; its id is the change's place. Once a script has called this, nothing may fail, and
+-- seq must be written.
+local function append(change, ns, actor, ...)
+  seq = seq + 1
+  local position = epoch .. '-' .. int(seq)
+  redis.call('XADD', KEYS[2], position, 'type', change, 'ns', ns, 'actor', actor, 'at', at, ...)
+  return position
+end
+-- Appends one change, the only one or the next, and writes seq.
+local function record(...)
+  local position = append(...)
+  redis.call('HSET', KEYS[1], 'seq', int(seq))
+  return position
+end
+-- End of the head.
+local settings = redis.call('HMGET', KEYS[3], 'revision', 'archived_at')
+if not settings[1] or settings[2] then return {'namespace_not_found'} end
+if redis.call('XLEN', KEYS[2]) >= tonumber(ARGV[7]) then return {'overloaded'} end
+local fields = {}
+for i = 9, 8 + ARGV[8] do fields[#fields + 1] = ARGV[i] end
+for _, value in ipairs({'uses', '0', 'granted', '0', 'revision', '1', 'created_at', at, 'updated_at', at}) do
+  fields[#fields + 1] = value
+end
+-- Mostly none of the keys is there, which one look says.
+local is_new = redis.call('EXISTS', unpack(KEYS, 4)) == 0
+local taken, invites, codes, names, seen = {}, {}, {}, {}, {}
+for i = 4, #KEYS, 2 do
+  local own = 9 + ARGV[8] + i - 4
+  local invite, by_id, id, code = KEYS[i], KEYS[i + 1], ARGV[own], ARGV[own + 1]
+  if is_new or redis.call('EXISTS', by_id) == 0 then
+    if seen[invite] or not is_new and redis.call('EXISTS', invite) == 1 then
+      taken[#taken + 1] = (i - 4) / 2
+    else
+      seen[invite] = true
+      invites[#invites + 1] = {invite, 'id', id, 'code', code, unpack(fields)}
+      codes[#codes + 1] = id .. ' ' .. code
+      names[#names + 1] = by_id
+      names[#names + 1] = code
+    end
+  end
+end
+-- Nothing above writes; nothing below refuses.
+if #invites > 0 then
+  record('invites_created', ARGV[5], ARGV[6], 'codes', table.concat(codes, ' '), unpack(fields))
+  for _, invite in ipairs(invites) do redis.call('HSET', unpack(invite)) end
+  redis.call('MSET', unpack(names))
+end
+return {'created', epoch .. '-' .. int(seq), unpack(taken)}
