@@ -27,7 +27,7 @@ COPY = WORK / "checkout"
 HISTORIES = ["model::the_scripts_do_what_the_model_says_on_random_histories"]
 LEDGER = ["model::the_ledger_knows_all_that_the_gate_knows_on_random_histories"]
 RECOVERY = ["recovery::", "scripts::"]
-REST = ["batch::", "race::", "faults::", "durability::", "api::", "audit::"]
+REST = ["batch::", "batches::", "race::", "faults::", "durability::", "api::", "audit::"]
 
 # Nobody may be waiting for ever because of a fault.
 PATIENCE_S = 900
