@@ -10,7 +10,7 @@ use super::{
     chart::Series,
     load::{Load, Pace, Report},
     output::tell,
-    rows::{Bar, Missing, Row, Rows, Unit},
+    rows::{Bar, Row, Rows, Unit},
     servers::{Place, PostgresServer, RedisWork, Service, redemption},
 };
 
@@ -126,7 +126,7 @@ impl Lab {
         self.took.push((name, took));
     }
 
-    fn push(&mut self, what: &str, bar: Bar, unit: Unit, figure: Result<f64, Missing>) {
+    fn push(&mut self, what: &str, bar: Bar, unit: Unit, figure: Result<f64, String>) {
         let row = Row { section: self.section, what: what.to_owned(), bar, unit, figure };
         tell(&format!("  {}", row.line()));
         self.rows.0.push(row);
@@ -138,15 +138,10 @@ impl Lab {
 
     /// A row of what could not be measured, and why.
     pub(crate) fn failed(&mut self, what: &str, bar: Bar, unit: Unit, why: &str) {
-        self.push(what, bar, unit, Err(Missing::Failed(why.to_owned())));
+        self.push(what, bar, unit, Err(why.to_owned()));
     }
 
-    /// A row of what there is nothing of yet.
-    pub(crate) fn skipped(&mut self, what: &str, bar: Bar, unit: Unit, why: &str) {
-        self.push(what, bar, unit, Err(Missing::Skipped(why.to_owned())));
-    }
-
-    /// The embedded default: its own Redis, which writes before it answers, SQLite, and limits by user and address.
+    /// The embedded default: its own Redis, which writes before it answers, SQLite, and the default limits.
     /// Started once.
     pub(crate) fn embedded(&mut self) -> anyhow::Result<&Service> {
         if self.embedded.is_none() {

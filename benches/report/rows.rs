@@ -68,15 +68,6 @@ fn thousands(figure: f64) -> String {
     format!("{sign}{}", groups.join(","))
 }
 
-/// Why there is no figure.
-#[derive(Debug, Clone)]
-pub(crate) enum Missing {
-    /// There is nothing to measure yet.
-    Skipped(String),
-    /// It did not go as it should.
-    Failed(String),
-}
-
 /// A line of the table.
 #[derive(Debug, Clone)]
 pub(crate) struct Row {
@@ -84,7 +75,8 @@ pub(crate) struct Row {
     pub(crate) what: String,
     pub(crate) bar: Bar,
     pub(crate) unit: Unit,
-    pub(crate) figure: Result<f64, Missing>,
+    /// Or why it could not be measured.
+    pub(crate) figure: Result<f64, String>,
 }
 
 impl Row {
@@ -114,8 +106,7 @@ impl Row {
         };
         let figure = match &self.figure {
             Ok(figure) => self.unit.write(*figure),
-            Err(Missing::Skipped(why)) => format!("not measured: {why}"),
-            Err(Missing::Failed(why)) => format!("failed: {why}"),
+            Err(why) => format!("failed: {why}"),
         };
         [self.what.clone(), self.bar_text(), figure, met.to_owned()]
     }
@@ -154,7 +145,7 @@ const TITLES: [&str; 4] = ["what", "bar", "figure", ""];
 impl Rows {
     /// Whether something did not go as it should.
     pub(crate) fn has_failed(&self) -> bool {
-        self.0.iter().any(|row| matches!(row.figure, Err(Missing::Failed(_))))
+        self.0.iter().any(|row| row.figure.is_err())
     }
 
     /// Bars that are reached, and all that were measured.
