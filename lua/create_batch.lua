@@ -8,7 +8,7 @@
 -- ARGV[1] deployment, ARGV[2] lineage, ARGV[3] epoch, ARGV[4] now: see the head
 -- ARGV[5] namespace
 -- ARGV[6] actor
--- ARGV[7] entries of the outbox from which on nothing is made
+-- ARGV[7] changes in the outbox from which on nothing is made
 -- ARGV[8] how many of the next values are fields of all
 -- ARGV[9..] field and value in turn: batch, group, and what the caller set of max_uses, starts_at, expires_at,
 --           email_domains, metadata; then id and code of each invite, in the order of the keys
@@ -44,9 +44,18 @@ local function record(...)
   return position
 end
 -- End of the head.
+-- How many changes wait in the outbox; an entry may hold those of a whole batch.
+local function changes_waiting()
+  local oldest = redis.call('XRANGE', KEYS[2], '-', '+', 'COUNT', 1)[1]
+  if not oldest then return 0 end
+  local first = oldest[2][3] == 'first' and oldest[2][4] or oldest[1]
+  local first_epoch, first_seq = string.match(first, '^(%d+)-(%d+)$')
+  if first_epoch ~= epoch then return redis.call('XLEN', KEYS[2]) + seq end
+  return seq - first_seq + 1
+end
 local settings = redis.call('HMGET', KEYS[3], 'revision', 'archived_at')
 if not settings[1] or settings[2] then return {'namespace_not_found'} end
-if redis.call('XLEN', KEYS[2]) >= tonumber(ARGV[7]) then return {'overloaded'} end
+if changes_waiting() >= tonumber(ARGV[7]) then return {'overloaded'} end
 local fields = {}
 for i = 9, 8 + ARGV[8] do fields[#fields + 1] = ARGV[i] end
 for _, value in ipairs({'uses', '0', 'granted', '0', 'revision', '1', 'created_at', at, 'updated_at', at}) do

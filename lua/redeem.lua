@@ -264,16 +264,20 @@ local function refusal_of_membership(rule, invite, member)
   return 'already_member', string.sub(pointer, 7), redemption and redemption.id or ''
 end
 
--- How many more changes the outbox takes. An entry holds at most one batch; only a long outbox is looked at closely.
-local function outbox_room()
-  local waiting = redis.call('XLEN', KEYS[2])
-  if (waiting + 1) * BATCH_MAX <= limit then return BATCH_MAX end
+-- How many changes wait in the outbox; an entry may hold those of a whole batch.
+local function changes_waiting()
   local oldest = redis.call('XRANGE', KEYS[2], '-', '+', 'COUNT', 1)[1]
-  if not oldest then return limit end
+  if not oldest then return 0 end
   local first = oldest[2][3] == 'first' and oldest[2][4] or oldest[1]
   local first_epoch, first_seq = string.match(first, '^(%d+)-(%d+)$')
-  if first_epoch ~= epoch then return limit - waiting - seq end
-  return limit - (seq - first_seq + 1)
+  if first_epoch ~= epoch then return redis.call('XLEN', KEYS[2]) + seq end
+  return seq - first_seq + 1
+end
+
+-- How many more changes the outbox takes. Only a long one is looked at closely: an entry holds at most one batch.
+local function outbox_room()
+  if (redis.call('XLEN', KEYS[2]) + 1) * BATCH_MAX <= limit then return BATCH_MAX end
+  return limit - changes_waiting()
 end
 
 -- Spends the use on the tables; the writing comes at the end.

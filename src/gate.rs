@@ -357,6 +357,14 @@ impl Gate {
         self.inner.replicated.is_some()
     }
 
+    /// Whether a redemption or validation in this namespace would be refused now because too many wait already: known
+    /// before anything is spent on reading it.
+    #[must_use]
+    pub fn is_overloaded(&self, namespace: &Namespace) -> bool {
+        let partition = self.inner.keys.partition_of(namespace);
+        self.inner.lanes.get(usize::from(partition.0)).is_some_and(lane::Lane::is_full)
+    }
+
     /// Asks for one use of a code, or whether one would be granted. Dropping the future takes nothing back.
     ///
     /// # Errors

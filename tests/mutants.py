@@ -71,7 +71,7 @@ MUTANTS = [
     ("redeem", "the member is not written", "for _, written in ipairs(grants) do redis.call(unpack(written)) end\n", ""),
     ("redeem", "the ledger is told another request", "left .. ' ' .. id .. ' ' .. user", "left .. ' ' .. redemption .. ' ' .. user"),
     ("redeem", "what another kind was granted shares the entry", "if not entry or entry.kind ~= kind then", "if not entry then"),
-    ("redeem", "an entry hides how many changes it holds", "limit - (seq - first_seq + 1)", "limit - waiting"),
+    ("redeem", "an entry hides how many changes it holds", "return seq - first_seq + 1", "return redis.call('XLEN', KEYS[2])"),
     ("survey", "an entry's first change is its last", "first[2][3] == 'first' and first[2][4] or first[1]", "first[1]"),
     ("create_invite", "a live invite loses its code",
      "if not (exhausted or expired or holder[5]) then return {'code_taken', holder[1]} end", ""),

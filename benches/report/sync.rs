@@ -42,12 +42,12 @@ fn of_ledger(lab: &mut Lab, name: &str, bar: f64, ledger: Option<String>) -> any
     let place = Service::start(place)?.stop()?;
     let started = Instant::now();
     make_backlog(&server, entries)?;
-    tell(&format!("  {entries} entries made in {:.1} s", started.elapsed().as_secs_f64()));
+    tell(&format!("  {entries} changes made in {:.1} s", started.elapsed().as_secs_f64()));
 
     let outbox = keys().outbox(partition());
     let (service, rate) = thread::scope(|scope| {
         let starting = scope.spawn(|| Service::start(place));
-        let rate = drain_rate(&server, &outbox);
+        let rate = drain_rate(&server, &outbox, entries);
         let service = starting.join().map_err(|_| anyhow::anyhow!("the start panicked"))??;
         anyhow::Ok((service, rate?))
     })?;
@@ -106,9 +106,10 @@ fn make_backlog(server: &RedisServer, entries: u64) -> anyhow::Result<()> {
     })
 }
 
-/// Watches an outbox until it is empty; returns how many entries a second went from it once the first had gone.
+/// Watches an outbox of so many changes until it is empty; returns how many of them a second went from it once the first
+/// had gone. Its length tells nothing of them: an entry holds all that a call has granted.
 #[expect(clippy::cast_precision_loss, reason = "for people")]
-fn drain_rate(server: &RedisServer, outbox: &str) -> anyhow::Result<f64> {
+fn drain_rate(server: &RedisServer, outbox: &str, changes: u64) -> anyhow::Result<f64> {
     let mut redis = server.redis.connect()?;
     let mut length =
         || -> anyhow::Result<u64> { Ok(redis::cmd("XLEN").arg(outbox).query(&mut redis)?) };
@@ -123,5 +124,5 @@ fn drain_rate(server: &RedisServer, outbox: &str) -> anyhow::Result<f64> {
         Ok(!is_full)
     })?;
     wait_until("the backlog is drained", || Ok(length()? == 0))?;
-    Ok(full as f64 / began.elapsed().as_secs_f64())
+    Ok(changes as f64 / began.elapsed().as_secs_f64())
 }

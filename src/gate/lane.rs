@@ -52,6 +52,11 @@ pub(super) struct Job {
 }
 
 impl Lane {
+    /// Whether nobody else can wait in line now.
+    pub(super) fn is_full(&self) -> bool {
+        self.queue.capacity() == 0
+    }
+
     /// Waits in line, and for the answer. `unknown` says that an earlier attempt may have been granted.
     pub(super) async fn ask(
         &self,

@@ -8,7 +8,7 @@ use std::{
     collections::HashMap,
     future::{Ready, ready},
     rc::Rc,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use actix_web::{
@@ -264,6 +264,16 @@ impl Head {
                 request_id, %method, route, status, key, micros,
                 code = problem.code.as_str(), cause = problem.cause(), "request"
             ),
+            // One line a second tells as much as thousands, which would take from those who can be served.
+            Some(problem) if problem.code == Code::Overloaded && route == REDEMPTIONS => {
+                if let Some(refused) = SHED.with_borrow_mut(Shed::add) {
+                    tracing::warn!(
+                        refused,
+                        code = problem.code.as_str(),
+                        "requests are refused: too many wait"
+                    );
+                }
+            }
             Some(problem) if status > 500 => tracing::warn!(
                 request_id, %method, route, status, key, micros,
                 code = problem.code.as_str(), cause = problem.cause(), "request"
@@ -279,6 +289,25 @@ impl Head {
     }
 }
 
+/// Requests that this thread has refused because too many wait, and when it last said so.
+#[derive(Default)]
+struct Shed {
+    refused: u64,
+    said: Option<Instant>,
+}
+
+impl Shed {
+    /// Counts one more; returns how many there were since the last word, if it is time for another.
+    fn add(&mut self) -> Option<u64> {
+        self.refused += 1;
+        if self.said.is_some_and(|said| said.elapsed() < Duration::from_secs(1)) {
+            return None;
+        }
+        self.said = Some(Instant::now());
+        Some(std::mem::take(&mut self.refused))
+    }
+}
+
 /// What an answer is counted by.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 struct Counted {
@@ -288,6 +317,7 @@ struct Counted {
 }
 
 thread_local! {
+    static SHED: RefCell<Shed> = RefCell::default();
     /// Looking a metric up by its labels would cost each request more than counting does.
     static HANDLES: RefCell<HashMap<Counted, (metrics::Counter, metrics::Histogram)>> = RefCell::default();
 }

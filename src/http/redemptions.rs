@@ -13,7 +13,7 @@ use super::{
     guard::IdempotencyKey,
     page::{Page, Query, single},
     problem::{Code, Problem, rate_headers},
-    scope::Scope,
+    scope::{Room, Scope},
 };
 use crate::{
     domain::{
@@ -137,6 +137,7 @@ pub(super) async fn redeem(
     state: web::Data<State>,
     scope: Scope,
     request: IdempotencyKey,
+    _room: Room,
     mut body: Body,
 ) -> Result<HttpResponse, Problem> {
     let deadline = Instant::now() + state.request_timeout;

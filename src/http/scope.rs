@@ -5,10 +5,16 @@ use std::{
     sync::Arc,
 };
 
-use actix_web::{FromRequest, HttpMessage, HttpRequest, dev::Payload};
+use actix_web::{FromRequest, HttpMessage, HttpRequest, dev::Payload, web};
 
-use super::problem::{Code, Problem};
-use crate::domain::{ApiKey, Namespace};
+use super::{
+    State,
+    problem::{Code, Problem},
+};
+use crate::{
+    domain::{ApiKey, Namespace},
+    gate::GateError,
+};
 
 /// The key that opened a request; the guard has put it there.
 #[derive(Debug, Clone)]
@@ -62,5 +68,23 @@ impl FromRequest for Scope {
 
     fn from_request(request: &HttpRequest, _: &mut Payload) -> Self::Future {
         ready(Self::of(request))
+    }
+}
+
+/// There is room in the namespace's lane. Extracted before the body, so that in a rush a refusal costs little and what
+/// can be served is served.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Room;
+
+impl FromRequest for Room {
+    type Error = Problem;
+    type Future = Ready<Result<Self, Problem>>;
+
+    fn from_request(request: &HttpRequest, _: &mut Payload) -> Self::Future {
+        let state = request.app_data::<web::Data<State>>();
+        let namespace = Namespace::parse(request.match_info().query("ns"));
+        let is_full =
+            state.zip(namespace.ok()).is_some_and(|(state, ns)| state.gate.is_overloaded(&ns));
+        ready(if is_full { Err(GateError::Overloaded.into()) } else { Ok(Self) })
     }
 }

@@ -63,8 +63,8 @@ impl Ledger {
         let writer = pool(writers, WRITE_TIMEOUT, options.idle_timeout, &[]);
         let reader = pool(readers, READ_TIMEOUT, options.idle_timeout, &[]);
         // A rebuild reads when Redis has taken what was read before. Page after page comes by its index: without statistics,
-        // as after a rush of new rows, the planner would sort all that is left for each page.
-        let by_index = [("enable_sort", "off"), ("enable_bitmapscan", "off")];
+        // as after a rush of new rows, the planner would fetch and sort all that is left for each page.
+        let by_index = [("enable_seqscan", "off"), ("enable_bitmapscan", "off")];
         let snapshots = pool(SNAPSHOTS_MAX, READ_TIMEOUT, READ_TIMEOUT, &by_index);
         if let Pool::Postgres(writer, _) = &writer {
             migrate(writer).await?;

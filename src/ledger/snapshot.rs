@@ -204,19 +204,28 @@ impl Snapshot {
         last: &(String, String),
     ) -> Result<Vec<Row>, LedgerError> {
         let indexed_by = self.tx.dialect().indexed_by(index);
-        sql(format!(
-            "SELECT {columns} FROM {table} {indexed_by}
-             WHERE partition = $1 AND (namespace, user_id) > ($2, $3) AND (namespace, user_id) <= ($4, $5)
-             ORDER BY namespace, user_id, epoch, seq",
-        ))
-        .bind(self.partition.0)
-        .bind(after.map_or("", |(namespace, _)| namespace))
-        .bind(after.map_or("", |(_, user)| user))
-        .bind(last.0.as_str())
-        .bind(last.1.as_str())
-        .fetch_all(&mut self.tx)
-        .await
-        .map_err(LedgerError::of("reading a snapshot"))
+        let (first, begin) = after.map_or(("", ""), |(namespace, user)| (namespace, user));
+        let namespaces = self.rules.keys().map(Namespace::as_str);
+        let namespaces = namespaces.filter(|name| (first..=last.0.as_str()).contains(name));
+        let mut rows = Vec::new();
+        // One namespace after the other: between two pairs of namespace and user PostgreSQL would read the index from
+        // the partition's beginning each time.
+        for namespace in namespaces {
+            let begin = if namespace == first { begin } else { "" };
+            let mut query = sql(format!(
+                "SELECT {columns} FROM {table} {indexed_by} WHERE partition = $1 AND namespace = $2 AND user_id > $3",
+            ))
+            .bind(self.partition.0)
+            .bind(namespace)
+            .bind(begin);
+            if namespace == last.0 {
+                query.push(" AND user_id <= ").push_bind(last.1.as_str());
+            }
+            query.push(" ORDER BY user_id, epoch, seq");
+            let found = query.fetch_all(&mut self.tx).await;
+            rows.extend(found.map_err(LedgerError::of("reading a snapshot"))?);
+        }
+        Ok(rows)
     }
 }
 
