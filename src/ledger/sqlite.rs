@@ -15,6 +15,10 @@ const ROWS_AHEAD: usize = 1000;
 /// Prepared statements that a connection keeps: those in bulk have eight sizes each.
 const STATEMENTS_KEPT: usize = 256;
 
+/// Pages of the log (4 KiB each) from which on it is brought into the file. A page that changes often is then brought
+/// over once and not each time, and the disk is left to the log, and to that of an embedded Redis.
+const CHECKPOINT_PAGES: &str = "16000";
+
 /// Where the file is, and within which bounds.
 #[derive(Debug, Clone)]
 pub struct SqliteOptions {
@@ -41,6 +45,7 @@ impl Ledger {
             .filename(&options.path)
             .journal_mode(SqliteJournalMode::Wal)
             .synchronous(SqliteSynchronous::Full)
+            .pragma("wal_autocheckpoint", CHECKPOINT_PAGES)
             .busy_timeout(options.busy_timeout)
             // Rows come from a thread of their own: with fewer in between, each costs a change of threads.
             .row_buffer_size(ROWS_AHEAD)
