@@ -384,6 +384,7 @@ pub(super) mod docs {
         .takes(chosen(fields))
         .answers::<View>(202, "It is ordered; its Location says how far it is.")
         .with(&["Location"])
+        .leads_to(&[("show_batch", &["id"]), ("download_codes", &["id"])])
         .problems(&[Code::NamespaceNotFound, Code::CampaignNotFound, Code::IdempotencyKeyReused])
         .problems(GATE)
         .problems(LEDGER)

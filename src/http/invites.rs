@@ -500,6 +500,11 @@ pub(super) mod docs {
             )
             .answers::<View>(201, "The invite, also to a repeat with the same Idempotency-Key.")
             .with(&["Location", "ETag"])
+            .leads_to(&[
+                ("show_invite", &["id"]),
+                ("change_invite", &["id"]),
+                ("delete_invite", &["id"]),
+            ])
             .problems(&[
                 Code::CodeMalformed,
                 Code::NamespaceNotFound,

@@ -466,6 +466,7 @@ pub(super) mod docs {
             ))
             .answers::<View>(201, "A new redemption.")
             .with(&["Location"])
+            .leads_to(&[("show_redemption", &["id"]), ("show_member", &["user"])])
             .answers::<View>(200, "This user had spent the use before; `replayed` is true.")
             .rated()
             .problems(REFUSALS)

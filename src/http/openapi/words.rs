@@ -116,14 +116,14 @@ words! {
     });
     ;
     "TypedCode" = json!({
-        "type": "string", "minLength": 1, "maxLength": 2 * Code::CHARS_MAX, "pattern": "^ *[A-Za-z0-9_-]{1,64} *$",
+        "type": "string", "minLength": 1, "maxLength": 2 * Code::CHARS_MAX, "pattern": "^[A-Za-z0-9_ -]+$",
         "examples": ["WELCOME"],
-        "description": "A code as a person typed it. A lenient namespace takes spaces within it too; one with check \
-                        characters wants the last one to fit.",
+        "description": "A code as a person typed it. It has 1 to 64 characters besides the spaces around it, and those \
+                        within it that a lenient namespace takes; one with check characters wants the last to fit.",
     });
     "Pattern" = json!({
         "type": "string", "minLength": 1, "maxLength": Code::CHARS_MAX, "examples": ["SPRING-####-####"],
-        "pattern": r"^[A-Za-z0-9_-]*(#[A-Za-z0-9_-]*){1,20}\*?$",
+        "pattern": r"^[A-Za-z0-9_#-]*#[A-Za-z0-9_#-]*\*?$",
         "description": "What codes look like: # is a random character (1 to 20 of them), * at the end a check \
                         character; the rest stands for itself.",
     });
