@@ -1,5 +1,6 @@
 //! `POST …/redemptions` spends one use of a code for a user, once per Idempotency-Key: 201 for a new redemption, 200
-//! with `replayed` for a repeat. `GET …/redemptions` lists what the ledger has, newest first. `GET …/redemptions/{id}`
+//! with `replayed` for a repeat. `GET …/redemptions` lists what the ledger has, newest first or, for whoever
+//! follows, by position. `GET …/redemptions/{id}`
 //! finds one, also one that the ledger does not have yet.
 
 use actix_web::{HttpResponse, http::header, web};
@@ -18,7 +19,7 @@ use super::{
 use crate::{
     domain::{
         Code as InviteCode, Cursor, Durability, EmailDomain, Group, InviteId, Malformed, Millis,
-        Namespace, Outcome, Position, Redemption, RedemptionId, Settings, UserId,
+        Namespace, Outcome, Partition, Position, Redemption, RedemptionId, Settings, UserId,
     },
     gate::{
         outbox,
@@ -240,6 +241,7 @@ pub(super) async fn list(
     scope: Scope,
     mut query: Query,
 ) -> Result<HttpResponse, Problem> {
+    let partition = state.gate.keys().partition_of(&scope.namespace);
     let parameters = &mut query.parameters;
     let filter = RedemptionFilter {
         code: listed_code(&state, &scope.namespace, parameters).await?,
@@ -248,11 +250,15 @@ pub(super) async fn list(
         group: parameters.optional("group", Group::parse).value(),
         after: parameters.time("after").value(),
         before: parameters.time("before").value(),
+        after_position: parameters
+            .optional("after_position", |text| place_in(partition, text))
+            .value(),
+        oldest_first: parameters.optional("order", is_ascending).value().unwrap_or_default(),
     };
     let page: Page = query.page()?;
-    let before: Option<Cursor> = page.after(|parts| single(parts)?.parse().ok())?;
-    let found = state.ledger.redemptions(&scope.namespace, &filter, before, page.limit).await?;
-    let as_of = state.ledger.synced_at(state.gate.keys().partition_of(&scope.namespace)).await?;
+    let from: Option<Cursor> = page.after(|parts| single(parts)?.parse().ok())?;
+    let found = state.ledger.redemptions(&scope.namespace, &filter, from, page.limit).await?;
+    let as_of = state.ledger.synced_at(partition).await?;
     let rows = found
         .rows
         .into_iter()
@@ -268,6 +274,26 @@ pub(super) async fn list(
         next.as_deref().map(|next| [next]).as_ref().map(<[_; 1]>::as_slice),
         as_of,
     ))
+}
+
+/// The place that a position names, if it is one of this partition: places of two partitions have no order.
+fn place_in(partition: Partition, text: &str) -> Result<Cursor, Malformed> {
+    let position: Position = text.parse()?;
+    if position.partition == partition {
+        Ok(position.cursor)
+    } else {
+        Err(Malformed(format!(
+            "{text} is a position of another partition; those of this namespace begin with {partition}/"
+        )))
+    }
+}
+
+fn is_ascending(text: &str) -> Result<bool, Malformed> {
+    match text {
+        "asc" => Ok(true),
+        "desc" => Ok(false),
+        _ => Err(Malformed("order is asc or desc".to_owned())),
+    }
 }
 
 /// The parameter `code`, folded as the namespace says; taken as it is where the ledger does not know the namespace.

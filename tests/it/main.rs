@@ -16,6 +16,7 @@ mod claims;
 mod cli;
 mod docs;
 mod durability;
+mod examples;
 mod faults;
 mod input;
 mod leaders;
