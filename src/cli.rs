@@ -1,6 +1,7 @@
 //! The command line: parse, call, print. It decides nothing.
 
 mod audit;
+mod audit_log;
 mod backup;
 mod codes;
 mod config;
@@ -29,7 +30,7 @@ use crate::{
     client::{Client, ClientError},
     config::{Config, Problems, Sources},
     domain::Namespace,
-    ledger::Ledger,
+    ledger::{By, Ledger},
 };
 
 /// Wrong usage or configuration; clap uses the same.
@@ -103,6 +104,8 @@ enum Command {
     Rebuild(rebuild::Rebuild),
     /// Compare what Redis holds with what the ledger says
     Audit(audit::Audit),
+    /// Show who changed what
+    AuditLog(audit_log::AuditLog),
     /// Show the changes that the ledger could not take, and try them again
     #[command(subcommand)]
     DeadLetters(dead_letters::Command),
@@ -168,6 +171,7 @@ async fn execute(Cli { command, common }: Cli) -> anyhow::Result<ExitCode> {
         Command::Status => return status::run(&common).await,
         Command::Rebuild(rebuild) => rebuild.run(&common).await?,
         Command::Audit(audit) => return audit.run(&common).await,
+        Command::AuditLog(log) => log.run(&common).await?,
         Command::DeadLetters(command) => return command.run(&common).await,
         Command::Backup(backup) => backup.run(&common).await?,
         Command::Restore(restore) => restore.run(&common).await?,
@@ -241,6 +245,14 @@ async fn ledger(config: &Config) -> anyhow::Result<Ledger> {
         );
     }
     app::ledger(config).await.map_err(anyhow::Error::msg)
+}
+
+/// Whoever uses this program on the ledger itself, without an API key: what the system calls them.
+fn by_hand() -> By {
+    let name = ["USER", "LOGNAME"].into_iter().find_map(|name| std::env::var(name).ok());
+    let name = name.filter(|name| (1..=64).contains(&name.len()));
+    let name = name.unwrap_or_else(|| rustix::process::getuid().as_raw().to_string());
+    By { actor: format!("cli:{name}"), request_id: None }
 }
 
 /// Where a service that listens on `bind` can be reached from this machine.

@@ -62,6 +62,10 @@ impl Audit {
                 () = progress::look(progress.clone(), ledger.clone()) => bail!("it never ends by itself"),
             };
             let report = report.with_context(|| format!("comparing partition {partition}"))?;
+            if !report.repaired.is_empty() {
+                let what = format!("partition {partition}, {} keys", report.repaired.len());
+                ledger.record_deed(&super::by_hand(), "keys_repaired", &what).await?;
+            }
             bar.set_message(format!("{} keys", report.compared));
             bar.inc(1);
             reports.push((partition, report));

@@ -51,7 +51,7 @@ impl Command {
             Self::Replay => {
                 let mut left = 0;
                 for letter in &letters {
-                    match dead_letters::replay(&ledger, letter).await? {
+                    match dead_letters::replay(&ledger, letter, &super::by_hand()).await? {
                         Replayed::Applied => say(&format!("{}: applied", position(letter))),
                         Replayed::Refused(reason) => {
                             left += 1;
@@ -68,7 +68,7 @@ impl Command {
                         "there is no dead letter at {wanted}; `redeemer dead-letters list` shows them"
                     );
                 };
-                ledger.settle_dead_letter(letter, None).await?;
+                ledger.settle_dead_letter(letter, None, &super::by_hand()).await?;
                 say(&format!("The ledger goes on without {wanted}."));
                 ExitCode::SUCCESS
             }

@@ -177,17 +177,29 @@ pub(super) fn query(parameters: &[(&str, Option<String>)]) -> String {
 
 /// All rows of a list, page by page.
 pub(super) async fn all(client: &Client, path: &str, query: &str) -> anyhow::Result<Vec<Value>> {
+    some(client, path, query, usize::MAX).await
+}
+
+/// So many rows of a list at most, page by page.
+pub(super) async fn some(
+    client: &Client,
+    path: &str,
+    query: &str,
+    count: usize,
+) -> anyhow::Result<Vec<Value>> {
     let mut rows = Vec::new();
     let mut cursor = String::new();
-    loop {
+    while rows.len() < count {
+        let limit = (count - rows.len()).min(1000);
         let page =
-            client.ask(Method::GET, &format!("{path}?limit=1000{query}{cursor}"), None).await?;
+            client.ask(Method::GET, &format!("{path}?limit={limit}{query}{cursor}"), None).await?;
         rows.extend(page["data"].as_array().cloned().unwrap_or_default());
         match page["next_cursor"].as_str() {
             Some(next) => cursor = format!("&cursor={next}"),
-            None => return Ok(rows),
+            None => break,
         }
     }
+    Ok(rows)
 }
 
 pub(super) fn parse_json(text: &str) -> Result<Value, String> {

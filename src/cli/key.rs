@@ -70,7 +70,7 @@ impl Command {
                     .client()?
                     .ask(Method::DELETE, &format!("/v1/keys/{}", encoded(&id)), None)
                     .await?;
-                say(&format!("Revoked {id}. Every node refuses it within auth.refresh_ms."));
+                say(&format!("Revoked {id}. Every node refuses it within a second."));
                 Ok(())
             }
             Self::ResetAdmin => reset_admin(common).await,
@@ -82,7 +82,8 @@ impl Command {
 async fn reset_admin(common: &Common) -> anyhow::Result<()> {
     let config = common.config(Vec::new())?;
     let ledger = super::ledger(&config).await?;
-    let reset = app::reset_admin_key(&config, &ledger).await.map_err(anyhow::Error::msg);
+    let reset =
+        app::reset_admin_key(&config, &ledger, &super::by_hand()).await.map_err(anyhow::Error::msg);
     ledger.close().await;
     reset?;
     say(&format!(

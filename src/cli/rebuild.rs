@@ -59,7 +59,8 @@ impl Rebuild {
             );
         }
         let from = if self.from_gate { From::FromGate } else { From::FromLedger };
-        let total = ledger.request_rebuild(self.partition.map(Partition), from).await?;
+        let total =
+            ledger.request_rebuild(self.partition.map(Partition), from, &super::by_hand()).await?;
         if total == 0 {
             bail!("there is no such partition");
         }

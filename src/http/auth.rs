@@ -5,12 +5,20 @@ use std::{
     sync::{Arc, PoisonError, RwLock},
 };
 
-use crate::domain::{ApiKey, Millis, Role, Token};
+use tokio::sync::Mutex;
 
-/// The keys that open something, read anew from the ledger every now and then.
+use crate::{
+    domain::{ApiKey, Millis, Role, Token},
+    ledger::{KeysVersion, Ledger, LedgerError},
+};
+
+/// The keys that open something, as the ledger had them when this node last looked. While the ledger can not be read,
+/// those known stay: nobody can make or revoke one then.
 #[derive(Debug, Default)]
 pub struct Keys {
     table: RwLock<HashMap<String, Arc<ApiKey>>>,
+    /// What the table was read at. Held while it is read, so that what was read earlier never replaces what is newer.
+    version: Mutex<Option<KeysVersion>>,
     /// Keys that are configured on this node and not in the ledger.
     configured: HashMap<String, Arc<ApiKey>>,
 }
@@ -31,11 +39,31 @@ impl Keys {
             };
             (key.id.clone(), Arc::new(key))
         };
-        Self { table: RwLock::default(), configured: admins.iter().map(key).collect() }
+        Self { configured: admins.iter().map(key).collect(), ..Self::default() }
     }
 
-    /// Takes over what the ledger has; revoked keys open nothing from here on.
-    pub fn refresh(&self, keys: Vec<ApiKey>) {
+    /// Reads the keys from the ledger, if any was made or revoked since the last time.
+    ///
+    /// # Errors
+    /// [`LedgerError`] when they can not be read.
+    pub async fn catch_up(&self, ledger: &Ledger) -> Result<(), LedgerError> {
+        let mut known = self.version.lock().await;
+        // Before the keys: what changes in between is read now, and once more the next time.
+        let version = ledger.keys_version().await?;
+        if *known != Some(version) {
+            self.take_over(ledger.keys().await?);
+            *known = Some(version);
+        }
+        Ok(())
+    }
+
+    /// What a key is called that is configured on this node.
+    pub(super) fn configured_name(&self, id: &str) -> Option<&str> {
+        self.configured.get(id).map(|key| key.name.as_str())
+    }
+
+    /// Revoked keys open nothing from here on.
+    fn take_over(&self, keys: Vec<ApiKey>) {
         let live = keys.into_iter().filter(|key| key.revoked_at.is_none());
         let table = live.map(|key| (key.id.clone(), Arc::new(key))).collect();
         *self.table.write().unwrap_or_else(PoisonError::into_inner) = table;
@@ -83,10 +111,10 @@ mod tests {
             ..(*keys.open(&format!("Bearer {}", admin.reveal())).unwrap()).clone()
         };
         key.secret_sha256 = token.secret_sha256();
-        keys.refresh(vec![key.clone()]);
+        keys.take_over(vec![key.clone()]);
         assert!(keys.open(&header).is_some());
         key.revoked_at = Some(Millis::default());
-        keys.refresh(vec![key]);
+        keys.take_over(vec![key]);
         assert!(keys.open(&header).is_none());
     }
 }

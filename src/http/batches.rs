@@ -121,7 +121,7 @@ pub(super) async fn create(
         metadata,
         actor,
     };
-    state.ledger.insert_batch(&order, crate::ids::secret()).await?;
+    state.ledger.insert_batch(&order, crate::ids::secret(), &scope.caller.by()).await?;
     let batch = state.ledger.batch(&order.namespace, order.id).await?.ok_or_else(missing)?;
     if batch.order != order {
         return Err(key_reused("batch"));

@@ -188,7 +188,7 @@ fn let_in(
         );
         return Err(Problem::new(Code::Forbidden, detail));
     }
-    request.extensions_mut().insert(Caller(key));
+    request.extensions_mut().insert(Caller(key, head.request_id.clone()));
     Ok(())
 }
 

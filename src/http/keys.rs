@@ -51,12 +51,6 @@ fn parse_namespaces(value: &Value) -> Result<Vec<Namespace>, String> {
     values.iter().map(parse).collect::<Result<_, Malformed>>().map_err(|error| error.0)
 }
 
-/// Lets this node know at once; the others read the ledger every now and then.
-async fn refresh(state: &State) -> Result<(), LedgerError> {
-    state.keys.refresh(state.ledger.keys().await?);
-    Ok(())
-}
-
 pub(super) async fn create(
     state: web::Data<State>,
     caller: Caller,
@@ -86,7 +80,7 @@ pub(super) async fn create(
         created_at: crate::ids::now(),
         revoked_at: None,
     };
-    match state.ledger.insert_key(&key).await {
+    match state.ledger.insert_key(&key, &caller.by()).await {
         Err(LedgerError::Rejected { .. }) if request.0.is_some() => {
             return Err(Problem::new(
                 Code::IdempotencyKeyReused,
@@ -96,7 +90,8 @@ pub(super) async fn create(
         }
         other => other?,
     }
-    refresh(&state).await?;
+    // This node knows at once; the others look every now and then.
+    state.keys.catch_up(&state.ledger).await?;
     let mut shown = view(&key);
     shown["key"] = json!(token.reveal());
     Ok(HttpResponse::Created().json(shown))
@@ -117,11 +112,12 @@ pub(super) async fn list(state: web::Data<State>, query: Query) -> Result<HttpRe
 
 pub(super) async fn revoke(
     state: web::Data<State>,
+    caller: Caller,
     path: web::Path<String>,
 ) -> Result<HttpResponse, Problem> {
-    if !state.ledger.revoke_key(&path, crate::ids::now()).await? {
+    if !state.ledger.revoke_key(&path, crate::ids::now(), &caller.by()).await? {
         return Err(Problem::new(Code::KeyNotFound, "No API key has this id."));
     }
-    refresh(&state).await?;
+    state.keys.catch_up(&state.ledger).await?;
     Ok(HttpResponse::NoContent().finish())
 }

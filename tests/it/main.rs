@@ -7,8 +7,10 @@
 )]
 #![expect(unreachable_pub, reason = "nothing outside sees any of it")]
 
+mod access;
 mod api;
 mod audit;
+mod audit_log;
 mod backup;
 mod batch;
 mod batches;
