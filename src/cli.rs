@@ -11,17 +11,22 @@ mod healthcheck;
 mod inspect;
 mod invite;
 mod key;
+mod member;
+mod namespace;
 mod output;
 mod rebuild;
 mod redeem;
+mod redemption;
 mod serve;
+mod shell;
 mod status;
 mod torture;
+mod validate;
 
 use std::{collections::BTreeMap, path::PathBuf, process::ExitCode};
 
 use anyhow::Context as _;
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use secrecy::SecretString;
 
 use self::output::Output;
@@ -85,7 +90,10 @@ pub(crate) struct Common {
 enum Command {
     /// Run the service
     Serve(serve::Serve),
-    /// Make, list, show and disable invites
+    /// Make, list, show, change and archive namespaces
+    #[command(subcommand)]
+    Namespace(namespace::Command),
+    /// Make, list, show, change and delete invites
     #[command(subcommand)]
     Invite(invite::Command),
     /// Make codes in bulk, and download them
@@ -93,12 +101,24 @@ enum Command {
     Codes(codes::Command),
     /// Spend one use of a code for a user
     Redeem(redeem::Redeem),
+    /// Say what a redemption would be told, without one
+    Validate(validate::Validate),
+    /// List and show redemptions
+    #[command(subcommand)]
+    Redemption(redemption::Command),
+    /// Let users join and leave another way than by a code, and show who is in
+    #[command(subcommand)]
+    Member(member::Command),
     /// Show what Redis holds of a code or a user, with the redis-cli commands that show it
     Inspect(inspect::Inspect),
     /// Make, list and revoke API keys
     #[command(subcommand)]
     Key(key::Command),
     /// Show whether the service is well, and how far each partition's ledger is
+    #[command(after_help = "Exit code 0: ready for requests; 1: not.
+
+Example:
+  redeemer status --output json")]
     Status,
     /// Throw away what Redis has and build it anew from the ledger
     Rebuild(rebuild::Rebuild),
@@ -117,11 +137,17 @@ enum Command {
     #[command(subcommand)]
     Config(config::Command),
     /// Exit with 0 if the service is ready for requests
+    #[command(after_help = "Example:
+  redeemer healthcheck --url http://127.0.0.1:8080")]
     Healthcheck,
     /// Let 10,000 users rush a code with 1,000 uses, then prove what came of it
     Demo(demo::Demo),
     /// Let users rush a deployment of its own while nodes and Redis are killed, then prove what came of it
     Torture(torture::Torture),
+    /// Print what a shell needs to complete commands
+    Completions(shell::Completions),
+    /// Print the man page, or write those of all commands
+    Man(shell::ManPages),
 }
 
 /// Runs the command that the arguments name, and says how it went.
@@ -163,9 +189,13 @@ fn exit_code(error: &anyhow::Error) -> ExitCode {
 async fn execute(Cli { command, common }: Cli) -> anyhow::Result<ExitCode> {
     match command {
         Command::Serve(serve) => serve.run(&common).await?,
+        Command::Namespace(command) => command.run(&common).await?,
         Command::Invite(command) => command.run(&common).await?,
         Command::Codes(command) => return command.run(&common).await,
         Command::Redeem(redeem) => redeem.run(&common).await?,
+        Command::Validate(validate) => return validate.run(&common).await,
+        Command::Redemption(command) => command.run(&common).await?,
+        Command::Member(command) => command.run(&common).await?,
         Command::Inspect(inspect) => inspect.run(&common).await?,
         Command::Key(command) => command.run(&common).await?,
         Command::Status => return status::run(&common).await,
@@ -179,6 +209,8 @@ async fn execute(Cli { command, common }: Cli) -> anyhow::Result<ExitCode> {
         Command::Healthcheck => return healthcheck::run(&common).await,
         Command::Demo(demo) => return demo.run(&common).await,
         Command::Torture(torture) => return torture.run(&common).await,
+        Command::Completions(completions) => completions.run(Cli::command())?,
+        Command::Man(pages) => pages.run(Cli::command())?,
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -282,7 +314,26 @@ mod tests {
 
     #[test]
     fn the_command_line_is_sound() {
-        use clap::CommandFactory as _;
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_has_an_example() {
+        fn look(command: &clap::Command, words: &str, above: &str, lacking: &mut Vec<String>) {
+            let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+            let words = format!("{words} {}", command.get_name());
+            let has_example = help.contains(&words) || above.contains(&words);
+            if command.get_subcommands().next().is_none() && !has_example {
+                lacking.push(words.clone());
+            }
+            for below in command.get_subcommands() {
+                look(below, &words, &help, lacking);
+            }
+        }
+        let mut lacking = Vec::new();
+        for command in Cli::command().get_subcommands() {
+            look(command, "redeemer", "", &mut lacking);
+        }
+        assert_eq!(lacking, [""; 0]);
     }
 }

@@ -7,22 +7,30 @@ use serde_json::json;
 use super::{
     Common,
     invite::all,
-    output::{Column, say},
+    namespace::words,
+    output::{Column, complain},
 };
-use crate::{app, client::encoded, domain::Token};
+use crate::{
+    app,
+    client::encoded,
+    domain::{Role, Token},
+};
 
 #[derive(Debug, Subcommand)]
+#[command(after_help = "Examples:
+  redeemer key create --name web --role redeem
+  redeemer key create --name acme-admin --role manage --only acme
+  redeemer key list
+  redeemer key revoke m3x7q2kd5w4yzabc
+  redeemer key reset-admin")]
 pub(super) enum Command {
     /// Make an API key; it is shown this once
-    #[command(after_help = "Examples:
-  redeemer key create --name web --role redeem
-  redeemer key create --name acme-admin --role manage --only acme")]
     Create {
         /// What you call it
         #[arg(long)]
         name: String,
-        /// redeem, read, manage or admin
-        #[arg(long)]
+        /// What it may do
+        #[arg(long, value_parser = words(Role::ALL.map(Role::as_str)))]
         role: String,
         /// A namespace that it is tied to; may be repeated
         #[arg(long, value_name = "NAMESPACE")]
@@ -70,8 +78,8 @@ impl Command {
                     .client()?
                     .ask(Method::DELETE, &format!("/v1/keys/{}", encoded(&id)), None)
                     .await?;
-                say(&format!("Revoked {id}. Every node refuses it within a second."));
-                Ok(())
+                let sentence = format!("Revoked {id}. Every node refuses it within a second.");
+                common.output.done(&json!({"revoked": id}), &sentence)
             }
             Self::ResetAdmin => reset_admin(common).await,
         }
@@ -86,12 +94,13 @@ async fn reset_admin(common: &Common) -> anyhow::Result<()> {
         app::reset_admin_key(&config, &ledger, &super::by_hand()).await.map_err(anyhow::Error::msg);
     ledger.close().await;
     reset?;
-    say(&format!(
-        "The new admin key is in {}. All others of the role admin are revoked.",
-        config.admin_key_file().display()
-    ));
     if config.auth.admin_key.is_some() {
-        say("auth.admin_key is configured and goes on working on the nodes that have it.");
+        complain("auth.admin_key is configured and goes on working on the nodes that have it");
     }
-    Ok(())
+    let file = config.admin_key_file();
+    let sentence = format!(
+        "The new admin key is in {}. All others of the role admin are revoked.",
+        file.display()
+    );
+    common.output.done(&json!({"admin_key_file": file}), &sentence)
 }
