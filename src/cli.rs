@@ -13,6 +13,7 @@ mod invite;
 mod key;
 mod member;
 mod namespace;
+mod openapi;
 mod output;
 mod rebuild;
 mod redeem;
@@ -136,6 +137,10 @@ Example:
     /// Check and show the configuration
     #[command(subcommand)]
     Config(config::Command),
+    /// Print the OpenAPI document of the HTTP API
+    #[command(after_help = "Example:
+  redeemer openapi > openapi.json")]
+    Openapi,
     /// Exit with 0 if the service is ready for requests
     #[command(after_help = "Example:
   redeemer healthcheck --url http://127.0.0.1:8080")]
@@ -206,6 +211,7 @@ async fn execute(Cli { command, common }: Cli) -> anyhow::Result<ExitCode> {
         Command::Backup(backup) => backup.run(&common).await?,
         Command::Restore(restore) => restore.run(&common).await?,
         Command::Config(command) => command.run(&common)?,
+        Command::Openapi => openapi::run(),
         Command::Healthcheck => return healthcheck::run(&common).await,
         Command::Demo(demo) => return demo.run(&common).await,
         Command::Torture(torture) => return torture.run(&common).await,

@@ -24,6 +24,7 @@ mod input;
 mod leaders;
 mod ledger;
 mod model;
+mod openapi;
 mod race;
 mod race_conditions;
 mod recovery;

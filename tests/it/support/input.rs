@@ -10,7 +10,8 @@ pub fn filled(path: &str, namespace: &str) -> String {
         .replace("{id}", id)
         .replace("{code}", "NOBODY")
         .replace("{user}", "nobody")
-        .replace("{group}", "nothing");
+        .replace("{group}", "nothing")
+        .replace("{file}", "start.js");
     assert!(!filled.contains('{'), "nothing is known to put into {filled}");
     filled
 }
