@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from unittest.mock import patch
@@ -78,8 +79,9 @@ class AcceptTest(TransactionTestCase):
         return (client or self.client).post("/accept/", {"code": code, "key": key or self.page(client)})
 
     def wait_for_ledger(self, redemption):
+        give_up = time.monotonic() + 60
         while redeemer.ask("GET", f"/redemptions/{redemption}")["durability"] != "ledger":
-            pass
+            self.assertLess(time.monotonic(), give_up)
 
     def test_a_form_that_is_sent_twice_spends_one_use(self):
         self.invite("SPRING")
