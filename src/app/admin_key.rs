@@ -36,7 +36,8 @@ pub(super) async fn ensure(config: &Config, ledger: &Ledger) -> Result<(), Strin
             insert(ledger, &token, &By::node()).await
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            let is_admin = |key: &ApiKey| key.role == Role::Admin && key.revoked_at.is_none();
+            let now = crate::ids::now();
+            let is_admin = |key: &ApiKey| key.role == Role::Admin && key.is_live(now);
             if !config.is_embedded() && keys.iter().any(is_admin) {
                 return Ok(());
             }
@@ -92,6 +93,7 @@ async fn insert(ledger: &Ledger, token: &Token, by: &By) -> Result<(), String> {
         namespaces: None,
         secret_sha256: token.secret_sha256(),
         created_at: crate::ids::now(),
+        expires_at: None,
         revoked_at: None,
     };
     ledger.insert_key(&key, by).await.map_err(|error| chain(&error))

@@ -20,6 +20,7 @@ use crate::{
 #[command(after_help = "Examples:
   redeemer key create --name web --role redeem
   redeemer key create --name acme-admin --role manage --only acme
+  redeemer key create --name auditor --role read --expires-at 2027-01-01T00:00:00Z
   redeemer key list
   redeemer key revoke m3x7q2kd5w4yzabc
   redeemer key reset-admin")]
@@ -35,6 +36,9 @@ pub(super) enum Command {
         /// A namespace that it is tied to; may be repeated
         #[arg(long, value_name = "NAMESPACE")]
         only: Vec<String>,
+        /// When it ends, such as 2027-01-01T00:00:00Z; without it, when it is revoked
+        #[arg(long, value_name = "TIME")]
+        expires_at: Option<String>,
     },
     /// List API keys, without their secrets
     List,
@@ -47,24 +51,31 @@ pub(super) enum Command {
     ResetAdmin,
 }
 
-const COLUMNS: [Column; 6] = [
+const COLUMNS: [Column; 7] = [
     ("ID", "id"),
     ("NAME", "name"),
     ("ROLE", "role"),
     ("ONLY", "namespaces"),
     ("CREATED", "created_at"),
+    ("EXPIRES", "expires_at"),
     ("REVOKED", "revoked_at"),
 ];
 
 impl Command {
     pub(super) async fn run(self, common: &Common) -> anyhow::Result<()> {
         match self {
-            Self::Create { name, role, only } => {
+            Self::Create { name, role, only, expires_at } => {
                 let only = (!only.is_empty()).then_some(only);
-                let body = json!({"name": name, "role": role, "namespaces": only});
+                let body = json!({"name": name, "role": role, "namespaces": only, "expires_at": expires_at});
                 let made = common.client()?.ask(Method::POST, "/v1/keys", Some(&body)).await?;
                 common.output.one(
-                    &[("KEY", "key"), ("ID", "id"), ("ROLE", "role"), ("ONLY", "namespaces")],
+                    &[
+                        ("KEY", "key"),
+                        ("ID", "id"),
+                        ("ROLE", "role"),
+                        ("ONLY", "namespaces"),
+                        ("EXPIRES", "expires_at"),
+                    ],
                     &made,
                 )
             }

@@ -35,6 +35,7 @@ impl Keys {
                 namespaces: None,
                 secret_sha256: token.secret_sha256(),
                 created_at: Millis::default(),
+                expires_at: None,
                 revoked_at: None,
             };
             (key.id.clone(), Arc::new(key))
@@ -69,9 +70,9 @@ impl Keys {
         *self.table.write().unwrap_or_else(PoisonError::into_inner) = table;
     }
 
-    /// The key that an `Authorization` header opens. An unknown id costs the same digest as a wrong secret.
+    /// The key that an `Authorization` header opens now. An unknown id costs the same digest as a wrong secret.
     #[must_use]
-    pub fn open(&self, header: &str) -> Option<Arc<ApiKey>> {
+    pub fn open(&self, header: &str, now: Millis) -> Option<Arc<ApiKey>> {
         let (scheme, token) = header.split_once(' ')?;
         if !scheme.eq_ignore_ascii_case("bearer") {
             return None;
@@ -81,7 +82,7 @@ impl Keys {
             self.table.read().unwrap_or_else(PoisonError::into_inner).get(token.id()).cloned()
         });
         match known {
-            Some(key) => token.opens(&key).then_some(key),
+            Some(key) => (token.opens(&key) && key.is_live(now)).then_some(key),
             None => {
                 std::hint::black_box(token.secret_sha256());
                 None
@@ -96,25 +97,31 @@ mod tests {
 
     #[test]
     fn only_a_live_key_opens() {
+        let now = Millis::default();
         let admin = Token::from_random([1; 30]);
         let keys = Keys::new(std::slice::from_ref(&admin));
         let header = format!("Bearer {}", admin.reveal());
-        assert_eq!(keys.open(&header).unwrap().role, Role::Admin);
-        assert!(keys.open(&header.replace("Bearer", "Basic")).is_none());
-        assert!(keys.open(&admin.reveal()).is_none());
+        assert_eq!(keys.open(&header, now).unwrap().role, Role::Admin);
+        assert!(keys.open(&header.replace("Bearer", "Basic"), now).is_none());
+        assert!(keys.open(&admin.reveal(), now).is_none());
 
         let token = Token::from_random([2; 30]);
         let header = format!("bearer {}", token.reveal());
-        assert!(keys.open(&header).is_none());
+        assert!(keys.open(&header, now).is_none());
         let mut key = ApiKey {
             id: token.id().to_owned(),
-            ..(*keys.open(&format!("Bearer {}", admin.reveal())).unwrap()).clone()
+            ..(*keys.open(&format!("Bearer {}", admin.reveal()), now).unwrap()).clone()
         };
         key.secret_sha256 = token.secret_sha256();
         keys.take_over(vec![key.clone()]);
-        assert!(keys.open(&header).is_some());
+        assert!(keys.open(&header, now).is_some());
+        key.expires_at = Some(Millis::from_ms(1).unwrap());
+        keys.take_over(vec![key.clone()]);
+        assert!(keys.open(&header, now).is_some());
+        assert!(keys.open(&header, Millis::from_ms(1).unwrap()).is_none());
+        key.expires_at = None;
         key.revoked_at = Some(Millis::default());
         keys.take_over(vec![key]);
-        assert!(keys.open(&header).is_none());
+        assert!(keys.open(&header, now).is_none());
     }
 }

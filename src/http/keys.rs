@@ -36,6 +36,9 @@ struct View<'a> {
     #[schema(required)]
     namespaces: Option<&'a [Namespace]>,
     created_at: Millis,
+    /// Null for a key that goes on until it is revoked.
+    #[schema(required)]
+    expires_at: Option<Millis>,
     #[schema(required)]
     revoked_at: Option<Millis>,
     /// The key itself, shown only once.
@@ -52,6 +55,7 @@ impl<'a> View<'a> {
             role: key.role.as_str(),
             namespaces: key.namespaces.as_deref(),
             created_at: key.created_at,
+            expires_at: key.expires_at,
             revoked_at: key.revoked_at,
             key: None,
         }
@@ -86,6 +90,11 @@ pub(super) async fn create(
     let name = body.required("name", parse_name);
     let role = body.required("role", Role::parse);
     let namespaces = body.typed("namespaces", |value| parse_namespaces(&value)).value();
+    let now = crate::ids::now();
+    let expires_at = body.time("expires_at").value();
+    if expires_at.is_some_and(|end| end <= now) {
+        body.wrong("expires_at", Code::InvalidRequest, "must lie in the future");
+    }
     if role == Some(Role::Admin) && namespaces.is_some() {
         // It could make itself a key without these bounds.
         body.wrong(
@@ -103,7 +112,8 @@ pub(super) async fn create(
         role,
         namespaces,
         secret_sha256: token.secret_sha256(),
-        created_at: crate::ids::now(),
+        created_at: now,
+        expires_at,
         revoked_at: None,
     };
     match state.ledger.insert_key(&key, &caller.by()).await {
@@ -150,7 +160,7 @@ pub(super) async fn revoke(
 pub(super) mod docs {
     use serde_json::json;
 
-    use super::{NAME_CHARS_MAX, NAMESPACES_MAX, Namespace, Role, View};
+    use super::{Millis, NAME_CHARS_MAX, NAMESPACES_MAX, Namespace, Role, View};
     use crate::http::{
         openapi::{Fields, LEDGER, Operation, Tag, word},
         problem::Code,
@@ -170,6 +180,7 @@ pub(super) mod docs {
                 Fields::new()
                     .needs("name", name, "What its owner calls it.")
                     .needs("role", word::<Role>(), "What it may do.")
+                    .may_be_null("expires_at", word::<Millis>(), "When it ends, if not only by being revoked.")
                     .may_be_null("namespaces", namespaces, "The only ones that it may touch; not for the role admin."),
             )
             .answers::<View>(201, "The key.")

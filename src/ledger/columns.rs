@@ -29,7 +29,7 @@ pub(super) const AUDIT: &str = "partition, epoch, seq, at, actor, action, namesp
 pub(super) const DEED: &str = "id, at, actor, action, namespace, subject, request_id";
 pub(super) const DEAD_LETTER: &str = "partition, epoch, seq, entry, reason, at";
 pub(super) const API_KEY: &str =
-    "id, name, role, namespaces, secret_sha256, created_at, revoked_at";
+    "id, name, role, namespaces, secret_sha256, created_at, expires_at, revoked_at";
 
 impl Row {
     pub(super) fn text(&self, name: &'static str) -> Result<String, LedgerError> {

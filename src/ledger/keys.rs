@@ -29,8 +29,8 @@ impl Ledger {
             .as_ref()
             .map(|only| only.iter().map(Namespace::as_str).collect::<Vec<_>>().join(","));
         sql(
-            "INSERT INTO api_keys (id, name, role, namespaces, secret_sha256, created_at, revoked_at)
-             VALUES ($1, $2, $3, $4, $5, $6, $7)",
+            "INSERT INTO api_keys (id, name, role, namespaces, secret_sha256, created_at, expires_at, revoked_at)
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8)",
         )
         .bind(key.id.as_str())
         .bind(key.name.as_str())
@@ -38,6 +38,7 @@ impl Ledger {
         .bind(namespaces)
         .bind(key.secret_sha256.to_vec())
         .bind(key.created_at.as_ms())
+        .bind(key.expires_at.map(Millis::as_ms))
         .bind(key.revoked_at.map(Millis::as_ms))
         .execute(&mut tx)
         .await
@@ -121,6 +122,7 @@ fn api_key(row: &Row) -> Result<ApiKey, LedgerError> {
             .try_into()
             .map_err(|_| LedgerError::Corrupt("an API key's digest has not 32 bytes".to_owned()))?,
         created_at: row.time("created_at")?,
+        expires_at: row.maybe_time("expires_at")?,
         revoked_at: row.maybe_time("revoked_at")?,
     })
 }

@@ -206,3 +206,34 @@ async fn while_the_ledger_is_down_known_keys_go_on_and_none_is_made_or_revoked()
         .await;
     assert_eq!(redeem("dave").await.status, 401);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_that_has_an_end_opens_until_then() {
+    let node = start(&Settings::default()).await;
+    let make = async |end: &str| {
+        let body = json!({"name": "guest", "role": "read", "expires_at": end});
+        node.post("/v1/keys", &body).await
+    };
+    let past = make("2020-01-01T00:00:00Z").await;
+    assert_eq!((past.status, past.code()), (400, "invalid_request"), "{}", past.text);
+    let end = jiff::Timestamp::now() + Duration::from_secs(2);
+    let made = make(&end.to_string()).await;
+    assert_eq!(made.status, 201, "{}", made.text);
+    let key = made.body["key"].as_str().unwrap();
+    let ask = || send(node.bare(Method::GET, "/v1/namespaces").bearer_auth(key));
+    let before = ask().await.unwrap();
+    assert!(before.status == 200 || jiff::Timestamp::now() >= end, "{}", before.text);
+    eventually("it has ended", async || ask().await.unwrap().status == 401).await;
+    assert!(jiff::Timestamp::now() >= end);
+    let listed = node.get("/v1/keys").await;
+    let guest = listed.body["data"].as_array().unwrap().last().unwrap();
+    assert_eq!(
+        (&guest["expires_at"], &guest["revoked_at"]),
+        (&made.body["expires_at"], &Value::Null)
+    );
+    // One without an end has null there.
+    assert!(
+        node.post("/v1/keys", &json!({"name": "x", "role": "read"})).await.body["expires_at"]
+            .is_null()
+    );
+}
