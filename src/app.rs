@@ -155,7 +155,7 @@ async fn open_ledger(config: &Config) -> Result<(Ledger, Deployment, Arc<Keys>),
         .filter_map(|key| Token::parse(key.expose_secret()).ok())
         .collect();
     let keys = Keys::new(&configured);
-    keys.refresh(ledger.keys().await.map_err(explain)?);
+    keys.catch_up(&ledger).await.map_err(explain)?;
     Ok((ledger, deployment, Arc::new(keys)))
 }
 
@@ -559,17 +559,19 @@ async fn audit_own(
     }
 }
 
-/// Reads the API keys anew every now and then, so that other nodes' changes arrive.
+/// Looks every now and then whether another node has made or revoked an API key.
 async fn refresh_keys(keys: Arc<Keys>, ledger: Ledger, every: Duration) {
+    let mut could = true;
     loop {
         tokio::time::sleep(every).await;
-        match ledger.keys().await {
-            Ok(known) => keys.refresh(known),
-            Err(error) => tracing::warn!(
-                error = chain(&error),
-                "the API keys can not be read; those known stay"
-            ),
+        let caught_up = keys.catch_up(&ledger).await;
+        // Once, and not four times a second.
+        if let Err(error) = &caught_up
+            && could
+        {
+            tracing::warn!(error = chain(error), "the API keys can not be read; those known stay");
         }
+        could = caught_up.is_ok();
     }
 }
 

@@ -4,6 +4,7 @@
 //! so that a route without a role can not exist. `guard` is the one middleware: request id, key, role, time limit,
 //! log line and metrics. [`problem`] is the only place that knows status codes.
 
+mod audit_log;
 mod auth;
 mod batches;
 mod body;
@@ -184,6 +185,8 @@ pub(crate) static ENDPOINTS: &[Endpoint] = &[
     endpoint!(PUT "/v1/namespaces/{ns}/members/{user}/{group}", Some(Role::Manage), members::join),
     endpoint!(DELETE "/v1/namespaces/{ns}/members/{user}/{group}", Some(Role::Manage), members::leave),
     endpoint!(GET "/v1/namespaces/{ns}/consistency", Some(Role::Manage), consistency::show),
+    endpoint!(GET "/v1/namespaces/{ns}/audit", Some(Role::Manage), audit_log::list),
+    endpoint!(GET "/v1/audit", Some(Role::Admin), audit_log::list_all),
     endpoint!(GET "/v1/namespaces", Some(Role::Read), namespaces::list),
     endpoint!(PUT NS, Some(Role::Admin), namespaces::put),
     endpoint!(GET NS, Some(Role::Read), namespaces::show),

@@ -4,7 +4,8 @@ use anyhow::Context as _;
 use clap::Args;
 use serde_json::{Map, Value, json};
 
-use super::{Common, invite::parse_json, output::Column};
+use super::{Common, invite::parse_json, namespace::words, output::Column};
+use crate::domain::Durability;
 
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
@@ -25,8 +26,8 @@ pub(super) struct Redeem {
     /// What makes a repeat recognisable
     #[arg(long, value_name = "KEY")]
     idempotency_key: Option<String>,
-    /// What the answer is to promise: gate or ledger
-    #[arg(long, value_name = "LEVEL")]
+    /// What the answer is to promise, if more than the namespace asks for
+    #[arg(long, value_name = "LEVEL", value_parser = words(Durability::ALL.map(Durability::as_str)))]
     durability: Option<String>,
     /// A JSON object of your own
     #[arg(long, value_name = "JSON", value_parser = parse_json)]

@@ -37,6 +37,7 @@ pub(super) enum Tag {
     Members,
     Namespaces,
     Keys,
+    Audit,
     Service,
 }
 
@@ -51,6 +52,7 @@ impl Tag {
         Self::Members,
         Self::Namespaces,
         Self::Keys,
+        Self::Audit,
         Self::Service,
     ];
 
@@ -67,6 +69,7 @@ impl Tag {
             Self::Members => ("Members", "Who is in which group."),
             Self::Namespaces => ("Namespaces", "Isolated domains and their rules."),
             Self::Keys => ("Keys", "Who may ask."),
+            Self::Audit => ("Audit log", "Who changed what."),
             Self::Service => ("Service", "Health, metrics and documentation."),
         }
     }

@@ -7,8 +7,10 @@
 )]
 #![expect(unreachable_pub, reason = "nothing outside sees any of it")]
 
+mod access;
 mod api;
 mod audit;
+mod audit_log;
 mod backup;
 mod batch;
 mod batches;
@@ -16,6 +18,7 @@ mod claims;
 mod cli;
 mod docs;
 mod durability;
+mod examples;
 mod faults;
 mod input;
 mod leaders;

@@ -85,11 +85,11 @@ words! {
         "How many memberships a user may hold: in one group at most, in each group one, by each invite one, any number.",
     );
     CodeCase, "CodeCase" = one_of(
-        [CodeCase::Insensitive, CodeCase::Sensitive, CodeCase::Lenient].map(CodeCase::as_str),
+        CodeCase::ALL.map(CodeCase::as_str),
         "What is the same code: whatever the case; only itself; whatever the case, separators and look-alikes.",
     );
     Durability, "Durability" = one_of(
-        [Durability::Gate, Durability::Replicated, Durability::Ledger].map(Durability::as_str),
+        Durability::ALL.map(Durability::as_str),
         "What an answer promises: Redis has it, replicas have it, SQL has committed it.",
     );
     InviteState, "InviteState" = one_of(
