@@ -29,7 +29,7 @@
 --   reasons   namespace_not_found, request_id_reused, overloaded, rate_limited (policy, retry after ms),
 --             too_many_attempts (policy, retry after ms), not_found, disabled, not_started (starts_at),
 --             expired (expires_at), user_not_allowed, email_domain_not_allowed, already_member (group, redemption),
---             exhausted
+--             exhausted; invalid instead of those that tell of a code, where the namespace's error_detail is coarse
 --   rates     for each policy of the kind, once they were looked at, how far its budget is from full, in microseconds
 -- After a grant: uses and granted + 1, the member's fields, a line in an outbox entry. After a refusal: nothing but rate
 -- limits.
@@ -64,6 +64,11 @@ local function record(...)
 end
 -- End of the head.
 local POLICIES, GUESS, BATCH_MAX = {'user', 'ip', 'code', 'namespace', 'guess'}, 5, 1024
+-- The reasons that tell of a code; all others tell of the user or of the request.
+local FOLDED = {
+  not_found = true, disabled = true, not_started = true, expired = true, user_not_allowed = true,
+  email_domain_not_allowed = true, exhausted = true
+}
 -- Locals, for a global costs a look-up each time.
 local KEYS, ARGV, call, tonumber = KEYS, ARGV, redis.call, tonumber
 local now_us = now * 1000
@@ -112,8 +117,10 @@ local function rules_of(key)
   if not rules then
     local names = {'revision', 'membership', 'archived_at'}
     for i, policy in ipairs(POLICIES) do names[3 + i] = 'rate_' .. policy end
+    names[#names + 1] = 'error_detail'
     local values = read('HMGET', key, unpack(names))
     rules = {live = values[1] and not values[3], revision = values[1], membership = values[2], quotas = {}}
+    rules.coarse = values[#names] == 'coarse'
     for i in ipairs(POLICIES) do
       if values[3 + i] then
         local count, window = string.match(values[3 + i], '^(%d+)/(%d+)$')
@@ -200,6 +207,13 @@ local function own_redemption(member, rule, invite)
   if not position then return nil end
   local redemption = redemption_at(member, rule, position)
   return redemption and redemption.invite == invite.id and redemption or nil
+end
+
+-- What a code that can not be used costs, for one that nobody knows: a hash of some ten fields and a look at the member.
+-- Else the time would tell them apart.
+local function as_if_known(kind, rule, member)
+  to_table(read('HGETALL', kind.settings))
+  if member and rule ~= 'unlimited' then member_fields(member, rule, 'group:') end
 end
 
 -- The first budget that is spent, and until when. The budgets of a request are KEYS from `first` on, one for each of
@@ -338,6 +352,7 @@ local function decide(a, k)
   if not rules.live then return {'refused', 'namespace_not_found', '', ''} end
   if rules.revision ~= kind.revision then return {'settings_changed'} end
   local invite = invite_of(kind.invite)
+  if rules.coarse and not invite then as_if_known(kind, rule, member) end
   local own = invite and own_redemption(member, rule, invite)
   if own then return redeeming and replayed(own) or {'allowed'} end
 
@@ -358,8 +373,13 @@ local function decide(a, k)
 
   -- 4. to 6. The invite, the membership, the uses.
   local reason, detail, more = refusal_of_invite(kind, invite, user)
-  if not reason then reason, detail, more = refusal_of_membership(rule, invite, member) end
-  if not reason and invite.max and invite.uses >= invite.max then reason = 'exhausted' end
+  local used_up = not reason and invite.max and invite.uses >= invite.max
+  -- Where nothing is told of a code that can not be used, a member is not told of the membership by one that is used up.
+  if not reason and not (used_up and rules.coarse) then
+    reason, detail, more = refusal_of_membership(rule, invite, member)
+  end
+  if not reason and used_up then reason = 'exhausted' end
+  if rules.coarse and FOLDED[reason] then reason, detail, more = 'invalid', nil, nil end
 
   -- 7. Nothing above changes a table that others read; nothing below refuses.
   local reply
@@ -370,7 +390,7 @@ local function decide(a, k)
   else
     reply = {'allowed'}
   end
-  return charge(quotas, policies, first, redeeming, reason == 'not_found', reply)
+  return charge(quotas, policies, first, redeeming, reason == 'not_found' or reason == 'invalid', reply)
 end
 
 -- All rate limits in one go. One that holds something else than text reads as absent, and gets mended by its next charge.

@@ -37,5 +37,5 @@ pub use partition::{Cursor, Fence, Partition, Position};
 pub use pattern::{Alphabet, Codes, Pattern};
 pub use rate_limit::{Policy, Quota, RateStatus};
 pub use redemption::{Acknowledgement, Answer, Outcome, Redemption, Refusal};
-pub use settings::{Durability, Settings};
+pub use settings::{Durability, ErrorDetail, Settings};
 pub use time::Millis;

@@ -5,8 +5,8 @@ use std::net::IpAddr;
 use uuid::Uuid;
 
 use super::{
-    BatchId, Code, CodeCase, Cursor, Durability, EmailDomain, Group, Invite, InviteId, Member,
-    MembershipRule, Millis, Namespace, Quota, RedemptionId, RequestId, Settings, UserId,
+    BatchId, Code, CodeCase, Cursor, Durability, EmailDomain, ErrorDetail, Group, Invite, InviteId,
+    Member, MembershipRule, Millis, Namespace, Quota, RedemptionId, RequestId, Settings, UserId,
 };
 
 /// What is wanted of a request.
@@ -326,6 +326,7 @@ pub struct Rules {
     pub code_case: CodeCase,
     pub code_check: bool,
     pub durability: Durability,
+    pub error_detail: ErrorDetail,
     pub rate_user: Option<Quota>,
     pub rate_ip: Option<Quota>,
     pub rate_code: Option<Quota>,
@@ -338,6 +339,7 @@ pub struct Rules {
 #[expect(missing_docs, reason = "the fields are those of Settings")]
 pub struct RulesPatch {
     pub durability: Option<Durability>,
+    pub error_detail: Option<ErrorDetail>,
     pub rate_user: Option<Option<Quota>>,
     pub rate_ip: Option<Option<Quota>>,
     pub rate_code: Option<Option<Quota>>,

@@ -318,6 +318,7 @@ pub(super) async fn change(
     http: HttpRequest,
     mut body: Body,
 ) -> Result<HttpResponse, Problem> {
+    body.refuse_null(&["disabled"]);
     let patch = InvitePatch {
         max_uses: body.count("max_uses", MAX_USES_MAX).patch(),
         starts_at: body.time("starts_at").patch(),
@@ -331,9 +332,7 @@ pub(super) async fn change(
         email_domains: email_domains(&mut body),
         metadata: body.metadata().patch(),
     };
-    for fixed in ["code", "group"] {
-        body.typed::<()>(fixed, |_| Err("can not be changed; make another invite".to_owned()));
-    }
+    body.refuse(&["code", "group"], "can not be changed; make another invite");
     body.finish()?;
     let id: InviteId = path.1.parse().map_err(|_| missing())?;
     let change = ChangeInvite {

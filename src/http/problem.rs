@@ -73,6 +73,7 @@ codes! {
     EmailDomainNotAllowed = "email_domain_not_allowed", 403, false, "The invite is for other e-mail domains";
     NotStarted = "not_started", 403, true, "The invite can not be used yet";
     InviteNotFound = "invite_not_found", 404, false, "There is no such invite";
+    InviteInvalid = "invite_invalid", 404, false, "The code can not be used";
     RedemptionNotFound = "redemption_not_found", 404, false, "There is no such redemption";
     MemberNotFound = "member_not_found", 404, false, "The user is not a member";
     NamespaceNotFound = "namespace_not_found", 404, false, "There is no such namespace";
@@ -109,6 +110,7 @@ const REFUSALS: &[Code] = &[
     Code::EmailDomainNotAllowed,
     Code::NotStarted,
     Code::InviteNotFound,
+    Code::InviteInvalid,
     Code::AlreadyMember,
     Code::InviteExhausted,
     Code::InviteExpired,
@@ -311,6 +313,10 @@ impl From<Refusal> for Problem {
             Refusal::NotFound => Self::new(
                 Code::InviteNotFound,
                 "No invite has this code. Check it for typing mistakes.",
+            ),
+            Refusal::Invalid => Self::new(
+                Code::InviteInvalid,
+                "This code can not be used. Check it for typing mistakes, or ask for a new one.",
             ),
             Refusal::Disabled => {
                 Self::new(Code::InviteDisabled, "This invite was switched off. Ask for a new one.")

@@ -16,8 +16,9 @@ use proptest::{
 };
 use redeemer::{
     domain::{
-        BatchId, Code, CodeCase, Cursor, EmailDomain, Entry, Group, InviteId, MembershipRule,
-        Millis, Namespace, Outcome, Partition, Quota, RedemptionId, Refusal, RequestId, UserId,
+        BatchId, Code, CodeCase, Cursor, EmailDomain, Entry, ErrorDetail, Group, InviteId,
+        MembershipRule, Millis, Namespace, Outcome, Partition, Quota, RedemptionId, Refusal,
+        RequestId, UserId,
         command::{
             Action, BatchCreated, ChangeInvite, Changed, CreateBatch, CreateInvite, Created,
             DeleteInvite, Deleted, InvitePatch, Join, Joined, Leave, Left, Mode, NamespacePut,
@@ -90,6 +91,7 @@ enum Op {
     Patch {
         change: u8,
         rates: [Option<u8>; 3],
+        detail: Option<ErrorDetail>,
         expected: Option<u64>,
     },
     Put {
@@ -180,8 +182,13 @@ fn op() -> impl Strategy<Value = Op> {
         1 => (0..8u8, expected()).prop_map(|(id, expected)| Op::Delete { id, expected }),
         2 => (0..4u8, 0..2u8).prop_map(|(user, group)| Op::Join { user, group }),
         3 => (0..4u8, proptest::option::of(0..2u8)).prop_map(|(user, group)| Op::Leave { user, group }),
-        1 => (0..6u8, [proptest::option::of(0..3u8), proptest::option::of(0..3u8), proptest::option::of(0..3u8)], expected())
-            .prop_map(|(change, rates, expected)| Op::Patch { change, rates, expected }),
+        1 => (
+            0..6u8,
+            [proptest::option::of(0..3u8), proptest::option::of(0..3u8), proptest::option::of(0..3u8)],
+            proptest::option::weighted(0.5, select(ErrorDetail::ALL.to_vec())),
+            expected(),
+        )
+            .prop_map(|(change, rates, detail, expected)| Op::Patch { change, rates, detail, expected }),
         1 => (0..6u8, rule()).prop_map(|(change, rule)| Op::Put { change, rule }),
         1 => Just(Op::Ensure),
         1 => proptest::bool::weighted(0.2).prop_map(|archive| if archive { Op::Archive } else { Op::Trim }),
@@ -462,9 +469,16 @@ async fn step(world: &mut World<'_>, op: &Op) {
             });
             assert_eq!(said, meant);
         }
-        Op::Patch { change, rates, expected } => {
+        Op::Patch { change, rates, detail, expected } => {
             let [rate_user, rate_ip, rate_guess] = rates.map(|rate| rate.map(quota));
-            let patch = RulesPatch { rate_user, rate_ip, rate_guess, ..RulesPatch::default() };
+            let error_detail = *detail;
+            let patch = RulesPatch {
+                error_detail,
+                rate_user,
+                rate_ip,
+                rate_guess,
+                ..RulesPatch::default()
+            };
             put(world, Action::Patch(patch), *change, *expected).await;
         }
         Op::Put { change, rule } => put(world, Action::Put(limited(*rule)), *change, None).await,
@@ -517,6 +531,7 @@ fn word(outcome: &Outcome) -> &'static str {
             Refusal::RateLimited { .. } => "rate_limited",
             Refusal::TooManyAttempts { .. } => "too_many_attempts",
             Refusal::NotFound => "not_found",
+            Refusal::Invalid => "invalid",
             Refusal::Disabled => "disabled",
             Refusal::NotStarted { .. } => "not_started",
             Refusal::Expired { .. } => "expired",
@@ -529,7 +544,7 @@ fn word(outcome: &Outcome) -> &'static str {
 }
 
 /// Every reply word that a history can bring about.
-const WORDS: [&str; 46] = [
+const WORDS: [&str; 47] = [
     "batch: created",
     "batch: taken",
     "batch: overloaded",
@@ -543,6 +558,7 @@ const WORDS: [&str; 46] = [
     "rate_limited",
     "too_many_attempts",
     "not_found",
+    "invalid",
     "disabled",
     "not_started",
     "expired",
