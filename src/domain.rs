@@ -9,6 +9,7 @@
 
 pub mod api_key;
 pub mod batch;
+pub mod campaign;
 pub mod change;
 pub mod check;
 pub mod code;
@@ -22,20 +23,23 @@ pub mod partition;
 pub mod pattern;
 pub mod rate_limit;
 pub mod redemption;
+pub mod reservation;
 pub mod settings;
 pub mod time;
 
 pub use api_key::{ApiKey, Role, Token};
 pub use batch::{Batch, BatchOrder, BatchState};
+pub use campaign::Campaign;
 pub use change::{Change, Entry};
 pub use code::{Code, CodeCase};
-pub use id::{BatchId, InviteId, RedemptionId, RequestId};
+pub use id::{BatchId, InviteId, RedemptionId, RequestId, ReservationId};
 pub use invite::{Invite, InviteState};
 pub use member::{Member, MembershipRule};
-pub use name::{EmailDomain, Group, Malformed, Namespace, UserId};
+pub use name::{CampaignName, EmailDomain, Group, Malformed, Namespace, UserId};
 pub use partition::{Cursor, Fence, Partition, Position};
 pub use pattern::{Alphabet, Codes, Pattern};
 pub use rate_limit::{Policy, Quota, RateStatus};
 pub use redemption::{Acknowledgement, Answer, Outcome, Redemption, Refusal};
+pub use reservation::Reservation;
 pub use settings::{Durability, ErrorDetail, Settings};
 pub use time::Millis;

@@ -30,7 +30,9 @@ pub(super) const LEDGER: &[Code] = &[Code::LedgerUnavailable, Code::Internal];
 pub(super) enum Tag {
     Redemptions,
     Validations,
+    Reservations,
     Invites,
+    Campaigns,
     Batches,
     Members,
     Namespaces,
@@ -42,7 +44,9 @@ impl Tag {
     const ALL: &[Self] = &[
         Self::Redemptions,
         Self::Validations,
+        Self::Reservations,
         Self::Invites,
+        Self::Campaigns,
         Self::Batches,
         Self::Members,
         Self::Namespaces,
@@ -54,6 +58,10 @@ impl Tag {
         match self {
             Self::Redemptions => ("Redemptions", "Uses of codes, spent exactly once."),
             Self::Validations => ("Validations", "What a redemption would be told."),
+            Self::Reservations => {
+                ("Reservations", "Uses that are held while something else completes.")
+            }
+            Self::Campaigns => ("Campaigns", "Limits that invites share."),
             Self::Invites => ("Invites", "What codes stand for."),
             Self::Batches => ("Batches", "Codes in bulk."),
             Self::Members => ("Members", "Who is in which group."),
@@ -507,6 +515,8 @@ fn path_schema(collection: &str, name: &str) -> Value {
         ("invites", "id") => "InviteId",
         ("redemptions", "id") => "RedemptionId",
         ("batches", "id") => "BatchId",
+        ("reservations", "id") => "ReservationId",
+        ("campaigns", "name") => "CampaignName",
         ("keys", "id") => "KeyId",
         _ => return json!({"type": "string", "minLength": 1}),
     };

@@ -68,11 +68,11 @@ async fn codes_that_can_not_be_used_are_all_refused_alike() {
             "rate_guess": "20/60",
         });
         let node = start(limits).await;
-        for what in ["redemptions", "validations"] {
+        for (kind, what) in ["redemptions", "validations", "reservations"].into_iter().enumerate() {
             let mut answers = Vec::new();
             for (number, code) in CODES.into_iter().enumerate() {
                 // Everybody has budgets of his own; the second attempt finds less in them.
-                let ip = number + if what == "redemptions" { 0 } else { 100 };
+                let ip = number + 10 * kind;
                 let user = format!("{what}-{number}");
                 let first = ask(&node, what, code, &user, ip).await;
                 let again = ask(&node, what, code, &user, ip).await;

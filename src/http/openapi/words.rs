@@ -12,9 +12,9 @@ use utoipa::{
 };
 
 use crate::domain::{
-    Alphabet, BatchId, BatchState, Code, CodeCase, Durability, EmailDomain, ErrorDetail, Group,
-    InviteId, InviteState, MembershipRule, Millis, Namespace, Policy, Position, Quota,
-    RedemptionId, Role, UserId, invite::EMAIL_DOMAINS_MAX,
+    Alphabet, BatchId, BatchState, CampaignName, Code, CodeCase, Durability, EmailDomain,
+    ErrorDetail, Group, InviteId, InviteState, MembershipRule, Millis, Namespace, Policy, Position,
+    Quota, RedemptionId, ReservationId, Role, UserId, invite::EMAIL_DOMAINS_MAX,
 };
 
 /// Text without control characters.
@@ -66,6 +66,11 @@ words! {
     InviteId, "InviteId" = id("An invite.");
     RedemptionId, "RedemptionId" = id("A redemption.");
     BatchId, "BatchId" = id("A batch.");
+    ReservationId, "ReservationId" = id("A reservation.");
+    CampaignName, "CampaignName" = json!({
+        "type": "string", "minLength": 1, "maxLength": 63, "pattern": "^[a-z0-9-]+$", "examples": ["spring"],
+        "description": "A limit that invites share.",
+    });
     Position, "Position" = json!({
         "type": "string", "pattern": "^[0-9]+/[0-9]+-[0-9]+$", "examples": ["6/1-3"],
         "description": "partition/epoch-seq: a change's place among all changes.",
