@@ -60,6 +60,16 @@ uuid_type! {
     RedemptionId, "a redemption id"
 }
 
+uuid_type! {
+    /// A webhook's id: a UUID.
+    WebhookId, "a webhook id"
+}
+
+uuid_type! {
+    /// A delivery's id: a UUID that follows from webhook and event, so that whoever sends it again sends the same one.
+    DeliveryId, "a delivery id"
+}
+
 text_type! {
     /// What makes a repeat recognisable: the client's `Idempotency-Key`, or one that the node made. Scoped to one user
     /// of one namespace.

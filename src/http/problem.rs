@@ -72,6 +72,8 @@ codes! {
     NamespaceNotFound = "namespace_not_found", 404, false, "There is no such namespace";
     KeyNotFound = "key_not_found", 404, false, "There is no such API key";
     BatchNotFound = "batch_not_found", 404, false, "There is no such batch";
+    WebhookNotFound = "webhook_not_found", 404, false, "There is no such webhook";
+    DeliveryNotFound = "delivery_not_found", 404, false, "There is no such delivery";
     RouteNotFound = "route_not_found", 404, false, "There is no such path";
     MethodNotAllowed = "method_not_allowed", 405, false, "The path does not have this method";
     NotAcceptable = "not_acceptable", 406, false, "Answers are JSON";
@@ -80,6 +82,7 @@ codes! {
     CodeTaken = "code_taken", 409, false, "A live invite has this code";
     LimitBelowUsed = "limit_below_used", 409, false, "More uses are spent than this limit allows";
     InviteInUse = "invite_in_use", 409, false, "The invite has redemptions";
+    TooManyWebhooks = "too_many_webhooks", 409, false, "The namespace has as many webhooks as it may";
     InviteExhausted = "invite_exhausted", 410, false, "All uses of the invite are spent";
     InviteExpired = "invite_expired", 410, false, "The invite has expired";
     InviteDisabled = "invite_disabled", 410, false, "The invite is switched off";

@@ -29,7 +29,7 @@ use crate::{
 
 /// A redemption as clients see it.
 #[derive(Serialize)]
-struct View<'a> {
+pub(super) struct View<'a> {
     id: RedemptionId,
     namespace: &'a Namespace,
     invite: InviteId,
@@ -49,7 +49,7 @@ struct View<'a> {
 }
 
 impl<'a> View<'a> {
-    fn new(redemption: &'a Redemption, replayed: bool, reached: Durability) -> Self {
+    pub(super) fn new(redemption: &'a Redemption, replayed: bool, reached: Durability) -> Self {
         let Redemption { id, namespace, invite, code, group, user, .. } = redemption;
         Self {
             id: *id,

@@ -328,7 +328,7 @@ impl Ledger {
 }
 
 /// Cuts a page that was read one row too long; says whether it was.
-fn cut<T>(rows: &mut Vec<T>, limit: u32) -> bool {
+pub(super) fn cut<T>(rows: &mut Vec<T>, limit: u32) -> bool {
     let limit = usize::try_from(limit).unwrap_or(usize::MAX);
     let more = rows.len() > limit;
     rows.truncate(limit);
