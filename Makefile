@@ -1,6 +1,6 @@
 # `make run` and `make test` do all the set-up themselves.
 
-.PHONY: help run test mutants bench fmt demo clean
+.PHONY: help run test mutants bench openapi fmt demo clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -27,6 +27,10 @@ mutants: ## Plant small faults in the scripts, one at a time, and show that the 
 bench: ## Measure everything that has a bar, and write docs/benchmarks.md (ten minutes)
 	@scripts/setup test
 	cargo bench --locked --bench report -- --write docs/benchmarks.md
+
+openapi: ## Write docs/openapi.json anew
+	cargo run --quiet --locked -- openapi > docs/openapi.json.new
+	mv docs/openapi.json.new docs/openapi.json
 
 fmt: ## Format the code
 	cargo fmt

@@ -74,13 +74,15 @@ pub enum Mend {
 }
 
 /// A key that does not hold what the ledger says.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, utoipa::ToSchema)]
 pub struct Difference {
     /// The key.
     pub key: String,
     /// What Redis has of the fields that differ.
+    #[schema(value_type = BTreeMap<String, String>)]
     pub gate: Held,
     /// What the ledger says of them.
+    #[schema(value_type = BTreeMap<String, String>)]
     pub ledger: Held,
 }
 

@@ -10,6 +10,7 @@ mod healthcheck;
 mod inspect;
 mod invite;
 mod key;
+mod openapi;
 mod output;
 mod rebuild;
 mod redeem;
@@ -113,6 +114,8 @@ enum Command {
     /// Check and show the configuration
     #[command(subcommand)]
     Config(config::Command),
+    /// Print the OpenAPI document of the HTTP API
+    Openapi,
     /// Exit with 0 if the service is ready for requests
     Healthcheck,
     /// Let 10,000 users rush a code with 1,000 uses, then prove what came of it
@@ -172,6 +175,7 @@ async fn execute(Cli { command, common }: Cli) -> anyhow::Result<ExitCode> {
         Command::Backup(backup) => backup.run(&common).await?,
         Command::Restore(restore) => restore.run(&common).await?,
         Command::Config(command) => command.run(&common)?,
+        Command::Openapi => openapi::run(),
         Command::Healthcheck => return healthcheck::run(&common).await,
         Command::Demo(demo) => return demo.run(&common).await,
         Command::Torture(torture) => return torture.run(&common).await,

@@ -13,8 +13,10 @@ mod guard;
 mod health;
 mod invites;
 mod keys;
+mod manual;
 mod members;
 mod namespaces;
+pub mod openapi;
 mod page;
 pub mod problem;
 mod redemptions;
@@ -40,6 +42,7 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::sync::{Notify, Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
+use self::openapi::Operation;
 use crate::{
     domain::Role,
     feed::Feed,
@@ -120,6 +123,8 @@ pub(crate) struct Endpoint {
     pub(crate) path: &'static str,
     /// Nothing: it answers without a key.
     pub(crate) role: Option<Role>,
+    /// What the document says of it.
+    operation: Option<fn() -> Operation>,
     route: fn() -> Route,
 }
 
@@ -127,21 +132,32 @@ const NS: &str = "/v1/namespaces/{ns}";
 const CODES: &str = "/v1/namespaces/{ns}/batches/{id}/codes";
 const EVENTS: &str = "/v1/namespaces/{ns}/events";
 const REDEMPTIONS: &str = "/v1/namespaces/{ns}/redemptions";
+const DOCS: &str = "/docs";
+const DOCS_FILE: &str = "/docs/{file}";
 
 impl Endpoint {
     /// Whether it answers in JSON.
     fn is_json(&self) -> bool {
-        !["/metrics", CODES, EVENTS].contains(&self.path)
+        !["/metrics", CODES, EVENTS, DOCS, DOCS_FILE].contains(&self.path)
     }
 }
 
+/// An endpoint with its handler, such as `invites::list`, and what the document says of it, `invites::docs::list`.
+/// `undocumented` instead of that is for work under way: it fails a test.
 macro_rules! endpoint {
-    ($method:ident $path:expr, $role:expr, $handler:path) => {
+    ($method:ident $path:expr, $role:expr, $module:ident::$handler:ident) => {
+        endpoint!(@ $method $path, $role, $module::$handler, Some($module::docs::$handler))
+    };
+    ($method:ident $path:expr, $role:expr, $handler:path, undocumented) => {
+        endpoint!(@ $method $path, $role, $handler, None)
+    };
+    (@ $method:ident $path:expr, $role:expr, $handler:path, $operation:expr) => {
         Endpoint {
             method: Method::$method,
             method_text: stringify!($method),
             path: $path,
             role: $role,
+            operation: $operation,
             route: || answers(&Method::$method).to($handler),
         }
     };
@@ -200,6 +216,9 @@ pub(crate) static ENDPOINTS: &[Endpoint] = &[
     endpoint!(POST "/v1/keys", Some(Role::Admin), keys::create),
     endpoint!(GET "/v1/keys", Some(Role::Admin), keys::list),
     endpoint!(DELETE "/v1/keys/{id}", Some(Role::Admin), keys::revoke),
+    endpoint!(GET "/openapi.json", None, manual::document),
+    endpoint!(GET DOCS, None, manual::page),
+    endpoint!(GET DOCS_FILE, None, manual::file),
 ];
 
 /// Method, path and needed role of every operation; no role means that no key is needed.

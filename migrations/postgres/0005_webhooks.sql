@@ -1,7 +1,7 @@
 -- Who is told what happens, and how far that is. What is added here, a version that does not know it leaves alone.
 
 -- Events are read by namespace.
-CREATE INDEX audit_log_namespace ON audit_log (namespace, epoch, seq);
+CREATE INDEX audit_log_events ON audit_log (namespace, epoch, seq);
 
 CREATE TABLE webhooks (
     id               UUID             PRIMARY KEY,

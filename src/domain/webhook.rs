@@ -44,10 +44,46 @@ pub struct Webhook {
 }
 
 impl Webhook {
+    /// How it is.
+    #[must_use]
+    pub fn state(&self) -> WebhookState {
+        match (self.disabled, self.failing_since) {
+            (true, _) => WebhookState::Disabled,
+            (false, Some(_)) => WebhookState::Failing,
+            (false, None) => WebhookState::Active,
+        }
+    }
+
     /// Whether it wants events of a type.
     #[must_use]
     pub fn wants(&self, kind: &str) -> bool {
         self.event_types.is_empty() || self.event_types.iter().any(|wanted| wanted == kind)
+    }
+}
+
+/// How a webhook is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WebhookState {
+    /// It is served.
+    Active,
+    /// It is served, and the last attempts have failed.
+    Failing,
+    /// It is not served.
+    Disabled,
+}
+
+impl WebhookState {
+    /// Every state.
+    pub const ALL: [Self; 3] = [Self::Active, Self::Failing, Self::Disabled];
+
+    /// The word used in JSON.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Active => "active",
+            Self::Failing => "failing",
+            Self::Disabled => "disabled",
+        }
     }
 }
 

@@ -3,11 +3,13 @@
 
 use actix_web::{HttpRequest, HttpResponse, http::header, web};
 use futures_util::stream;
-use serde_json::{Value, json};
+use serde::Serialize;
+use serde_json::{json, value::RawValue};
+use utoipa::ToSchema;
 
 use super::{
     State,
-    body::{Body, Presence},
+    body::{Body, Presence, stored_metadata},
     guard::IdempotencyKey,
     invites::{email_domains, key_reused},
     page::Query,
@@ -17,8 +19,8 @@ use super::{
 };
 use crate::{
     domain::{
-        Alphabet, Batch, BatchId, BatchOrder, CodeCase, Group, Invite, InviteId, Malformed, Millis,
-        Pattern, Settings,
+        Alphabet, Batch, BatchId, BatchOrder, BatchState, CodeCase, EmailDomain, Group, Invite,
+        InviteId, Malformed, Millis, Namespace, Pattern, Settings,
         invite::MAX_USES_MAX,
         pattern::{COUNT_MAX, SHARE_MIN},
     },
@@ -28,35 +30,69 @@ use crate::{
 /// Codes that are read from the ledger at once.
 const PAGE: u32 = 1000;
 
-fn view(batch: &Batch) -> Result<Value, Problem> {
-    let order = &batch.order;
-    let metadata: Option<Value> =
-        order
-            .metadata
-            .as_deref()
-            .map(serde_json::from_str)
-            .transpose()
-            .map_err(|error| Problem::internal("stored metadata is not JSON", &error))?;
-    Ok(json!({
-        "id": order.id,
-        "namespace": order.namespace,
-        "state": batch.state.as_str(),
-        "reason": batch.reason,
-        "count": order.count,
-        "done": batch.done,
-        "pattern": order.pattern.as_str(),
-        "alphabet": order.alphabet.as_str(),
-        "group": order.group,
-        "max_uses": order.max_uses,
-        "starts_at": order.starts_at,
-        "expires_at": order.expires_at,
-        "email_domains": order.email_domains,
-        "metadata": metadata,
-        "created_by": order.actor,
-        "created_at": batch.created_at,
-        "started_at": batch.started_at,
-        "finished_at": batch.finished_at,
-    }))
+/// A batch as clients see it.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Batch)]
+struct View<'a> {
+    id: BatchId,
+    namespace: &'a Namespace,
+    #[schema(value_type = BatchState)]
+    state: &'static str,
+    /// Why it failed.
+    #[schema(required)]
+    reason: Option<&'a str>,
+    #[schema(minimum = 1)]
+    count: u64,
+    /// So many are in gate and ledger.
+    done: u64,
+    pattern: &'a str,
+    #[schema(value_type = Alphabet)]
+    alphabet: &'static str,
+    group: &'a Group,
+    /// Of each; null means without limit.
+    #[schema(required, minimum = 1)]
+    max_uses: Option<u64>,
+    #[schema(required)]
+    starts_at: Option<Millis>,
+    #[schema(required)]
+    expires_at: Option<Millis>,
+    #[schema(max_items = 32)]
+    email_domains: &'a [EmailDomain],
+    #[schema(required, value_type = Option<Object>)]
+    metadata: Option<Box<RawValue>>,
+    /// The API key that ordered it.
+    created_by: &'a str,
+    created_at: Millis,
+    #[schema(required)]
+    started_at: Option<Millis>,
+    #[schema(required)]
+    finished_at: Option<Millis>,
+}
+
+impl<'a> View<'a> {
+    fn new(batch: &'a Batch) -> Result<Self, Problem> {
+        let order = &batch.order;
+        Ok(Self {
+            id: order.id,
+            namespace: &order.namespace,
+            state: batch.state.as_str(),
+            reason: batch.reason.as_deref(),
+            count: order.count,
+            done: batch.done,
+            pattern: order.pattern.as_str(),
+            alphabet: order.alphabet.as_str(),
+            group: &order.group,
+            max_uses: order.max_uses,
+            starts_at: order.starts_at,
+            expires_at: order.expires_at,
+            email_domains: &order.email_domains,
+            metadata: stored_metadata(order.metadata.clone())?,
+            created_by: &order.actor,
+            created_at: batch.created_at,
+            started_at: batch.started_at,
+            finished_at: batch.finished_at,
+        })
+    }
 }
 
 fn missing() -> Problem {
@@ -128,7 +164,9 @@ pub(super) async fn create(
     }
     state.ordered.notify_one();
     let location = format!("/v1/namespaces/{}/batches/{}", order.namespace, order.id);
-    Ok(HttpResponse::Accepted().insert_header((header::LOCATION, location)).json(view(&batch)?))
+    Ok(HttpResponse::Accepted()
+        .insert_header((header::LOCATION, location))
+        .json(View::new(&batch)?))
 }
 
 /// Whether so many codes of a pattern can be made that nobody guesses.
@@ -159,7 +197,7 @@ pub(super) async fn show(
     scope: Scope,
     path: web::Path<(String, String)>,
 ) -> Result<HttpResponse, Problem> {
-    Ok(HttpResponse::Ok().json(view(&find(&state, &scope, &path.1).await?)?))
+    Ok(HttpResponse::Ok().json(View::new(&find(&state, &scope, &path.1).await?)?))
 }
 
 /// How codes are written.
@@ -302,6 +340,54 @@ impl Download {
 
     fn print(&self, invite: &Invite) -> String {
         self.batch.order.pattern.print(&invite.code, self.case)
+    }
+}
+
+pub(super) mod docs {
+    use super::{Alphabet, COUNT_MAX, View};
+    use crate::http::{
+        invites::docs::chosen,
+        openapi::{Fields, GATE, LEDGER, Operation, Tag, count, reference, word},
+        problem::Code,
+    };
+
+    pub(in crate::http) fn create() -> Operation {
+        let fields = Fields::new()
+            .needs("count", count(COUNT_MAX), "How many codes; exactly so many are made.")
+            .needs(
+                "pattern",
+                reference("Pattern"),
+                "What codes look like. It must make at least 10,000 different codes for each that is ordered.",
+            )
+            .may_be_null("alphabet", word::<Alphabet>(), "What random characters are drawn from.");
+        Operation::new(
+            "create_batch",
+            Tag::Batches,
+            "Have many invites made, each with a code of its own",
+        )
+        .takes(chosen(fields))
+        .answers::<View>(202, "It is ordered; its Location says how far it is.")
+        .with(&["Location"])
+        .problems(&[Code::NamespaceNotFound, Code::IdempotencyKeyReused])
+        .problems(GATE)
+        .problems(LEDGER)
+    }
+
+    pub(in crate::http) fn show() -> Operation {
+        Operation::new("show_batch", Tag::Batches, "How far a batch is")
+            .answers::<View>(200, "The batch.")
+            .problems(&[Code::BatchNotFound])
+            .problems(LEDGER)
+    }
+
+    pub(in crate::http) fn codes() -> Operation {
+        let formats = serde_json::json!({"type": "string", "enum": ["csv", "ndjson"]});
+        Operation::new("download_codes", Tag::Batches, "The codes of a batch, in order")
+            .about("Streamed, as far as the ledger has them; if it can not be finished, the connection is cut.")
+            .query("format", formats, "Instead of the header Accept.")
+            .answers_text("The codes.", &["text/csv", "application/x-ndjson"])
+            .problems(&[Code::BatchNotFound, Code::NotAcceptable])
+            .problems(LEDGER)
     }
 }
 

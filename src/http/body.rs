@@ -5,7 +5,7 @@ use std::{collections::HashSet, fmt, future::Future, net::IpAddr, pin::Pin};
 use actix_web::{FromRequest, HttpRequest, dev::Payload, http::header, web};
 use futures_util::StreamExt;
 use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, Visitor};
-use serde_json::{Value, json};
+use serde_json::{Value, json, value::RawValue};
 
 use super::{
     State,
@@ -297,6 +297,13 @@ impl Body {
         };
         Problem::new(code, detail).with("errors", std::mem::take(&mut self.errors))
     }
+}
+
+/// The application's own JSON object, as it is kept, to be written out again.
+pub(super) fn stored_metadata(text: Option<String>) -> Result<Option<Box<RawValue>>, Problem> {
+    text.map(RawValue::from_string)
+        .transpose()
+        .map_err(|error| Problem::internal("stored metadata is not JSON", &error))
 }
 
 /// What a body has of a field.

@@ -223,6 +223,28 @@ fn write(text: &mut String, event: &Event) -> Result<(), io::Error> {
     written.map_err(io::Error::other)
 }
 
+pub(super) mod docs {
+    use crate::http::{
+        openapi::{GATE, LEDGER, Operation, Tag},
+        problem::Code,
+    };
+
+    pub(in crate::http) fn stream() -> Operation {
+        let after =
+            serde_json::json!({"type": "string", "pattern": "^(start|[0-9]+/[0-9]+-[0-9]+)$"});
+        Operation::new("stream_events", Tag::Events, "What happens in the namespace, as it happens")
+            .about(
+                "Server-sent events whose id is their position. Last-Event-ID goes on right behind it, at any node. A \
+                 stream ends when its node stops; come back.",
+            )
+            .query("after", after, "Begin after this position, or with the first event there ever was.")
+            .answers_text("The stream.", &["text/event-stream"])
+            .problems(&[Code::NamespaceNotFound, Code::Overloaded])
+            .problems(GATE)
+            .problems(LEDGER)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -26,6 +26,8 @@ use actix_web::{
 
 use percent_encoding::percent_decode_str;
 
+#[cfg(debug_assertions)]
+use super::openapi;
 use super::{
     Endpoint, REDEMPTIONS, State,
     problem::{Code, Problem},
@@ -115,7 +117,7 @@ pub(super) async fn guard(
             };
             head.refuse(problem)
         }
-        None => head.finish(response.map_into_boxed_body(), None),
+        None => head.answer(response.map_into_boxed_body()),
     };
     Ok(ServiceResponse::new(request, response))
 }
@@ -229,7 +231,25 @@ fn problem_of(error: &Error) -> Problem {
 
 impl Head {
     fn refuse(&self, problem: &Problem) -> HttpResponse {
+        #[cfg(debug_assertions)]
+        if let Some(endpoint) = self.endpoint
+            && let Some(what) =
+                openapi::undeclared(endpoint, problem.code.status().as_u16(), Some(problem))
+        {
+            let problem = Problem::unexpected(&what);
+            return self.finish(problem.response(&self.path, &self.request_id), Some(&problem));
+        }
         self.finish(problem.response(&self.path, &self.request_id), Some(problem))
+    }
+
+    fn answer(&self, response: HttpResponse) -> HttpResponse {
+        #[cfg(debug_assertions)]
+        if let Some(endpoint) = self.endpoint
+            && let Some(what) = openapi::undeclared(endpoint, response.status().as_u16(), None)
+        {
+            return self.refuse(&Problem::unexpected(&what));
+        }
+        self.finish(response, None)
     }
 
     /// Adds what every answer has, writes the log line and counts.

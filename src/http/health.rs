@@ -5,20 +5,20 @@
 
 use actix_web::{HttpResponse, web};
 use serde::Serialize;
-use serde_json::json;
+use utoipa::ToSchema;
 
 use super::{State, page::Query, problem::Problem};
 use crate::domain::Malformed;
 
 /// Whether this node should be sent requests, and why.
-#[derive(Debug, Clone, Default, Serialize)]
+#[derive(Debug, Clone, Default)]
 pub struct Readiness {
     /// Everything that has to be well.
     pub checks: Vec<Check>,
 }
 
 /// One thing that has to be well.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 pub struct Check {
     /// What.
     pub name: &'static str,
@@ -27,7 +27,26 @@ pub struct Check {
     /// Whether it is well.
     pub ok: bool,
     /// What is wrong, for an operator.
+    #[schema(required)]
     pub detail: Option<String>,
+}
+
+/// `/livez` as clients see it.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Liveness)]
+struct LiveView {
+    live: bool,
+}
+
+/// `/readyz` as clients see it.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Readiness)]
+struct ReadyView {
+    ready: bool,
+    /// With `?verbose`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    checks: Option<Vec<Check>>,
 }
 
 impl Readiness {
@@ -39,7 +58,7 @@ impl Readiness {
 }
 
 pub(super) async fn live() -> HttpResponse {
-    HttpResponse::Ok().json(json!({"live": true}))
+    HttpResponse::Ok().json(LiveView { live: true })
 }
 
 pub(super) async fn ready(
@@ -55,16 +74,38 @@ pub(super) async fn ready(
     let readiness = state.readiness.borrow().clone();
     let mut response =
         if readiness.is_ready() { HttpResponse::Ok() } else { HttpResponse::ServiceUnavailable() };
-    Ok(match verbose.value() {
-        Some(true) => {
-            response.json(json!({"ready": readiness.is_ready(), "checks": readiness.checks}))
-        }
-        _ => response.json(json!({"ready": readiness.is_ready()})),
-    })
+    let ready = readiness.is_ready();
+    let checks = (verbose.value() == Some(true)).then_some(readiness.checks);
+    Ok(response.json(ReadyView { ready, checks }))
 }
 
 pub(super) async fn metrics(state: web::Data<State>) -> HttpResponse {
     HttpResponse::Ok()
         .content_type("text/plain; version=0.0.4; charset=utf-8")
         .body(state.metrics.render())
+}
+
+pub(super) mod docs {
+    use serde_json::json;
+
+    use super::{LiveView, ReadyView};
+    use crate::http::openapi::{Operation, Tag};
+
+    pub(in crate::http) fn live() -> Operation {
+        Operation::new("live", Tag::Service, "Is the process alive?")
+            .answers::<LiveView>(200, "It can answer.")
+    }
+
+    pub(in crate::http) fn ready() -> Operation {
+        let verbose = json!({"type": "string", "enum": ["", "true", "1", "false", "0"]});
+        Operation::new("ready", Tag::Service, "Should it be sent requests?")
+            .query("verbose", verbose, "Whether to name each check.")
+            .answers::<ReadyView>(200, "Yes.")
+            .answers::<ReadyView>(503, "No.")
+    }
+
+    pub(in crate::http) fn metrics() -> Operation {
+        Operation::new("metrics", Tag::Service, "How it does, as Prometheus text")
+            .answers_text("The metrics.", &["text/plain"])
+    }
 }

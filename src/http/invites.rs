@@ -6,11 +6,13 @@
 use std::sync::Arc;
 
 use actix_web::{HttpRequest, HttpResponse, http::header, web};
-use serde_json::{Value, json};
+use serde::Serialize;
+use serde_json::{Value, value::RawValue};
+use utoipa::ToSchema;
 
 use super::{
     State,
-    body::{Body, Presence},
+    body::{Body, Presence, stored_metadata},
     guard::IdempotencyKey,
     page::{Query, code_and_id},
     problem::{Code, Problem},
@@ -19,8 +21,8 @@ use super::{
 };
 use crate::{
     domain::{
-        Code as InviteCode, EmailDomain, Group, Invite, InviteId, InviteState, Malformed, Millis,
-        Namespace, Settings, UserId,
+        BatchId, Code as InviteCode, EmailDomain, Group, Invite, InviteId, InviteState, Malformed,
+        Millis, Namespace, Settings, UserId,
         invite::{EMAIL_DOMAINS_MAX, MAX_USES_MAX},
     },
     gate::{
@@ -36,34 +38,76 @@ use crate::{
 /// How often a made-up code is made up anew when it is taken: of 2⁶⁰ codes, one clash is rare and three never happen.
 const MADE_UP_TRIES: usize = 3;
 
-/// An invite as clients see it at `now`.
-fn view(invite: &Invite, now: Millis) -> Result<Value, Problem> {
-    let metadata: Option<Value> = invite
-        .metadata
-        .as_deref()
-        .map(serde_json::from_str)
-        .transpose()
-        .map_err(|error| Problem::internal("stored metadata is not JSON", &error))?;
-    Ok(json!({
-        "id": invite.id,
-        "namespace": invite.namespace,
-        "code": invite.code,
-        "group": invite.group,
-        "max_uses": invite.max_uses,
-        "uses": invite.uses,
-        "held": 0,
-        "remaining": invite.remaining(),
-        "state": invite.state(now),
-        "starts_at": invite.starts_at,
-        "expires_at": invite.expires_at,
-        "user": invite.user,
-        "email_domains": invite.email_domains,
-        "metadata": metadata,
-        "batch": invite.batch,
-        "revision": invite.revision,
-        "created_at": invite.created_at,
-        "updated_at": invite.updated_at,
-    }))
+/// An invite as clients see it.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Invite)]
+struct View<'a> {
+    id: InviteId,
+    namespace: &'a Namespace,
+    code: &'a InviteCode,
+    group: &'a Group,
+    /// Null means without limit.
+    #[schema(required, minimum = 1)]
+    max_uses: Option<u64>,
+    uses: u64,
+    /// Uses that are reserved.
+    held: u64,
+    /// Null means without limit.
+    #[schema(required)]
+    remaining: Option<u64>,
+    state: InviteState,
+    /// From this moment on it can be redeemed.
+    #[schema(required)]
+    starts_at: Option<Millis>,
+    /// Up to this moment it can be redeemed.
+    #[schema(required)]
+    expires_at: Option<Millis>,
+    /// The only user who may redeem.
+    #[schema(required)]
+    user: Option<&'a UserId>,
+    /// The only e-mail domains whose users may redeem; none means any.
+    #[schema(max_items = 32)]
+    email_domains: &'a [EmailDomain],
+    #[schema(required, value_type = Option<Object>)]
+    metadata: Option<Box<RawValue>>,
+    /// With what it was made.
+    #[schema(required)]
+    batch: Option<BatchId>,
+    /// Counts administrators' changes, from 1.
+    #[schema(minimum = 1)]
+    revision: u64,
+    created_at: Millis,
+    updated_at: Millis,
+    /// What the ledger knows, while the gate can not be asked.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    stale: bool,
+}
+
+impl<'a> View<'a> {
+    /// The invite as it is at `now`.
+    fn new(invite: &'a Invite, now: Millis) -> Result<Self, Problem> {
+        Ok(Self {
+            id: invite.id,
+            namespace: &invite.namespace,
+            code: &invite.code,
+            group: &invite.group,
+            max_uses: invite.max_uses,
+            uses: invite.uses,
+            held: 0,
+            remaining: invite.remaining(),
+            state: invite.state(now),
+            starts_at: invite.starts_at,
+            expires_at: invite.expires_at,
+            user: invite.user.as_ref(),
+            email_domains: &invite.email_domains,
+            metadata: stored_metadata(invite.metadata.clone())?,
+            batch: invite.batch,
+            revision: invite.revision,
+            created_at: invite.created_at,
+            updated_at: invite.updated_at,
+            stale: false,
+        })
+    }
 }
 
 fn etag(revision: u64) -> (header::HeaderName, String) {
@@ -157,7 +201,7 @@ fn created(invite: &Invite, now: Millis, asked: &CreateInvite) -> Result<HttpRes
     Ok(HttpResponse::Created()
         .insert_header((header::LOCATION, location))
         .insert_header(etag(invite.revision))
-        .json(view(invite, now)?))
+        .json(View::new(invite, now)?))
 }
 
 /// A key that has made another one of the same kind.
@@ -223,15 +267,14 @@ async fn shown(
 ) -> Result<HttpResponse, Problem> {
     let question = ShowInvite { namespace: namespace.clone(), which };
     match question.run(&state.gate).await {
-        Ok(Some((invite, now))) => {
-            Ok(HttpResponse::Ok().insert_header(etag(invite.revision)).json(view(&invite, now)?))
-        }
+        Ok(Some((invite, now))) => Ok(HttpResponse::Ok()
+            .insert_header(etag(invite.revision))
+            .json(View::new(&invite, now)?)),
         Ok(None) => Err(missing()),
         Err(error @ GateError::Unexpected { .. }) => Err(error.into()),
         Err(_) => {
             let invite = from_ledger.await?.ok_or_else(missing)?;
-            let mut shown = view(&invite, crate::ids::now())?;
-            shown["stale"] = json!(true);
+            let shown = View { stale: true, ..View::new(&invite, crate::ids::now())? };
             Ok(HttpResponse::Ok().json(shown))
         }
     }
@@ -261,7 +304,8 @@ pub(super) async fn list(
     let found =
         state.ledger.invites(&scope.namespace, &filter, now, after.as_ref(), page.limit).await?;
     let as_of = state.ledger.synced_at(state.gate.keys().partition_of(&scope.namespace)).await?;
-    let rows = found.rows.iter().map(|invite| view(invite, now)).collect::<Result<Vec<_>, _>>()?;
+    let rows =
+        found.rows.iter().map(|invite| View::new(invite, now)).collect::<Result<Vec<_>, _>>()?;
     let next = found.next.map(|(code, id)| [code, id.to_string()]);
     let next = next.as_ref().map(|[code, id]| [code.as_str(), id.as_str()]);
     Ok(page.answer(&rows, next.as_ref().map(<[_; 2]>::as_slice), as_of))
@@ -301,9 +345,9 @@ pub(super) async fn change(
         actor: scope.caller.actor(),
     };
     match change.run(&state.gate).await? {
-        Changed::Changed { invite, now } => {
-            Ok(HttpResponse::Ok().insert_header(etag(invite.revision)).json(view(&invite, now)?))
-        }
+        Changed::Changed { invite, now } => Ok(HttpResponse::Ok()
+            .insert_header(etag(invite.revision))
+            .json(View::new(&invite, now)?)),
         Changed::NotFound => Err(missing()),
         Changed::PreconditionFailed { revision } => Err(precondition_failed(revision)),
         Changed::LimitBelowUsed { uses } => Err(Problem::new(
@@ -380,4 +424,119 @@ pub(super) fn email_domains(body: &mut Body) -> Option<Vec<EmailDomain>> {
         values.iter().map(parse).collect::<Result<_, Malformed>>().map_err(|error| error.0)
     });
     domains.patch().map(Option::unwrap_or_default)
+}
+
+pub(super) mod docs {
+    use super::{BatchId, Group, InviteState, MAX_USES_MAX, Millis, UserId, View};
+    use crate::http::{
+        openapi::{Fields, GATE, LEDGER, Operation, Tag, count, flag, nullable, reference, word},
+        problem::Code,
+    };
+
+    /// What the maker of invites chooses, whether for one or for many.
+    pub(in crate::http) fn chosen(fields: Fields) -> Fields {
+        fields
+            .needs("group", word::<Group>(), "What a redemption lets the user into.")
+            .needs("max_uses", nullable(count(MAX_USES_MAX)), "Null means without limit.")
+            .may_be_null("starts_at", word::<Millis>(), "From this moment on it can be redeemed.")
+            .may_be_null(
+                "expires_at",
+                word::<Millis>(),
+                "Up to this moment it can be redeemed; later than starts_at.",
+            )
+            .may_be_null(
+                "email_domains",
+                reference("EmailDomains"),
+                "The only e-mail domains whose users may redeem.",
+            )
+            .may_be_null("metadata", reference("Metadata"), "Your own.")
+    }
+
+    pub(in crate::http) fn create() -> Operation {
+        Operation::new("create_invite", Tag::Invites, "Make an invite")
+            .takes(
+                chosen(Fields::new().may_be_null(
+                    "code",
+                    reference("TypedCode"),
+                    "Made up when left out.",
+                ))
+                .may_be_null(
+                    "user",
+                    word::<UserId>(),
+                    "The only user who may redeem.",
+                ),
+            )
+            .answers::<View>(201, "The invite, also to a repeat with the same Idempotency-Key.")
+            .with(&["Location", "ETag"])
+            .problems(&[
+                Code::CodeMalformed,
+                Code::NamespaceNotFound,
+                Code::CodeTaken,
+                Code::IdempotencyKeyReused,
+            ])
+            .problems(GATE)
+    }
+
+    pub(in crate::http) fn list() -> Operation {
+        Operation::new("list_invites", Tag::Invites, "Invites, by code")
+            .query("state", word::<InviteState>(), "That are this now.")
+            .query("group", word::<Group>(), "Of this group.")
+            .query("prefix", reference("TypedCode"), "Whose code begins so.")
+            .query("batch", word::<BatchId>(), "Of this batch.")
+            .lists::<View>("Invites that the ledger has.")
+            .problems(LEDGER)
+    }
+
+    pub(in crate::http) fn show() -> Operation {
+        Operation::new("show_invite", Tag::Invites, "One invite, ended ones too")
+            .about("Shows the exact state of the gate, or while that can not be asked, with `stale`, the ledger's.")
+            .answers::<View>(200, "The invite.")
+            .with(&["ETag"])
+            .problems(&[Code::InviteNotFound])
+            .problems(LEDGER)
+    }
+
+    pub(in crate::http) fn show_by_code() -> Operation {
+        Operation::new("show_invite_by_code", Tag::Invites, "The invite that has this code now")
+            .answers::<View>(200, "The invite.")
+            .with(&["ETag"])
+            .problems(&[Code::InviteNotFound, Code::NamespaceNotFound, Code::CodeMalformed])
+            .problems(LEDGER)
+    }
+
+    pub(in crate::http) fn change() -> Operation {
+        Operation::new("change_invite", Tag::Invites, "Change an invite, also while it is redeemed")
+            .about("A JSON merge patch (RFC 7396): null removes, what is left out stays.")
+            .if_match()
+            .takes(
+                Fields::new()
+                    .may_be_null("max_uses", count(MAX_USES_MAX), "Null means without limit.")
+                    .may_be_null(
+                        "starts_at",
+                        word::<Millis>(),
+                        "From this moment on it can be redeemed.",
+                    )
+                    .may_be_null(
+                        "expires_at",
+                        word::<Millis>(),
+                        "Up to this moment it can be redeemed.",
+                    )
+                    .may_have("disabled", flag(), "Whether it is switched off.")
+                    .may_be_null("user", word::<UserId>(), "The only user who may redeem.")
+                    .may_be_null("email_domains", reference("EmailDomains"), "The only domains.")
+                    .may_be_null("metadata", reference("Metadata"), "Your own."),
+            )
+            .answers::<View>(200, "The invite as it is now.")
+            .with(&["ETag"])
+            .problems(&[Code::InviteNotFound, Code::LimitBelowUsed, Code::CodeTaken])
+            .problems(GATE)
+    }
+
+    pub(in crate::http) fn delete() -> Operation {
+        Operation::new("delete_invite", Tag::Invites, "Delete an invite that nobody has redeemed")
+            .if_match()
+            .answers_nothing(204, "It is gone.")
+            .problems(&[Code::InviteNotFound, Code::InviteInUse])
+            .problems(GATE)
+    }
 }

@@ -1,7 +1,9 @@
 //! API keys: `POST` makes one and shows it this once, `GET` lists them without their secrets, `DELETE` revokes one.
 
 use actix_web::{HttpResponse, web};
-use serde_json::{Value, json};
+use serde::Serialize;
+use serde_json::Value;
+use utoipa::ToSchema;
 
 use super::{
     State,
@@ -12,7 +14,7 @@ use super::{
     scope::Caller,
 };
 use crate::{
-    domain::{ApiKey, Malformed, Namespace, Role, Token},
+    domain::{ApiKey, Malformed, Millis, Namespace, Role, Token},
     ledger::LedgerError,
 };
 
@@ -21,15 +23,39 @@ const NAMESPACES_MAX: usize = 64;
 /// The longest name, in characters.
 const NAME_CHARS_MAX: usize = 100;
 
-fn view(key: &ApiKey) -> Value {
-    json!({
-        "id": key.id,
-        "name": key.name,
-        "role": key.role.as_str(),
-        "namespaces": key.namespaces,
-        "created_at": key.created_at,
-        "revoked_at": key.revoked_at,
-    })
+/// A key as clients see it.
+#[derive(Serialize, ToSchema)]
+#[schema(as = ApiKey)]
+struct View<'a> {
+    /// What stands between the underscores of the key.
+    id: &'a str,
+    name: &'a str,
+    #[schema(value_type = Role)]
+    role: &'static str,
+    /// The only namespaces that it may touch; null means all.
+    #[schema(required)]
+    namespaces: Option<&'a [Namespace]>,
+    created_at: Millis,
+    #[schema(required)]
+    revoked_at: Option<Millis>,
+    /// The key itself, shown only once.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    key: Option<String>,
+}
+
+impl<'a> View<'a> {
+    fn new(key: &'a ApiKey) -> Self {
+        Self {
+            id: &key.id,
+            name: &key.name,
+            role: key.role.as_str(),
+            namespaces: key.namespaces.as_deref(),
+            created_at: key.created_at,
+            revoked_at: key.revoked_at,
+            key: None,
+        }
+    }
 }
 
 fn parse_name(text: &str) -> Result<String, Malformed> {
@@ -97,8 +123,7 @@ pub(super) async fn create(
         other => other?,
     }
     refresh(&state).await?;
-    let mut shown = view(&key);
-    shown["key"] = json!(token.reveal());
+    let shown = View { key: Some(token.reveal()), ..View::new(&key) };
     Ok(HttpResponse::Created().json(shown))
 }
 
@@ -111,7 +136,7 @@ pub(super) async fn list(state: web::Data<State>, query: Query) -> Result<HttpRe
     let limit = usize::try_from(page.limit).unwrap_or(usize::MAX);
     let shown: Vec<_> = rest.by_ref().take(limit).collect();
     let next = shown.last().filter(|_| rest.next().is_some()).map(|last| [last.id.as_str()]);
-    let rows: Vec<_> = shown.iter().map(|key| view(key)).collect();
+    let rows: Vec<_> = shown.iter().map(|key| View::new(key)).collect();
     Ok(page.answer(&rows, next.as_ref().map(<[_; 1]>::as_slice), None))
 }
 
@@ -124,4 +149,48 @@ pub(super) async fn revoke(
     }
     refresh(&state).await?;
     Ok(HttpResponse::NoContent().finish())
+}
+
+pub(super) mod docs {
+    use serde_json::json;
+
+    use super::{NAME_CHARS_MAX, NAMESPACES_MAX, Namespace, Role, View};
+    use crate::http::{
+        openapi::{Fields, LEDGER, Operation, Tag, word},
+        problem::Code,
+    };
+
+    pub(in crate::http) fn create() -> Operation {
+        let name = json!({
+            "type": "string", "minLength": 1, "maxLength": NAME_CHARS_MAX, "examples": ["signup"],
+            "pattern": r"^[^\u0000-\u001f\u007f-\u009f]+$",
+        });
+        let namespaces = json!({
+            "type": "array", "items": word::<Namespace>(), "minItems": 1, "maxItems": NAMESPACES_MAX,
+        });
+        Operation::new("create_key", Tag::Keys, "Make an API key, and show it this once")
+            .about("A repeat with the same Idempotency-Key makes no second key, and can not show the first again.")
+            .takes(
+                Fields::new()
+                    .needs("name", name, "What its owner calls it.")
+                    .needs("role", word::<Role>(), "What it may do.")
+                    .may_be_null("namespaces", namespaces, "The only ones that it may touch; not for the role admin."),
+            )
+            .answers::<View>(201, "The key.")
+            .problems(&[Code::IdempotencyKeyReused])
+            .problems(LEDGER)
+    }
+
+    pub(in crate::http) fn list() -> Operation {
+        Operation::new("list_keys", Tag::Keys, "API keys, without their secrets")
+            .lists::<View>("API keys.")
+            .problems(LEDGER)
+    }
+
+    pub(in crate::http) fn revoke() -> Operation {
+        Operation::new("revoke_key", Tag::Keys, "Revoke an API key")
+            .answers_nothing(204, "It opens nothing any more.")
+            .problems(&[Code::KeyNotFound])
+            .problems(LEDGER)
+    }
 }

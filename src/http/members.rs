@@ -3,7 +3,8 @@
 //! list as the ledger has it.
 
 use actix_web::{HttpResponse, web};
-use serde_json::{Value, json};
+use serde::Serialize;
+use utoipa::ToSchema;
 
 use super::{
     State,
@@ -13,7 +14,7 @@ use super::{
     scope::Scope,
 };
 use crate::{
-    domain::{Group, Member, Namespace, Refusal, UserId},
+    domain::{Group, Member, Millis, Namespace, RedemptionId, Refusal, UserId},
     gate::{
         GateError,
         join::{Join, Joined},
@@ -22,6 +23,41 @@ use crate::{
     },
     ledger::MemberFilter,
 };
+
+/// A membership as clients see it.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Member)]
+struct View<'a> {
+    namespace: &'a Namespace,
+    user: &'a UserId,
+    group: &'a Group,
+    /// The redemption that made the user a member; null for one who joined another way.
+    #[schema(required)]
+    redemption: Option<RedemptionId>,
+    joined_at: Millis,
+    /// What the ledger knows, while the gate can not be asked.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    stale: bool,
+}
+
+impl<'a> View<'a> {
+    fn new(member: &'a Member, stale: bool) -> Self {
+        let Member { namespace, user, group, redemption, joined_at } = member;
+        Self { namespace, user, group, redemption: *redemption, joined_at: *joined_at, stale }
+    }
+}
+
+/// All memberships of a user.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Memberships)]
+struct AllView<'a> {
+    namespace: &'a Namespace,
+    user: &'a UserId,
+    memberships: Vec<View<'a>>,
+    /// What the ledger knows, while the gate can not be asked.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    stale: bool,
+}
 
 fn missing() -> Problem {
     Problem::new(Code::MemberNotFound, "The user is not a member.")
@@ -57,13 +93,6 @@ async fn memberships(
     }
 }
 
-fn with_stale(mut shown: Value, stale: bool) -> HttpResponse {
-    if stale {
-        shown["stale"] = json!(true);
-    }
-    HttpResponse::Ok().json(shown)
-}
-
 pub(super) async fn show(
     state: web::Data<State>,
     scope: Scope,
@@ -74,10 +103,9 @@ pub(super) async fn show(
     if members.is_empty() {
         return Err(missing());
     }
-    Ok(with_stale(
-        json!({"namespace": scope.namespace, "user": user, "memberships": members}),
-        stale,
-    ))
+    let memberships = members.iter().map(|member| View::new(member, false)).collect();
+    let (namespace, user) = (&scope.namespace, &user);
+    Ok(HttpResponse::Ok().json(AllView { namespace, user, memberships, stale }))
 }
 
 pub(super) async fn show_one(
@@ -91,7 +119,7 @@ pub(super) async fn show_one(
         .into_iter()
         .find(|member| Some(&member.group) == group.as_ref())
         .ok_or_else(missing)?;
-    Ok(with_stale(json!(member), stale))
+    Ok(HttpResponse::Ok().json(View::new(&member, stale)))
 }
 
 pub(super) async fn join(
@@ -103,8 +131,8 @@ pub(super) async fn join(
     let Some(group) = group else { return Err(missing()) };
     let actor = scope.caller.actor();
     match (Join { namespace: scope.namespace, user, group, actor }).run(&state.gate).await? {
-        Joined::Joined(member) => Ok(HttpResponse::Created().json(member)),
-        Joined::Already(member) => Ok(HttpResponse::Ok().json(member)),
+        Joined::Joined(member) => Ok(HttpResponse::Created().json(View::new(&member, false))),
+        Joined::Already(member) => Ok(HttpResponse::Ok().json(View::new(&member, false))),
         Joined::AlreadyMember { group, redemption } => {
             Err(Refusal::AlreadyMember { group, redemption }.into())
         }
@@ -158,6 +186,60 @@ pub(super) async fn list(
     let found = state.ledger.members(&scope.namespace, &filter, after.as_ref(), page.limit).await?;
     let as_of = state.ledger.synced_at(state.gate.keys().partition_of(&scope.namespace)).await?;
     let next = found.next.as_ref().map(|(user, group)| [user.as_str(), group.as_str()]);
-    let rows: Vec<_> = found.rows.iter().map(|member| json!(member)).collect();
+    let rows: Vec<_> = found.rows.iter().map(|member| View::new(member, false)).collect();
     Ok(page.answer(&rows, next.as_ref().map(<[_; 2]>::as_slice), as_of))
+}
+
+pub(super) mod docs {
+    use super::{AllView, Group, UserId, View};
+    use crate::http::{
+        openapi::{GATE, LEDGER, Operation, Tag, word},
+        problem::Code,
+    };
+
+    pub(in crate::http) fn list() -> Operation {
+        Operation::new("list_members", Tag::Members, "Members, by user")
+            .query("user", word::<UserId>(), "This user.")
+            .query("group", word::<Group>(), "Of this group.")
+            .lists::<View>("Members that the ledger has.")
+            .problems(LEDGER)
+    }
+
+    pub(in crate::http) fn show() -> Operation {
+        Operation::new("show_member", Tag::Members, "A user's memberships")
+            .answers::<AllView>(200, "All memberships of the user.")
+            .problems(&[Code::MemberNotFound])
+            .problems(LEDGER)
+    }
+
+    pub(in crate::http) fn show_one() -> Operation {
+        Operation::new("show_membership", Tag::Members, "One membership")
+            .answers::<View>(200, "The membership.")
+            .problems(&[Code::MemberNotFound])
+            .problems(LEDGER)
+    }
+
+    pub(in crate::http) fn join() -> Operation {
+        Operation::new("join", Tag::Members, "Let a user join without a code")
+            .about("The membership rule of the namespace holds.")
+            .answers::<View>(201, "The user has joined.")
+            .answers::<View>(200, "The user was in the group already.")
+            .problems(&[Code::AlreadyMember, Code::NamespaceNotFound])
+            .problems(GATE)
+    }
+
+    pub(in crate::http) fn leave() -> Operation {
+        Operation::new("leave", Tag::Members, "End a membership")
+            .about("The use stays spent, and the user may redeem again.")
+            .answers_nothing(204, "The user has left.")
+            .problems(&[Code::MemberNotFound, Code::NamespaceNotFound])
+            .problems(GATE)
+    }
+
+    pub(in crate::http) fn leave_all() -> Operation {
+        Operation::new("leave_all", Tag::Members, "End all memberships of a user")
+            .answers_nothing(204, "The user has left.")
+            .problems(&[Code::MemberNotFound, Code::NamespaceNotFound])
+            .problems(GATE)
+    }
 }

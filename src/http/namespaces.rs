@@ -3,7 +3,8 @@
 //! counts as a code are fixed when a namespace is made.
 
 use actix_web::{HttpRequest, HttpResponse, http::header, web};
-use serde_json::{Value, json};
+use serde::Serialize;
+use utoipa::ToSchema;
 
 use super::{
     State,
@@ -15,7 +16,7 @@ use super::{
     scope::{Caller, Scope},
 };
 use crate::{
-    domain::{CodeCase, MembershipRule, Namespace, Quota, Refusal, Settings},
+    domain::{CodeCase, Durability, MembershipRule, Millis, Namespace, Quota, Refusal, Settings},
     gate::{
         GateError,
         put_namespace::{Action, NamespacePut, PutNamespace, Rules, RulesPatch},
@@ -23,24 +24,63 @@ use crate::{
     },
 };
 
-fn view(name: &Namespace, settings: &Settings) -> Value {
-    let quota = |quota: Option<Quota>| quota.map(|quota| quota.to_string());
-    json!({
-        "name": name,
-        "membership": settings.membership.as_str(),
-        "code_case": settings.code_case.as_str(),
-        "code_check": settings.code_check,
-        "durability": settings.durability.as_str(),
-        "rate_user": quota(settings.rate_user),
-        "rate_ip": quota(settings.rate_ip),
-        "rate_code": quota(settings.rate_code),
-        "rate_namespace": quota(settings.rate_namespace),
-        "rate_guess": quota(settings.rate_guess),
-        "revision": settings.revision,
-        "created_at": settings.created_at,
-        "updated_at": settings.updated_at,
-        "archived_at": settings.archived_at,
-    })
+/// A namespace as clients see it.
+#[derive(Serialize, ToSchema)]
+#[schema(as = NamespaceSettings)]
+struct View<'a> {
+    name: &'a Namespace,
+    #[schema(value_type = MembershipRule)]
+    membership: &'static str,
+    #[schema(value_type = CodeCase)]
+    code_case: &'static str,
+    /// Whether the last character of each code follows from the others.
+    code_check: bool,
+    #[schema(value_type = Durability)]
+    durability: &'static str,
+    #[schema(required, value_type = Option<Quota>)]
+    rate_user: Option<String>,
+    #[schema(required, value_type = Option<Quota>)]
+    rate_ip: Option<String>,
+    #[schema(required, value_type = Option<Quota>)]
+    rate_code: Option<String>,
+    #[schema(required, value_type = Option<Quota>)]
+    rate_namespace: Option<String>,
+    #[schema(required, value_type = Option<Quota>)]
+    rate_guess: Option<String>,
+    /// Counts changes, from 1.
+    #[schema(minimum = 1)]
+    revision: u64,
+    created_at: Millis,
+    updated_at: Millis,
+    /// Since when it answers nobody.
+    #[schema(required)]
+    archived_at: Option<Millis>,
+    /// What the ledger knows, while the gate can not be asked.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    stale: bool,
+}
+
+impl<'a> View<'a> {
+    fn new(name: &'a Namespace, settings: &Settings) -> Self {
+        let quota = |quota: Option<Quota>| quota.map(|quota| quota.to_string());
+        Self {
+            name,
+            membership: settings.membership.as_str(),
+            code_case: settings.code_case.as_str(),
+            code_check: settings.code_check,
+            durability: settings.durability.as_str(),
+            rate_user: quota(settings.rate_user),
+            rate_ip: quota(settings.rate_ip),
+            rate_code: quota(settings.rate_code),
+            rate_namespace: quota(settings.rate_namespace),
+            rate_guess: quota(settings.rate_guess),
+            revision: settings.revision,
+            created_at: settings.created_at,
+            updated_at: settings.updated_at,
+            archived_at: settings.archived_at,
+            stale: false,
+        }
+    }
 }
 
 fn missing() -> Problem {
@@ -160,7 +200,7 @@ async fn run(
         }
     };
     response.insert_header((header::ETAG, format!("\"{}\"", settings.revision)));
-    Ok(response.json(view(&put.namespace, &settings)))
+    Ok(response.json(View::new(&put.namespace, &settings)))
 }
 
 pub(super) async fn show(state: web::Data<State>, scope: Scope) -> Result<HttpResponse, Problem> {
@@ -171,11 +211,9 @@ pub(super) async fn show(state: web::Data<State>, scope: Scope) -> Result<HttpRe
         Err(_) => (state.ledger.namespace(&scope.namespace).await?, true),
     };
     let settings = settings.ok_or_else(missing)?;
-    let mut shown = view(&scope.namespace, &settings);
+    let shown = View { stale, ..View::new(&scope.namespace, &settings) };
     let mut response = HttpResponse::Ok();
-    if stale {
-        shown["stale"] = json!(true);
-    } else {
+    if !stale {
         response.insert_header((header::ETAG, format!("\"{}\"", settings.revision)));
     }
     Ok(response.json(shown))
@@ -191,13 +229,94 @@ pub(super) async fn list(
     if let Some(only) = &caller.0.namespaces {
         let mut rows = Vec::new();
         for name in only {
-            rows.extend(state.ledger.namespace(name).await?.map(|settings| view(name, &settings)));
+            let known = state.ledger.namespace(name).await?;
+            rows.extend(known.map(|settings| View::new(name, &settings)));
         }
         return Ok(page.answer(&rows, None, None));
     }
     let after = page.after(single)?;
     let found = state.ledger.namespaces(after.as_deref(), page.limit).await?;
-    let rows: Vec<_> = found.rows.iter().map(|(name, settings)| view(name, settings)).collect();
+    let rows: Vec<_> =
+        found.rows.iter().map(|(name, settings)| View::new(name, settings)).collect();
     let next = found.next.as_deref().map(|name| [name]);
     Ok(page.answer(&rows, next.as_ref().map(<[_; 1]>::as_slice), None))
+}
+
+pub(super) mod docs {
+    use super::{CodeCase, Durability, MembershipRule, Quota, View};
+    use crate::http::{
+        openapi::{Fields, GATE, LEDGER, Operation, Tag, flag, word},
+        problem::Code,
+    };
+
+    fn rates(fields: Fields) -> Fields {
+        fields
+            .may_be_null("rate_user", word::<Quota>(), "Attempts of a user; null switches it off.")
+            .may_be_null("rate_ip", word::<Quota>(), "Attempts from an address.")
+            .may_be_null("rate_code", word::<Quota>(), "Attempts on a code.")
+            .may_be_null("rate_namespace", word::<Quota>(), "Attempts in the namespace.")
+            .may_be_null(
+                "rate_guess",
+                word::<Quota>(),
+                "Codes that do not exist, by address, else user, else API key.",
+            )
+    }
+
+    pub(in crate::http) fn list() -> Operation {
+        Operation::new("list_namespaces", Tag::Namespaces, "Namespaces, by name")
+            .about("A key that is tied to namespaces sees no others.")
+            .lists::<View>("Namespaces that the ledger has.")
+            .problems(LEDGER)
+    }
+
+    pub(in crate::http) fn put() -> Operation {
+        Operation::new("put_namespace", Tag::Namespaces, "Make a namespace, or set its rules")
+            .about("What is left out gets its default, but for what is fixed, which stays. Brings an archived one back.")
+            .if_match()
+            .takes(rates(
+                Fields::new()
+                    .may_be_null("membership", word::<MembershipRule>(), "Fixed when it is made.")
+                    .may_be_null("code_case", word::<CodeCase>(), "Fixed when it is made.")
+                    .may_be_null("code_check", flag(), "Fixed when it is made.")
+                    .may_be_null("durability", word::<Durability>(), "What answers promise at least."),
+            ))
+            .answers::<View>(201, "It was made.")
+            .with(&["ETag"])
+            .answers::<View>(200, "Its rules were set.")
+            .with(&["ETag"])
+            .problems(&[Code::DurabilityUnavailable])
+            .problems(GATE)
+    }
+
+    pub(in crate::http) fn show() -> Operation {
+        Operation::new("show_namespace", Tag::Namespaces, "The rules of a namespace")
+            .answers::<View>(200, "The namespace.")
+            .with(&["ETag"])
+            .problems(&[Code::NamespaceNotFound])
+            .problems(LEDGER)
+    }
+
+    pub(in crate::http) fn patch() -> Operation {
+        Operation::new("change_namespace", Tag::Namespaces, "Change some rules of a namespace")
+            .about("A JSON merge patch (RFC 7396): null removes, what is left out stays.")
+            .if_match()
+            .takes(rates(Fields::new().may_have(
+                "durability",
+                word::<Durability>(),
+                "What answers promise at least.",
+            )))
+            .answers::<View>(200, "The namespace as it is now.")
+            .with(&["ETag"])
+            .problems(&[Code::DurabilityUnavailable, Code::NamespaceNotFound])
+            .problems(GATE)
+    }
+
+    pub(in crate::http) fn archive() -> Operation {
+        Operation::new("archive_namespace", Tag::Namespaces, "Archive a namespace")
+            .about("It answers nobody from then on, and the ledger keeps all that it had.")
+            .if_match()
+            .answers_nothing(204, "It is archived.")
+            .problems(&[Code::NamespaceNotFound])
+            .problems(GATE)
+    }
 }

@@ -3,7 +3,8 @@
 use std::future::{Ready, ready};
 
 use actix_web::{FromRequest, HttpRequest, HttpResponse, dev::Payload, http::header, web};
-use serde_json::{Value, json};
+use serde::Serialize;
+use serde_json::json;
 
 use super::{
     body::Body,
@@ -14,7 +15,7 @@ use crate::domain::{InviteId, Malformed, Millis};
 /// Rows of a page unless the query says otherwise.
 const LIMIT: u32 = 100;
 /// The most rows of a page.
-const LIMIT_MAX: u32 = 1000;
+pub(super) const LIMIT_MAX: u32 = 1000;
 
 /// The query string of a list, whose parameters are taken out one by one like the fields of a body.
 #[derive(Debug)]
@@ -97,7 +98,7 @@ impl Page {
     /// The answer with these rows; `next` is what the page ended with if more follow, `as_of` how far the ledger is.
     pub(super) fn answer(
         &self,
-        rows: &[Value],
+        rows: &[impl Serialize],
         next: Option<&[&str]>,
         as_of: Option<Millis>,
     ) -> HttpResponse {

@@ -21,7 +21,7 @@ use crate::{
 macro_rules! codes {
     ($($name:ident = $code:literal, $status:literal, $retryable:literal, $title:literal;)*) => {
         /// What is wrong, in a word that never changes.
-        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
         #[expect(missing_docs, reason = "the titles say it")]
         pub enum Code { $($name),* }
 
@@ -46,6 +46,12 @@ macro_rules! codes {
             #[must_use]
             pub fn is_retryable(self) -> bool {
                 match self { $(Self::$name => $retryable),* }
+            }
+
+            /// Whether the gate says it of a redemption once its limits have been looked at.
+            #[must_use]
+            pub fn is_refusal(self) -> bool {
+                REFUSALS.contains(&self)
             }
 
             /// A short sentence for people.
@@ -99,6 +105,20 @@ codes! {
     LedgerUnavailable = "ledger_unavailable", 503, true, "The ledger can not be reached";
     Overloaded = "overloaded", 503, true, "Too much at once";
 }
+
+/// What comes with what is left of rate limits.
+const REFUSALS: &[Code] = &[
+    Code::UserNotAllowed,
+    Code::EmailDomainNotAllowed,
+    Code::NotStarted,
+    Code::InviteNotFound,
+    Code::AlreadyMember,
+    Code::InviteExhausted,
+    Code::InviteExpired,
+    Code::InviteDisabled,
+    Code::RateLimited,
+    Code::TooManyAttempts,
+];
 
 /// An answer that is not a success.
 #[derive(Debug)]
@@ -175,6 +195,12 @@ impl Problem {
     /// The sentence for the client.
     pub(super) fn detail(&self) -> &str {
         &self.parts.detail
+    }
+
+    /// The names of the members that it adds to the body.
+    #[cfg(debug_assertions)]
+    pub(super) fn members(&self) -> impl Iterator<Item = &str> {
+        self.parts.members.keys().map(String::as_str)
     }
 
     /// Adds the cause, for the log.

@@ -6,10 +6,11 @@ use actix_web::{HttpResponse, http::header, web};
 use serde::Serialize;
 use serde_json::value::RawValue;
 use tokio::time::Instant;
+use utoipa::ToSchema;
 
 use super::{
     State,
-    body::Body,
+    body::{Body, stored_metadata},
     guard::IdempotencyKey,
     page::{Page, Query, single},
     problem::{Code, Problem, rate_headers},
@@ -28,7 +29,8 @@ use crate::{
 };
 
 /// A redemption as clients see it.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
+#[schema(as = Redemption)]
 pub(super) struct View<'a> {
     id: RedemptionId,
     namespace: &'a Namespace,
@@ -36,15 +38,23 @@ pub(super) struct View<'a> {
     code: &'a InviteCode,
     group: &'a Group,
     user: &'a UserId,
+    /// Numbers the invite's redemptions from 1, and never goes back.
     #[serde(rename = "use")]
+    #[schema(minimum = 1)]
     ordinal: u64,
+    /// Uses left right after it; null without limit.
+    #[schema(required)]
     remaining: Option<u64>,
     redeemed_at: Millis,
+    /// Whether this user had spent the use before.
     replayed: bool,
     /// The strongest level that is known to hold it.
+    #[schema(value_type = Durability)]
     durability: &'static str,
     position: Position,
+    /// Your own JSON object, on reads.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Object, nullable = false)]
     metadata: Option<Box<RawValue>>,
 }
 
@@ -69,9 +79,7 @@ impl<'a> View<'a> {
     }
 
     fn with_metadata(mut self, metadata: Option<String>) -> Result<Self, Problem> {
-        let raw = metadata.map(RawValue::from_string).transpose();
-        self.metadata =
-            raw.map_err(|error| Problem::internal("stored metadata is not JSON", &error))?;
+        self.metadata = stored_metadata(metadata)?;
         Ok(self)
     }
 }
@@ -255,11 +263,9 @@ pub(super) async fn list(
     let as_of = state.ledger.synced_at(state.gate.keys().partition_of(&scope.namespace)).await?;
     let rows = found
         .rows
-        .into_iter()
+        .iter()
         .map(|RedemptionRecord { redemption, metadata }| {
-            let view = View::new(&redemption, false, Durability::Ledger).with_metadata(metadata)?;
-            serde_json::to_value(view)
-                .map_err(|error| Problem::internal("writing a redemption", &error))
+            View::new(redemption, false, Durability::Ledger).with_metadata(metadata.clone())
         })
         .collect::<Result<Vec<_>, Problem>>()?;
     let next = found.next.map(|cursor| cursor.to_string());
@@ -285,4 +291,75 @@ async fn listed_code(
     Ok(parameters
         .optional("code", |text| InviteCode::parse(text, case).map_err(|error: Malformed| error))
         .value())
+}
+
+pub(super) mod docs {
+    use super::{Durability, Group, InviteId, Millis, UserId, View};
+    use crate::http::{
+        openapi::{Fields, GATE, LEDGER, Operation, Tag, reference, word},
+        problem::Code,
+    };
+
+    pub(in crate::http) fn redeem() -> Operation {
+        Operation::new("redeem", Tag::Redemptions, "Spend one use of a code for a user")
+            .about(
+                "Send an Idempotency-Key of your own, and repeat the request with it until there is an answer other \
+                 than 503: no second use is spent.",
+            )
+            .takes(
+                Fields::new()
+                    .needs("code", reference("TypedCode"), "What the person typed.")
+                    .needs("user", word::<UserId>(), "Your id for the person.")
+                    .may_be_null("ip", reference("IpAddress"), "The person's address, for rate limits.")
+                    .may_be_null("email", reference("Email"), "The person's e-mail address.")
+                    .may_be_null("metadata", reference("Metadata"), "Kept in the ledger.")
+                    .may_be_null(
+                        "durability",
+                        word::<Durability>(),
+                        "What the answer is to promise, if more than the namespace asks for.",
+                    ),
+            )
+            .answers::<View>(201, "A new redemption.")
+            .with(&["Location"])
+            .answers::<View>(200, "This user had spent the use before; `replayed` is true.")
+            .rated()
+            .problems(&[
+                Code::CodeMalformed,
+                Code::DurabilityUnavailable,
+                Code::UserNotAllowed,
+                Code::EmailDomainNotAllowed,
+                Code::NotStarted,
+                Code::InviteNotFound,
+                Code::NamespaceNotFound,
+                Code::AlreadyMember,
+                Code::InviteExhausted,
+                Code::InviteExpired,
+                Code::InviteDisabled,
+                Code::IdempotencyKeyReused,
+                Code::RateLimited,
+                Code::TooManyAttempts,
+            ])
+            .problems(GATE)
+    }
+
+    pub(in crate::http) fn show() -> Operation {
+        Operation::new("show_redemption", Tag::Redemptions, "One redemption")
+            .about("Finds it right after its 201, before the ledger has it.")
+            .answers::<View>(200, "The redemption.")
+            .problems(&[Code::RedemptionNotFound])
+            .problems(GATE)
+            .problems(LEDGER)
+    }
+
+    pub(in crate::http) fn list() -> Operation {
+        Operation::new("list_redemptions", Tag::Redemptions, "Redemptions, newest first")
+            .query("code", reference("TypedCode"), "Of this code.")
+            .query("invite", word::<InviteId>(), "Of this invite.")
+            .query("user", word::<UserId>(), "Of this user.")
+            .query("group", word::<Group>(), "Into this group.")
+            .query("after", word::<Millis>(), "From this moment on.")
+            .query("before", word::<Millis>(), "Up to this moment.")
+            .lists::<View>("Redemptions that the ledger has.")
+            .problems(LEDGER)
+    }
 }

@@ -2,7 +2,8 @@
 //! `{"allowed": true}`, or `{"allowed": false, "code": …, "detail": …}`, both with 200.
 
 use actix_web::{HttpResponse, web};
-use serde_json::json;
+use serde::Serialize;
+use utoipa::ToSchema;
 
 use super::{
     State,
@@ -15,6 +16,20 @@ use crate::{
     domain::{EmailDomain, Outcome, UserId},
     gate::redeem::{Mode, Redeem},
 };
+
+/// What a redemption would be told.
+#[derive(Default, Serialize, ToSchema)]
+#[schema(as = Validation)]
+struct View {
+    allowed: bool,
+    /// The problem that a redemption would be.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false, pattern = "^[a-z_]+$", example = "invite_exhausted")]
+    code: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    detail: Option<String>,
+}
 
 pub(super) async fn validate(
     state: web::Data<State>,
@@ -66,9 +81,44 @@ pub(super) async fn validate(
         response.insert_header(header);
     }
     Ok(match problem {
-        None => response.json(json!({"allowed": true})),
-        Some(problem) => response.json(
-            json!({"allowed": false, "code": problem.code.as_str(), "detail": problem.detail()}),
-        ),
+        None => response.json(View { allowed: true, ..View::default() }),
+        Some(problem) => response.json(View {
+            allowed: false,
+            code: Some(problem.code.as_str()),
+            detail: Some(problem.detail().to_owned()),
+        }),
     })
+}
+
+pub(super) mod docs {
+    use super::{UserId, View};
+    use crate::http::{
+        openapi::{Fields, GATE, Operation, Tag, reference, word},
+        problem::Code,
+    };
+
+    pub(in crate::http) fn validate() -> Operation {
+        Operation::new("validate", Tag::Validations, "Say what a redemption would be told")
+            .about("Spends nothing but the guessing budget.")
+            .takes(
+                Fields::new()
+                    .needs("code", reference("TypedCode"), "What the person typed.")
+                    .may_be_null("user", word::<UserId>(), "Your id for the person, if it has one.")
+                    .may_be_null(
+                        "ip",
+                        reference("IpAddress"),
+                        "The person's address, for rate limits.",
+                    )
+                    .may_be_null("email", reference("Email"), "The person's e-mail address."),
+            )
+            .answers::<View>(200, "Whether it would be granted, else why not.")
+            .rated()
+            .problems(&[
+                Code::CodeMalformed,
+                Code::NamespaceNotFound,
+                Code::RateLimited,
+                Code::TooManyAttempts,
+            ])
+            .problems(GATE)
+    }
 }

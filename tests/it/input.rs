@@ -53,6 +53,7 @@ fn filled(path: &str, namespace: &str) -> String {
         .replace("{code}", "NOBODY")
         .replace("{user}", "nobody")
         .replace("{group}", "nothing")
+        .replace("{file}", "start.js")
 }
 
 fn method(name: &str) -> Method {

@@ -22,6 +22,7 @@ mod input;
 mod leaders;
 mod ledger;
 mod model;
+mod openapi;
 mod race;
 mod race_conditions;
 mod recovery;
