@@ -6,6 +6,7 @@ mod codes;
 mod config;
 mod dead_letters;
 mod demo;
+mod export;
 mod healthcheck;
 mod inspect;
 mod invite;
@@ -91,6 +92,8 @@ enum Command {
     /// Make codes in bulk, and download them
     #[command(subcommand)]
     Codes(codes::Command),
+    /// Download everything of a kind: as CSV, or with --output json as NDJSON
+    Export(export::Export),
     /// Spend one use of a code for a user
     Redeem(redeem::Redeem),
     /// Show what Redis holds of a code or a user, with the redis-cli commands that show it
@@ -165,6 +168,7 @@ async fn execute(Cli { command, common }: Cli) -> anyhow::Result<ExitCode> {
         Command::Serve(serve) => serve.run(&common).await?,
         Command::Invite(command) => command.run(&common).await?,
         Command::Codes(command) => return command.run(&common).await,
+        Command::Export(export) => return export.run(&common).await,
         Command::Redeem(redeem) => redeem.run(&common).await?,
         Command::Inspect(inspect) => inspect.run(&common).await?,
         Command::Key(command) => command.run(&common).await?,

@@ -9,6 +9,7 @@ mod batches;
 mod body;
 mod consistency;
 mod events;
+mod export;
 mod guard;
 mod health;
 mod invites;
@@ -139,6 +140,7 @@ impl Endpoint {
     /// Whether it answers in JSON.
     fn is_json(&self) -> bool {
         !["/metrics", CODES, EVENTS, DOCS, DOCS_FILE].contains(&self.path)
+            && !self.path.contains("/export/")
     }
 }
 
@@ -199,6 +201,9 @@ pub(crate) static ENDPOINTS: &[Endpoint] = &[
     endpoint!(PUT "/v1/namespaces/{ns}/members/{user}/{group}", Some(Role::Manage), members::join),
     endpoint!(DELETE "/v1/namespaces/{ns}/members/{user}/{group}", Some(Role::Manage), members::leave),
     endpoint!(GET "/v1/namespaces/{ns}/consistency", Some(Role::Manage), consistency::show),
+    endpoint!(GET "/v1/namespaces/{ns}/export/redemptions", Some(Role::Read), export::redemptions),
+    endpoint!(GET "/v1/namespaces/{ns}/export/invites", Some(Role::Read), export::invites),
+    endpoint!(GET "/v1/namespaces/{ns}/export/members", Some(Role::Read), export::members),
     endpoint!(GET EVENTS, Some(Role::Read), events::stream),
     endpoint!(POST "/v1/namespaces/{ns}/webhooks", Some(Role::Manage), webhooks::create),
     endpoint!(GET "/v1/namespaces/{ns}/webhooks", Some(Role::Manage), webhooks::list),

@@ -41,7 +41,7 @@ const MADE_UP_TRIES: usize = 3;
 /// An invite as clients see it.
 #[derive(Serialize, ToSchema)]
 #[schema(as = Invite)]
-struct View<'a> {
+pub(super) struct View<'a> {
     id: InviteId,
     namespace: &'a Namespace,
     code: &'a InviteCode,
@@ -85,7 +85,7 @@ struct View<'a> {
 
 impl<'a> View<'a> {
     /// The invite as it is at `now`.
-    fn new(invite: &'a Invite, now: Millis) -> Result<Self, Problem> {
+    pub(super) fn new(invite: &'a Invite, now: Millis) -> Result<Self, Problem> {
         Ok(Self {
             id: invite.id,
             namespace: &invite.namespace,

@@ -36,6 +36,7 @@ pub(super) enum Tag {
     Namespaces,
     Events,
     Webhooks,
+    Exports,
     Keys,
     Service,
 }
@@ -50,6 +51,7 @@ impl Tag {
         Self::Namespaces,
         Self::Events,
         Self::Webhooks,
+        Self::Exports,
         Self::Keys,
         Self::Service,
     ];
@@ -64,6 +66,7 @@ impl Tag {
             Self::Namespaces => ("Namespaces", "Isolated domains and their rules."),
             Self::Events => ("Events", "What happens, as it happens."),
             Self::Webhooks => ("Webhooks", "Who is told what happens."),
+            Self::Exports => ("Exports", "Everything, in and out."),
             Self::Keys => ("Keys", "Who may ask."),
             Self::Service => ("Service", "Health, metrics and documentation."),
         }

@@ -78,7 +78,7 @@ impl<'a> View<'a> {
         }
     }
 
-    fn with_metadata(mut self, metadata: Option<String>) -> Result<Self, Problem> {
+    pub(super) fn with_metadata(mut self, metadata: Option<String>) -> Result<Self, Problem> {
         self.metadata = stored_metadata(metadata)?;
         Ok(self)
     }

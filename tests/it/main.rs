@@ -17,6 +17,7 @@ mod cli;
 mod docs;
 mod durability;
 mod events;
+mod export;
 mod faults;
 mod input;
 mod leaders;
