@@ -1,6 +1,6 @@
 # `make run` and `make test` do all the set-up themselves.
 
-.PHONY: help run test mutants bench openapi fmt demo clean
+.PHONY: help run test schemathesis mutants bench openapi fmt demo clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -19,6 +19,11 @@ test: ## Install what is missing, then check format and lints and run every test
 	TEST_LEDGER=postgres cargo test --locked --quiet --test it
 	cargo test --locked --quiet --bench report -- --smoke
 	tests/mutants.py --check
+	tests/schemathesis/run
+
+schemathesis: ## Ask a service everything that its OpenAPI document allows and forbids, for half an hour
+	@scripts/setup test
+	tests/schemathesis/run --minutes 30
 
 mutants: ## Plant small faults in the scripts, one at a time, and show that the tests catch each
 	@scripts/setup test

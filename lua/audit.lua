@@ -4,8 +4,8 @@
 -- KEYS[1] meta, KEYS[2] outbox: see the head
 -- KEYS[3..] the keys to read
 -- ARGV[1] deployment, ARGV[2] lineage, ARGV[3] epoch, ARGV[4] now: see the head
--- replies   {'fenced'} | {'read', position of the last change, values of each key...}: field and value in turn for a
---           hash, one value for a string, none for a key that is not there
+-- replies   {'fenced'} | {'read', position of the last change, now, values of each key...}: field and value in turn for a
+--           hash, member and score for a sorted set, one value for a string, none for a key that is not there
 --           | {'foreign', key, type}   a key that holds something else
 -- The head, the same in every fenced script: KEYS[1] meta, KEYS[2] outbox, ARGV[1] deployment, ARGV[2] lineage,
 -- ARGV[3] epoch (all three from the ledger), ARGV[4] now (ms; empty for the clock of Redis).
@@ -37,13 +37,15 @@ local function record(...)
   return position
 end
 -- End of the head.
-local reply = {'read', epoch .. '-' .. int(seq)}
+local reply = {'read', epoch .. '-' .. int(seq), now}
 for i = 3, #KEYS do
   local type = redis.call('TYPE', KEYS[i]).ok
   if type == 'hash' then
     reply[#reply + 1] = redis.call('HGETALL', KEYS[i])
   elseif type == 'string' then
     reply[#reply + 1] = {redis.call('GET', KEYS[i])}
+  elseif type == 'zset' then
+    reply[#reply + 1] = redis.call('ZRANGE', KEYS[i], 0, -1, 'WITHSCORES')
   elseif type == 'none' then
     reply[#reply + 1] = {}
   else

@@ -5,6 +5,8 @@
 -- KEYS[3] settings   hash  of the namespace
 -- KEYS[4] invite     hash  of the invite's code
 -- KEYS[5] retired    hash  of the invite's id
+-- KEYS[6] held       zset  of the invite's code
+-- KEYS[7] campaign-held  zset  of the namespace
 -- ARGV[1] deployment, ARGV[2] lineage, ARGV[3] epoch, ARGV[4] now: see the head
 -- ARGV[5] namespace
 -- ARGV[6] actor
@@ -12,8 +14,8 @@
 -- ARGV[8] change     an id of this change; a repeat changes nothing more
 -- ARGV[9] revision   change only this revision; empty for any
 -- ARGV[10..] field and value in turn; an empty value removes the field
--- replies   {'fenced'} | {'changed', now, fields} | {'not_found'} | {'precondition_failed', revision}
---           | {'limit_below_used', uses} | {'window_reversed'}
+-- replies   {'fenced'} | {'changed', now, fields, uses that are held} | {'not_found'} | {'precondition_failed', revision}
+--           | {'limit_below_used', uses, uses that are held} | {'window_reversed'}
 --           | {'code_taken', invite id}   the change would re-open the invite, but another one has its code
 -- The head, the same in every fenced script: KEYS[1] meta, KEYS[2] outbox, ARGV[1] deployment, ARGV[2] lineage,
 -- ARGV[3] epoch (all three from the ledger), ARGV[4] now (ms; empty for the clock of Redis).
@@ -61,7 +63,17 @@ if holder ~= ARGV[7] then
   invite = to_table(redis.call('HGETALL', key))
   if invite.id ~= ARGV[7] then return {'not_found'} end
 end
-if invite.last_change == ARGV[8] then return {'changed', now, redis.call('HGETALL', key)} end
+-- What has lost its code has lost what was held of it.
+local held = 0
+if key == KEYS[4] then
+  redis.call('ZREMRANGEBYSCORE', KEYS[6], '-inf', at)
+  if invite.campaign then
+    local first_live = '(' .. invite.campaign .. ':' .. string.format('%013d', now + 1)
+    redis.call('ZREMRANGEBYLEX', KEYS[7], '[' .. invite.campaign .. ':', first_live)
+  end
+  held = redis.call('ZCARD', KEYS[6])
+end
+if invite.last_change == ARGV[8] then return {'changed', now, redis.call('HGETALL', key), held} end
 if ARGV[9] ~= '' and ARGV[9] ~= invite.revision then return {'precondition_failed', tonumber(invite.revision)} end
 
 local removed = {}
@@ -77,7 +89,7 @@ if invite.starts_at and invite.expires_at and tonumber(invite.starts_at) >= tonu
   return {'window_reversed'}
 end
 local uses, max_uses = tonumber(invite.uses), tonumber(invite.max_uses)
-if max_uses and max_uses < uses then return {'limit_below_used', uses} end
+if max_uses and max_uses < uses + held then return {'limit_below_used', uses, held} end
 local ended = invite.disabled or max_uses and uses >= max_uses
   or invite.expires_at and now >= tonumber(invite.expires_at)
 local reopened = key == KEYS[5] and not ended
@@ -99,4 +111,4 @@ if reopened then
 end
 if #removed > 0 then redis.call('HDEL', key, unpack(removed)) end
 redis.call('HSET', key, unpack(fields))
-return {'changed', now, fields}
+return {'changed', now, fields, held}

@@ -4,15 +4,16 @@
 --
 -- KEYS[1] meta, KEYS[2] outbox: see the head
 -- KEYS[3] settings   hash    of the namespace
--- KEYS[4..] for each invite: invite (hash, of its code), invite-id (string, of its id)
+-- KEYS[4] campaigns  hash    of the namespace
+-- KEYS[5..] for each invite: invite (hash, of its code), invite-id (string, of its id)
 -- ARGV[1] deployment, ARGV[2] lineage, ARGV[3] epoch, ARGV[4] now: see the head
 -- ARGV[5] namespace
 -- ARGV[6] actor
 -- ARGV[7] changes in the outbox from which on nothing is made
 -- ARGV[8] how many of the next values are fields of all
--- ARGV[9..] field and value in turn: batch, group, and what the caller set of max_uses, starts_at, expires_at,
---           email_domains, metadata; then id and code of each invite, in the order of the keys
--- replies   {'fenced'} | {'namespace_not_found'} | {'overloaded'}
+-- ARGV[9..] field and value in turn: batch, group, and what the caller set of max_uses, max_uses_per_user,
+--           campaign, starts_at, expires_at, email_domains, metadata; then id and code of each invite, in the order of the keys
+-- replies   {'fenced'} | {'namespace_not_found'} | {'campaign_not_found'} | {'overloaded'}
 --           | {'created', epoch-seq, place...}   the partition's last change; places (from 0) whose codes are taken
 -- The head, the same in every fenced script: KEYS[1] meta, KEYS[2] outbox, ARGV[1] deployment, ARGV[2] lineage,
 -- ARGV[3] epoch (all three from the ledger), ARGV[4] now (ms; empty for the clock of Redis).
@@ -58,18 +59,23 @@ if not settings[1] or settings[2] then return {'namespace_not_found'} end
 if changes_waiting() >= tonumber(ARGV[7]) then return {'overloaded'} end
 local fields = {}
 for i = 9, 8 + ARGV[8] do fields[#fields + 1] = ARGV[i] end
+for i = 1, #fields, 2 do
+  if fields[i] == 'campaign' and redis.call('HEXISTS', KEYS[4], fields[i + 1] .. ':uses') == 0 then
+    return {'campaign_not_found'}
+  end
+end
 for _, value in ipairs({'uses', '0', 'granted', '0', 'revision', '1', 'created_at', at, 'updated_at', at}) do
   fields[#fields + 1] = value
 end
 -- Mostly none of the keys is there, which one look says.
-local is_new = redis.call('EXISTS', unpack(KEYS, 4)) == 0
+local is_new = redis.call('EXISTS', unpack(KEYS, 5)) == 0
 local taken, invites, codes, names, seen = {}, {}, {}, {}, {}
-for i = 4, #KEYS, 2 do
-  local own = 9 + ARGV[8] + i - 4
+for i = 5, #KEYS, 2 do
+  local own = 9 + ARGV[8] + i - 5
   local invite, by_id, id, code = KEYS[i], KEYS[i + 1], ARGV[own], ARGV[own + 1]
   if is_new or redis.call('EXISTS', by_id) == 0 then
     if seen[invite] or not is_new and redis.call('EXISTS', invite) == 1 then
-      taken[#taken + 1] = (i - 4) / 2
+      taken[#taken + 1] = (i - 5) / 2
     else
       seen[invite] = true
       invites[#invites + 1] = {invite, 'id', id, 'code', code, unpack(fields)}

@@ -7,14 +7,18 @@
 -- KEYS[5] invite-id  string  of the new invite's id
 -- KEYS[6] retired    hash    of the new invite's id: where it is when a repeat comes very late
 -- KEYS[7] retired    hash    of the ended invite's id, where it moves to; KEYS[6] again when none is known
+-- KEYS[8] held       zset    of the code: what is held of an ended invite is held no more once it has lost its code
+-- KEYS[9] campaigns  hash    of the namespace
+-- KEYS[10] campaign-held  zset  of the namespace
 -- ARGV[1] deployment, ARGV[2] lineage, ARGV[3] epoch, ARGV[4] now: see the head
 -- ARGV[5] namespace
 -- ARGV[6] actor
 -- ARGV[7] id of the new invite
 -- ARGV[8] id of the ended invite that may be moved, as learned from the reply 'ended'; empty when none is known
--- ARGV[9..] field and value in turn: code, group, and what the caller set of max_uses, starts_at, expires_at, user,
---           email_domains, metadata
--- replies   {'fenced'} | {'created', now, fields} | {'code_taken', invite id} | {'namespace_not_found'}
+-- ARGV[9..] field and value in turn: code, group, and what the caller set of max_uses, max_uses_per_user, campaign,
+--           starts_at, expires_at, user, email_domains, metadata
+-- replies   {'fenced'} | {'created', now, fields, uses that are held} | {'code_taken', invite id}
+--           | {'namespace_not_found'} | {'campaign_not_found'}
 --           | {'id_taken', code}     this id has made an invite of another code
 --           | {'ended', invite id}   the code's invite has ended; ask again and name it
 -- The head, the same in every fenced script: KEYS[1] meta, KEYS[2] outbox, ARGV[1] deployment, ARGV[2] lineage,
@@ -49,15 +53,19 @@ end
 -- End of the head.
 local settings = redis.call('HMGET', KEYS[3], 'revision', 'archived_at')
 if not settings[1] or settings[2] then return {'namespace_not_found'} end
-local code
+local code, campaign
 for i = 9, #ARGV, 2 do
   if ARGV[i] == 'code' then code = ARGV[i + 1] end
+  if ARGV[i] == 'campaign' then campaign = ARGV[i + 1] end
 end
 local known = redis.call('GET', KEYS[5])
 if known and known ~= code then return {'id_taken', known} end
-local holder = redis.call('HMGET', KEYS[4], 'id', 'uses', 'max_uses', 'expires_at', 'disabled')
-if holder[1] == ARGV[7] then return {'created', now, redis.call('HGETALL', KEYS[4])} end
-if redis.call('EXISTS', KEYS[6]) == 1 then return {'created', now, redis.call('HGETALL', KEYS[6])} end
+local holder = redis.call('HMGET', KEYS[4], 'id', 'uses', 'max_uses', 'expires_at', 'disabled', 'campaign')
+if holder[1] == ARGV[7] then
+  return {'created', now, redis.call('HGETALL', KEYS[4]), redis.call('ZCOUNT', KEYS[8], '(' .. at, '+inf')}
+end
+if redis.call('EXISTS', KEYS[6]) == 1 then return {'created', now, redis.call('HGETALL', KEYS[6]), 0} end
+if campaign and redis.call('HEXISTS', KEYS[9], campaign .. ':uses') == 0 then return {'campaign_not_found'} end
 if holder[1] then
   local exhausted = holder[3] and tonumber(holder[2]) >= tonumber(holder[3])
   local expired = holder[4] and now >= tonumber(holder[4])
@@ -77,7 +85,16 @@ if holder[1] then
 end
 -- Nothing above writes; nothing below refuses.
 record('invite_created', ARGV[5], ARGV[6], unpack(entry))
-if holder[1] then redis.call('RENAME', KEYS[4], KEYS[7]) end
+if holder[1] then
+  if holder[6] then
+    local held = redis.call('ZRANGE', KEYS[8], 0, -1, 'WITHSCORES')
+    for i = 1, #held, 2 do
+      redis.call('ZREM', KEYS[10], holder[6] .. ':' .. string.format('%013d', held[i + 1]) .. ':' .. code .. ':' .. held[i])
+    end
+  end
+  redis.call('DEL', KEYS[8])
+  redis.call('RENAME', KEYS[4], KEYS[7])
+end
 redis.call('HSET', KEYS[4], unpack(fields))
 redis.call('SET', KEYS[5], code)
-return {'created', now, fields}
+return {'created', now, fields, 0}

@@ -12,7 +12,8 @@
 -- ARGV[6] chunk      of load: its number, from 1; of finish: how many there were; of begin: the count of partitions
 -- ARGV[7..] of begin: 'discard' to replace the gate of another deployment, else empty;
 --           of finish: how many keys were loaded, and the ledger's cursor;
---           of load: for each key the count of values that follow, one for a string, field and value in turn for a hash
+--           of load: for each key its type, the count of values that follow, and these: one for a string, field and value
+--           in turn for a hash, member and score for a zset
 -- replies   {'done'} | {'moved'}   another server, builder or chunk; start again
 --           | {'foreign', deployment, epoch} | {'miscounted', chunks, keys}
 local lineage = string.match(redis.call('INFO', 'replication'), 'master_replid:(%x+)')
@@ -41,15 +42,18 @@ if step == 'load' then
   if tonumber(chunk) ~= tonumber(meta[5]) + 1 then return {'moved'} end
   local at = 7
   for i = 3, #KEYS do
-    local count = tonumber(ARGV[at])
-    if count == 1 then
-      redis.call('SET', KEYS[i], ARGV[at + 1])
+    local type, count = ARGV[at], tonumber(ARGV[at + 1])
+    local first, last = at + 2, at + 1 + count
+    if type == 'string' then
+      redis.call('SET', KEYS[i], ARGV[first])
+    elseif type == 'zset' then
+      for member = first, last, 2 do redis.call('ZADD', KEYS[i], ARGV[member + 1], ARGV[member]) end
     else
-      for first = at + 1, at + count, 1000 do
-        redis.call('HSET', KEYS[i], unpack(ARGV, first, math.min(first + 999, at + count)))
+      for from = first, last, 1000 do
+        redis.call('HSET', KEYS[i], unpack(ARGV, from, math.min(from + 999, last)))
       end
     end
-    at = at + 1 + count
+    at = last + 1
   end
   redis.call('HSET', KEYS[1], 'chunk', chunk, 'loaded', string.format('%d', meta[6] + #KEYS - 2))
   return {'done'}

@@ -5,8 +5,10 @@
 -- KEYS[1] meta, KEYS[2] outbox: see the head
 -- KEYS[3] the key to mend
 -- ARGV[1] deployment, ARGV[2] lineage, ARGV[3] epoch, ARGV[4] now: see the head
--- ARGV[5] how many of the following values are what the audit saw; the rest is what the key is to hold
--- ARGV[6..] each of the two: field and value in turn for a hash, one value for a string, none for no key
+-- ARGV[5] type       what the key is to be: hash, zset, string or none
+-- ARGV[6] how many of the following values are what the audit saw; the rest is what the key is to hold
+-- ARGV[7..] each of the two: field and value in turn for a hash, member and score for a sorted set, one value for a
+--           string, none for no key
 -- replies   {'fenced'} | {'repaired'} | {'changed'}   it holds something else by now; look again
 -- The head, the same in every fenced script: KEYS[1] meta, KEYS[2] outbox, ARGV[1] deployment, ARGV[2] lineage,
 -- ARGV[3] epoch (all three from the ledger), ARGV[4] now (ms; empty for the clock of Redis).
@@ -38,12 +40,14 @@ local function record(...)
   return position
 end
 -- End of the head.
-local seen, left = {}, tonumber(ARGV[5])
-for i = 1, left do seen[i] = ARGV[5 + i] end
+local seen, left = {}, tonumber(ARGV[6])
+for i = 1, left do seen[i] = ARGV[6 + i] end
 local type = redis.call('TYPE', KEYS[3]).ok
 local held = {}
 if type == 'hash' then
   held = redis.call('HGETALL', KEYS[3])
+elseif type == 'zset' then
+  held = redis.call('ZRANGE', KEYS[3], 0, -1, 'WITHSCORES')
 elseif type == 'string' then
   held = {redis.call('GET', KEYS[3])}
 elseif type ~= 'none' then
@@ -61,10 +65,12 @@ else
 end
 -- Nothing above writes; nothing below refuses.
 redis.call('DEL', KEYS[3])
-local first = 6 + left
-if #ARGV == first then
+local first = 7 + left
+if ARGV[5] == 'string' then
   redis.call('SET', KEYS[3], ARGV[first])
-else
+elseif ARGV[5] == 'hash' then
   for at = first, #ARGV, 1000 do redis.call('HSET', KEYS[3], unpack(ARGV, at, math.min(at + 999, #ARGV))) end
+elseif ARGV[5] == 'zset' then
+  for at = first, #ARGV, 2 do redis.call('ZADD', KEYS[3], ARGV[at + 1], ARGV[at]) end
 end
 return {'repaired'}

@@ -5,9 +5,10 @@
 -- KEYS[3] settings  hash  of the namespace
 -- KEYS[4] invite    hash  of the code
 -- KEYS[5] retired   hash  of the invite's id; KEYS[4] again when the code alone is asked for
+-- KEYS[6] held      zset  of the code
 -- ARGV[1] deployment, ARGV[2] lineage, ARGV[3] epoch, ARGV[4] now: see the head
 -- ARGV[5] id of the invite; empty when the code alone is asked for
--- replies   {'fenced'} | {'invite', now, fields} | {'not_found'}
+-- replies   {'fenced'} | {'invite', now, fields, uses that are held} | {'not_found'}
 -- The head, the same in every fenced script: KEYS[1] meta, KEYS[2] outbox, ARGV[1] deployment, ARGV[2] lineage,
 -- ARGV[3] epoch (all three from the ledger), ARGV[4] now (ms; empty for the clock of Redis).
 local meta = redis.call('HMGET', KEYS[1], 'deployment', 'lineage', 'epoch', 'seq')
@@ -42,6 +43,9 @@ local settings = redis.call('HMGET', KEYS[3], 'revision', 'archived_at')
 if not settings[1] or settings[2] then return {'not_found'} end
 for i = 4, 5 do
   local id = redis.call('HGET', KEYS[i], 'id')
-  if id and (ARGV[5] == '' or id == ARGV[5]) then return {'invite', now, redis.call('HGETALL', KEYS[i])} end
+  if id and (ARGV[5] == '' or id == ARGV[5]) then
+    local held = i == 4 and redis.call('ZCOUNT', KEYS[6], '(' .. at, '+inf') or 0
+    return {'invite', now, redis.call('HGETALL', KEYS[i]), held}
+  end
 end
 return {'not_found'}

@@ -10,11 +10,12 @@ use std::{
 };
 
 use crate::{
-    domain::{Partition, Position},
+    domain::{Millis, Partition, Position},
     gate::{
         Gate, GateError,
-        audit::{self, Held},
+        audit::{self, Held, Moment},
         contents,
+        key::Named,
         repair::{self, Repaired},
     },
     ledger::{Breach, Ledger, LedgerError, Page},
@@ -109,8 +110,8 @@ pub async fn run(
         return Err(AuditError::DeadLetters(partition));
     }
     // What the gate has lost of late would be missing on both sides, were the ledger not as far as the gate is.
-    let (now, _) = audit::read(gate, partition, &[]).await?;
-    come_as_far(progress, Position { partition, cursor: now }).await?;
+    let begin = audit::read(gate, partition, &[]).await?;
+    come_as_far(progress, Position { partition, cursor: begin.at }).await?;
     let mut report = Report { broken: ledger.broken_laws(partition).await?, ..Report::default() };
     let expected = expected(gate, ledger, partition, None).await?;
     let found = audit::keys(gate, partition).await?;
@@ -119,9 +120,11 @@ pub async fn run(
     report.compared = all.len() as u64;
     let mut suspects = Vec::new();
     for chunk in all.chunks(CHUNK) {
-        let (_, held) = audit::read(gate, partition, chunk).await?;
+        let Moment { held, now, .. } = audit::read(gate, partition, chunk).await?;
         for (key, held) in chunk.iter().zip(held) {
-            if compared(held) != expected.get(key).cloned().unwrap_or_default() {
+            let what = gate.keys().parse(partition, key);
+            let says = expected.get(key).cloned().unwrap_or_default();
+            if compared(what.as_ref(), held, now) != compared(what.as_ref(), says, now) {
                 suspects.push(key.clone());
             }
         }
@@ -160,7 +163,7 @@ async fn look_again(
     let mut before = BTreeMap::new();
     let mut at = None;
     for chunk in suspects.chunks(CHUNK) {
-        let (cursor, held) = audit::read(gate, partition, chunk).await?;
+        let Moment { at: cursor, held, .. } = audit::read(gate, partition, chunk).await?;
         at = at.max(Some(cursor));
         before.extend(chunk.iter().cloned().zip(held));
     }
@@ -171,23 +174,23 @@ async fn look_again(
     let expected = expected(gate, ledger, partition, Some(&only)).await?;
     let mut moving = Vec::new();
     for chunk in suspects.chunks(CHUNK) {
-        let (_, held) = audit::read(gate, partition, chunk).await?;
+        let Moment { held, now, .. } = audit::read(gate, partition, chunk).await?;
         for (key, held) in chunk.iter().zip(held) {
             if before.get(key) != Some(&held) {
                 moving.push(key.clone());
                 continue;
             }
+            let what = gate.keys().parse(partition, key);
+            let is = compared(what.as_ref(), held.clone(), now);
             let says = expected.get(key).cloned().unwrap_or_default();
-            let Some(difference) = difference(key, &compared(held.clone()), &says) else {
-                continue;
-            };
+            let says = compared(what.as_ref(), says, now);
+            let Some(difference) = difference(key, &is, &says) else { continue };
             if mend == Mend::No {
                 report.differences.push(difference);
                 continue;
             }
-            match repair::run(gate, partition, key, &held, &with_what_is_not_compared(&held, says))
-                .await?
-            {
+            let wanted = with_what_is_not_compared(&held, &is, says);
+            match repair::run(gate, partition, key, &held, &wanted).await? {
                 Repaired::Repaired => {
                     tracing::warn!(key, gate = ?difference.gate, ledger = ?difference.ledger, "repaired");
                     report.repaired.push(key.clone());
@@ -211,10 +214,25 @@ fn difference(key: &str, gate: &Held, ledger: &Held) -> Option<Difference> {
     })
 }
 
-/// What a key holds without what the ledger does not keep: what makes a repeated change recognisable, and the moment of
-/// a joining that a redemption has replaced.
-fn compared(mut held: Held) -> Held {
-    held.remove("last_change");
+/// What a key holds without what the ledger does not keep: what makes a repeated change recognisable, the moment of a
+/// joining that a redemption has replaced, and whether a use whose deadline has come is still written down as held.
+fn compared(what: Option<&Named>, mut held: Held, now: Millis) -> Held {
+    let is_over = |deadline: Option<&str>| {
+        deadline.and_then(|ms| ms.parse::<i64>().ok()).is_some_and(|ms| ms <= now.as_ms())
+    };
+    match what {
+        Some(Named::Held(..)) => held.retain(|_, until| !is_over(Some(until))),
+        Some(Named::CampaignHeld(_)) => held.retain(|member, _| !is_over(member.split(':').nth(1))),
+        Some(Named::Invite(_) | Named::Retired(_) | Named::Settings(_)) => {
+            held.remove("last_change");
+        }
+        Some(Named::Member(..)) => return without_replaced_joinings(held),
+        Some(Named::Campaigns(_) | Named::InviteId) | None => {}
+    }
+    held
+}
+
+fn without_replaced_joinings(mut held: Held) -> Held {
     let current: BTreeSet<String> = held
         .iter()
         .filter(|(name, _)| name.starts_with("group:"))
@@ -225,8 +243,7 @@ fn compared(mut held: Held) -> Held {
 }
 
 /// What the ledger says of a key, and of what the key holds that which the ledger does not keep.
-fn with_what_is_not_compared(held: &Held, mut says: Held) -> Held {
-    let compared = compared(held.clone());
+fn with_what_is_not_compared(held: &Held, compared: &Held, mut says: Held) -> Held {
     if !says.is_empty() {
         let kept = held.iter().filter(|(name, _)| !compared.contains_key(*name));
         for (name, value) in kept {
@@ -245,10 +262,11 @@ async fn expected(
 ) -> Result<BTreeMap<String, Held>, LedgerError> {
     let keys = gate.keys();
     let mut snapshot = ledger.snapshot(partition).await?;
-    let mut all = BTreeMap::new();
+    let mut all: BTreeMap<String, Held> = BTreeMap::new();
+    // A key may come in several parts.
     let mut put = |(key, values): contents::Entry| {
         if only.is_none_or(|only| only.contains(&key)) {
-            all.insert(key, audit::held(&values));
+            all.entry(key).or_default().extend(audit::expected(&values));
         }
     };
     while let Some(page) = snapshot.next_page(PAGE_ROWS).await? {
@@ -261,6 +279,18 @@ async fn expected(
             Page::Invites(rows) => {
                 for (invite, holds_code) in &rows {
                     for entry in contents::of_invite(keys, invite, *holds_code) {
+                        put(entry);
+                    }
+                }
+            }
+            Page::Campaigns(rows) => {
+                for entry in contents::of_campaigns(keys, &rows) {
+                    put(entry);
+                }
+            }
+            Page::Reservations(rows) => {
+                for (held, campaign) in &rows {
+                    for entry in contents::of_reservation(keys, held, campaign.as_ref()) {
                         put(entry);
                     }
                 }

@@ -168,7 +168,7 @@ pub async fn come_as_far(
 async fn position(gate: &Gate, row: &PartitionRow) -> Result<Option<Cursor>, String> {
     match (row.state, &row.reason) {
         (PartitionState::Open, _) => match audit::read(gate, row.partition, &[]).await {
-            Ok((cursor, _)) => Ok(Some(cursor)),
+            Ok(moment) => Ok(Some(moment.at)),
             Err(error) => Err(chain(&error)),
         },
         (PartitionState::New, None) => Ok(None),

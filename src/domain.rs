@@ -9,6 +9,7 @@
 
 pub mod api_key;
 pub mod batch;
+pub mod campaign;
 pub mod change;
 pub mod check;
 pub mod code;
@@ -23,23 +24,26 @@ pub mod partition;
 pub mod pattern;
 pub mod rate_limit;
 pub mod redemption;
+pub mod reservation;
 pub mod settings;
 pub mod time;
 pub mod webhook;
 
 pub use api_key::{ApiKey, Role, Token};
 pub use batch::{Batch, BatchOrder, BatchState};
+pub use campaign::Campaign;
 pub use change::{Change, Entry};
 pub use code::{Code, CodeCase};
 pub use event::Event;
-pub use id::{BatchId, DeliveryId, InviteId, RedemptionId, RequestId, WebhookId};
+pub use id::{BatchId, DeliveryId, InviteId, RedemptionId, RequestId, ReservationId, WebhookId};
 pub use invite::{Invite, InviteState};
 pub use member::{Member, MembershipRule};
-pub use name::{EmailDomain, Group, Malformed, Namespace, UserId};
+pub use name::{CampaignName, EmailDomain, Group, Malformed, Namespace, UserId};
 pub use partition::{Cursor, Fence, Partition, Position};
 pub use pattern::{Alphabet, Codes, Pattern};
 pub use rate_limit::{Policy, Quota, RateStatus};
 pub use redemption::{Acknowledgement, Answer, Outcome, Redemption, Refusal};
+pub use reservation::Reservation;
 pub use settings::{Durability, Settings};
 pub use time::Millis;
 pub use webhook::{Delivery, DeliveryState, Webhook};

@@ -7,6 +7,7 @@
 mod auth;
 mod batches;
 mod body;
+mod campaigns;
 mod consistency;
 mod events;
 mod export;
@@ -21,6 +22,7 @@ pub mod openapi;
 mod page;
 pub mod problem;
 mod redemptions;
+mod reservations;
 mod scope;
 mod validations;
 mod webhooks;
@@ -133,6 +135,8 @@ const NS: &str = "/v1/namespaces/{ns}";
 const CODES: &str = "/v1/namespaces/{ns}/batches/{id}/codes";
 const EVENTS: &str = "/v1/namespaces/{ns}/events";
 const REDEMPTIONS: &str = "/v1/namespaces/{ns}/redemptions";
+const RESERVATIONS: &str = "/v1/namespaces/{ns}/reservations";
+const CONFIRM: &str = "/v1/namespaces/{ns}/reservations/{id}/confirm";
 const DOCS: &str = "/docs";
 const DOCS_FILE: &str = "/docs/{file}";
 
@@ -184,6 +188,11 @@ pub(crate) static ENDPOINTS: &[Endpoint] = &[
     endpoint!(GET "/metrics", Some(Role::Read), health::metrics),
     endpoint!(GET REDEMPTIONS, Some(Role::Read), redemptions::list),
     endpoint!(GET "/v1/namespaces/{ns}/redemptions/{id}", Some(Role::Read), redemptions::show),
+    endpoint!(POST "/v1/namespaces/{ns}/redemptions/{id}/rollback", Some(Role::Manage), redemptions::rollback),
+    endpoint!(POST RESERVATIONS, Some(Role::Redeem), reservations::create),
+    endpoint!(GET "/v1/namespaces/{ns}/reservations/{id}", Some(Role::Redeem), reservations::show),
+    endpoint!(DELETE "/v1/namespaces/{ns}/reservations/{id}", Some(Role::Redeem), reservations::release),
+    endpoint!(POST CONFIRM, Some(Role::Redeem), reservations::confirm),
     endpoint!(POST "/v1/namespaces/{ns}/validations", Some(Role::Redeem), validations::validate),
     endpoint!(POST "/v1/namespaces/{ns}/invites", Some(Role::Manage), invites::create),
     endpoint!(GET "/v1/namespaces/{ns}/invites", Some(Role::Read), invites::list),
@@ -191,6 +200,9 @@ pub(crate) static ENDPOINTS: &[Endpoint] = &[
     endpoint!(GET "/v1/namespaces/{ns}/invites/{id}", Some(Role::Read), invites::show),
     endpoint!(PATCH "/v1/namespaces/{ns}/invites/{id}", Some(Role::Manage), invites::change),
     endpoint!(DELETE "/v1/namespaces/{ns}/invites/{id}", Some(Role::Manage), invites::delete),
+    endpoint!(GET "/v1/namespaces/{ns}/campaigns", Some(Role::Read), campaigns::list),
+    endpoint!(GET "/v1/namespaces/{ns}/campaigns/{name}", Some(Role::Read), campaigns::show),
+    endpoint!(PUT "/v1/namespaces/{ns}/campaigns/{name}", Some(Role::Manage), campaigns::put),
     endpoint!(POST "/v1/namespaces/{ns}/batches", Some(Role::Manage), batches::create),
     endpoint!(GET "/v1/namespaces/{ns}/batches/{id}", Some(Role::Read), batches::show),
     endpoint!(GET CODES, Some(Role::Read), batches::codes),

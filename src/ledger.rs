@@ -37,11 +37,12 @@ pub use laws::Breach;
 pub use partitions::{Deployment, Lease, LeaseLost, Opened, PartitionRow, PartitionState, Rebuild};
 pub use postgres::PostgresOptions;
 pub use read::{
-    InviteFilter, InvitePage, MemberFilter, MemberPage, NamespacePage, RedemptionFilter,
-    RedemptionPage, RedemptionRecord,
+    CampaignPage, InviteFilter, InvitePage, MemberFilter, MemberPage, NamespacePage,
+    RedemptionFilter, RedemptionPage, RedemptionRecord,
 };
 pub use snapshot::{Page, Snapshot};
 pub use sqlite::SqliteOptions;
+pub use take::TakenRows;
 pub use webhooks::{Attempt, NewWebhook, WebhookJob, WebhookPatch};
 
 use sqlx::migrate::MigrateError;

@@ -36,7 +36,7 @@ use crate::{
     },
     ledger::{
         Deployment, Lease, LeaseLost, Ledger, LedgerError, Opened, Page, PartitionRow,
-        PartitionState, Rebuild,
+        PartitionState, Rebuild, TakenRows,
     },
     sync::{self, Context, SyncError},
 };
@@ -250,7 +250,7 @@ async fn takeable(
         Err(error) => return Ok(Err(format!("what Redis has can not be taken: {error}"))),
     };
     let redemptions = taken.users.iter().flat_map(|user| &user.redemptions);
-    let known: HashSet<_> = redemptions.map(|(redemption, ..)| redemption.id).collect();
+    let known: HashSet<_> = redemptions.map(|one| one.redemption.id).collect();
     let besides = ledger.redemptions_besides(lease, &known).await?;
     alive.store(true, Ordering::SeqCst);
     if besides > 0 {
@@ -289,7 +289,13 @@ async fn take_gate(
     let audit = sync::plan::plan(&entries).audit;
     // Newer than whatever the ledger has of them.
     let now = Cursor { epoch: next.epoch, seq: 0 };
-    let wrote = ledger.take_invites(lease, now, &taken.namespaces, &taken.invites, audit).await?;
+    let rows = TakenRows {
+        namespaces: &taken.namespaces,
+        campaigns: &taken.campaigns,
+        invites: &taken.invites,
+        reservations: &taken.reservations,
+    };
+    let wrote = ledger.take_invites(lease, now, &rows, audit).await?;
     if wrote.is_err() {
         return Ok(Admission::Overtaken);
     }
@@ -382,6 +388,16 @@ async fn load_page(builder: &mut Builder<'_>, page: Page) -> Result<usize, Rebui
         Page::Invites(rows) => {
             for (invite, holds_code) in &rows {
                 builder.invite(invite, *holds_code).await?;
+            }
+            Ok(0)
+        }
+        Page::Campaigns(rows) => {
+            builder.campaigns(&rows).await?;
+            Ok(0)
+        }
+        Page::Reservations(rows) => {
+            for (held, campaign) in &rows {
+                builder.reservation(held, campaign.as_ref()).await?;
             }
             Ok(0)
         }

@@ -10,9 +10,13 @@ use anyhow::{Context as _, ensure};
 use redeemer::{
     domain::{
         Code, CodeCase, Cursor, Group, MembershipRule, Millis, Namespace, Partition, Position,
-        Redemption, UserId, member::UserRecord,
+        Redemption, UserId,
+        member::{Remembered, UserRecord},
     },
-    gate::{contents, key::Keyspace},
+    gate::{
+        contents::{self, Values},
+        key::Keyspace,
+    },
 };
 
 use super::{load::hexadecimal, servers::Redis};
@@ -64,9 +68,15 @@ impl Pattern {
             user,
             rule: MembershipRule::OneGroup,
             memberships: vec![(group, cursor, None)],
-            redemptions: vec![(redemption, REQUEST.to_owned(), true)],
+            redemptions: vec![Remembered {
+                redemption,
+                request: REQUEST.to_owned(),
+                counts: true,
+                rolled_back_at: None,
+            }],
         };
         let (key, values) = contents::of_user(keys, &record);
+        let Values::Hash(values) = values else { anyhow::bail!("a member is a hash") };
         let words = ["HSET".to_owned(), key].into_iter().chain(values);
         let words: Vec<_> = words.map(|word| format!("${}\r\n{word}\r\n", word.len())).collect();
         let text = format!("*{}\r\n{}", words.len(), words.concat());

@@ -545,6 +545,7 @@ pub(crate) fn question(number: u64) -> anyhow::Result<Redeem> {
             request: RequestId::parse(&format!("01a20967-45a7-7482-bb99-{number:012}"))?,
             redemption: redeemer::ids::redemption(),
             metadata: None,
+            reservation: None,
         },
     })
 }

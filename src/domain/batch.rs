@@ -1,6 +1,9 @@
 //! A batch: many invites, made by the service itself from one request.
 
-use super::{Alphabet, BatchId, EmailDomain, Group, Millis, Namespace, Pattern, name::Malformed};
+use super::{
+    Alphabet, BatchId, CampaignName, EmailDomain, Group, Millis, Namespace, Pattern,
+    name::Malformed,
+};
 
 /// What is asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -19,6 +22,10 @@ pub struct BatchOrder {
     pub group: Group,
     /// Uses of each; nothing means without limit.
     pub max_uses: Option<u64>,
+    /// How many of them one user may spend; nothing means without limit.
+    pub max_uses_per_user: Option<u64>,
+    /// The campaign that they are to belong to.
+    pub campaign: Option<CampaignName>,
     /// Before this moment nobody may redeem.
     pub starts_at: Option<Millis>,
     /// From this moment on nobody may redeem.

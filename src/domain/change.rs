@@ -4,8 +4,8 @@
 //! the ledger's constraints hold at every step.
 
 use super::{
-    BatchId, Cursor, Group, Invite, InviteId, MembershipRule, Millis, Namespace, Redemption,
-    Settings, UserId,
+    BatchId, Campaign, CampaignName, Cursor, Group, Invite, InviteId, MembershipRule, Millis,
+    Namespace, Redemption, RedemptionId, Reservation, Settings, UserId,
 };
 
 /// One change of a partition.
@@ -72,7 +72,29 @@ pub enum Change {
         rule: MembershipRule,
         /// The application's own JSON object, as text.
         metadata: Option<String>,
+        /// The invite's campaign, and its uses right after it.
+        campaign: Option<(CampaignName, u64)>,
+        /// The reservation that held the use until now.
+        reservation: Option<Reservation>,
     },
+    /// A redemption was taken back.
+    RolledBack(RolledBack),
+    /// A use is held for a user.
+    Reserved {
+        /// The row.
+        reservation: Reservation,
+        /// The invite's campaign.
+        campaign: Option<CampaignName>,
+    },
+    /// A use is held no more.
+    Released {
+        /// The row.
+        reservation: Reservation,
+        /// The invite's campaign.
+        campaign: Option<CampaignName>,
+    },
+    /// A campaign was made or changed; this is its row now.
+    Campaign(Campaign),
     /// A user joined another way.
     Joined {
         /// Who.
@@ -89,6 +111,42 @@ pub enum Change {
         /// What.
         group: Group,
     },
+}
+
+/// A redemption that was taken back, and what that leaves.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RolledBack {
+    /// Which.
+    pub redemption: RedemptionId,
+    /// Why, as its author says.
+    pub reason: String,
+    /// Whose use it was.
+    pub invite: InviteId,
+    /// The invite's uses right after it.
+    pub uses: u64,
+    /// How many were ever granted.
+    pub granted: u64,
+    /// Whether that gave the invite its code again, which had lost it.
+    pub reopened: bool,
+    /// The invite's campaign, and its uses right after it.
+    pub campaign: Option<(CampaignName, u64)>,
+    /// Who had redeemed.
+    pub user: UserId,
+    /// What the user had got into.
+    pub group: Group,
+    /// What becomes of that membership.
+    pub membership: MembershipLeft,
+}
+
+/// What a rollback leaves of the user's membership of the group.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MembershipLeft {
+    /// It was made by something else, or had ended before: it stays as it is.
+    Untouched,
+    /// It has ended.
+    Ended,
+    /// It goes on by another redemption of the user, made at this place and time.
+    By(RedemptionId, Cursor, Millis),
 }
 
 /// What may exist only once per user under a rule: the ledger keeps it unique, as the backstop of the gate's own check.

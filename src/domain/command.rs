@@ -5,8 +5,9 @@ use std::net::IpAddr;
 use uuid::Uuid;
 
 use super::{
-    BatchId, Code, CodeCase, Cursor, Durability, EmailDomain, Group, Invite, InviteId, Member,
-    MembershipRule, Millis, Namespace, Quota, RedemptionId, RequestId, Settings, UserId,
+    BatchId, CampaignName, Code, CodeCase, Cursor, Durability, EmailDomain, Group, InviteId,
+    Member, MembershipRule, Millis, Namespace, Quota, Redemption, RedemptionId, RequestId,
+    Reservation, Settings, UserId, campaign, invite,
 };
 
 /// What is wanted of a request.
@@ -20,6 +21,15 @@ pub enum Mode {
         redemption: RedemptionId,
         /// The application's own JSON object, as text; for the ledger only.
         metadata: Option<String>,
+        /// The deadline of the user's own reservation that is to be spent, and nothing else. It draws on no limit any
+        /// more, and the e-mail address was checked when it was made. Without it, one's own reservation is spent where
+        /// there is one.
+        reservation: Option<Millis>,
+    },
+    /// Hold a use.
+    Reserve {
+        /// For how long, in milliseconds: 1 to [`TTL_SECONDS_MAX`](super::reservation::TTL_SECONDS_MAX) × 1000.
+        ttl_ms: u64,
     },
     /// Say what a redemption would be told; spend nothing but the guessing budget.
     Validate,
@@ -57,6 +67,10 @@ pub struct CreateInvite {
     pub group: Group,
     /// Nothing means without limit.
     pub max_uses: Option<u64>,
+    /// How many of them one user may spend; nothing means without limit.
+    pub max_uses_per_user: Option<u64>,
+    /// The campaign that it is to belong to.
+    pub campaign: Option<CampaignName>,
     /// Before this moment nobody may redeem.
     pub starts_at: Option<Millis>,
     /// From this moment on nobody may redeem; later than `starts_at`.
@@ -74,13 +88,8 @@ pub struct CreateInvite {
 /// What was decided.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Created {
-    /// The invite stands, made now or by an earlier call with the same id. `now` is the clock of Redis.
-    Created {
-        /// As it is.
-        invite: Invite,
-        /// The clock of Redis.
-        now: Millis,
-    },
+    /// The invite stands, made now or by an earlier call with the same id.
+    Created(invite::Shown),
     /// An invite of this id exists, with another code.
     IdTaken {
         /// That one.
@@ -91,6 +100,8 @@ pub enum Created {
         /// Which.
         by: InviteId,
     },
+    /// There is no such campaign.
+    CampaignNotFound,
     /// The namespace does not exist or was archived.
     NamespaceNotFound,
 }
@@ -108,6 +119,10 @@ pub struct CreateBatch {
     pub group: Group,
     /// Nothing means without limit.
     pub max_uses: Option<u64>,
+    /// How many of them one user may spend; nothing means without limit.
+    pub max_uses_per_user: Option<u64>,
+    /// The campaign that it is to belong to.
+    pub campaign: Option<CampaignName>,
     /// Before this moment nobody may redeem.
     pub starts_at: Option<Millis>,
     /// From this moment on nobody may redeem; later than `starts_at`.
@@ -132,6 +147,8 @@ pub enum BatchCreated {
     },
     /// The outbox is full.
     Overloaded,
+    /// There is no such campaign.
+    CampaignNotFound,
     /// The namespace does not exist or was archived.
     NamespaceNotFound,
 }
@@ -141,6 +158,8 @@ pub enum BatchCreated {
 pub struct InvitePatch {
     /// Nothing inside means without limit.
     pub max_uses: Option<Option<u64>>,
+    /// Nothing inside means without limit.
+    pub max_uses_per_user: Option<Option<u64>>,
     /// The start of the window.
     pub starts_at: Option<Option<Millis>>,
     /// The end of the window.
@@ -176,12 +195,7 @@ pub struct ChangeInvite {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Changed {
     /// The invite as it is now.
-    Changed {
-        /// As it is.
-        invite: Invite,
-        /// The clock of Redis.
-        now: Millis,
-    },
+    Changed(invite::Shown),
     /// No invite has this id.
     NotFound,
     /// Somebody else changed it meanwhile.
@@ -189,10 +203,12 @@ pub enum Changed {
         /// What it is now.
         revision: u64,
     },
-    /// More uses are spent than the new limit allows.
+    /// More uses are spent or held than the new limit allows.
     LimitBelowUsed {
-        /// How many.
+        /// How many are spent.
         uses: u64,
+        /// How many are held.
+        held: u64,
     },
     /// The change would re-open the invite, but a new one has its code.
     CodeTaken {
@@ -223,16 +239,113 @@ pub enum Deleted {
     Deleted,
     /// No invite has this id.
     NotFound,
-    /// It has redemptions; disable it instead.
+    /// It has redemptions, or uses that are held; disable it instead.
     InUse {
-        /// How many.
+        /// How many are spent.
         uses: u64,
+        /// How many are held.
+        held: u64,
     },
     /// Somebody else changed it meanwhile.
     PreconditionFailed {
         /// What it is now.
         revision: u64,
     },
+}
+
+/// The redemption to take back. Repeating it changes nothing more.
+#[derive(Debug, Clone)]
+pub struct Rollback {
+    /// Which.
+    pub redemption: Redemption,
+    /// Why, for the record: 1 to [`REASON_BYTES_MAX`] bytes.
+    pub reason: String,
+    /// Who does it: the id of an API key.
+    pub actor: String,
+}
+
+/// The longest reason of a rollback, in bytes.
+pub const REASON_BYTES_MAX: usize = 256;
+
+/// What was decided.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RollbackAnswer {
+    /// The use is given back, and the membership that it had made has ended.
+    RolledBack {
+        /// When, by the clock of Redis.
+        at: Millis,
+        /// Whether that was done before.
+        replayed: bool,
+    },
+    /// The gate knows no such redemption.
+    NotFound,
+    /// The use would re-open the invite, but a new one has its code.
+    CodeTaken {
+        /// Which.
+        by: InviteId,
+    },
+    /// The namespace does not exist or was archived.
+    NamespaceNotFound,
+}
+
+/// The reservation to end.
+#[derive(Debug, Clone)]
+pub struct Release {
+    /// Which.
+    pub reservation: Reservation,
+    /// Who does it: the id of an API key.
+    pub actor: String,
+}
+
+/// What was decided.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ReleaseAnswer {
+    /// It held a use, and does no more.
+    Released,
+    /// It holds nothing: it was released or confirmed, or has expired.
+    NotHeld,
+    /// The namespace does not exist or was archived.
+    NamespaceNotFound,
+}
+
+/// What a campaign should be like. Repeating it changes nothing more.
+#[derive(Debug, Clone)]
+pub struct PutCampaign {
+    /// Where.
+    pub namespace: Namespace,
+    /// Which.
+    pub name: CampaignName,
+    /// Nothing means without limit.
+    pub max_uses: Option<u64>,
+    /// Change only this revision (`If-Match`).
+    pub expected_revision: Option<u64>,
+    /// Who does it: the id of an API key.
+    pub actor: String,
+}
+
+/// What was decided.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CampaignPut {
+    /// It was made.
+    Created(campaign::Shown),
+    /// It stands as asked.
+    Changed(campaign::Shown),
+    /// Somebody else changed it meanwhile.
+    PreconditionFailed {
+        /// What it is now.
+        revision: u64,
+    },
+    /// More uses are spent or held than the new limit allows.
+    LimitBelowUsed {
+        /// How many are spent.
+        uses: u64,
+        /// How many are held.
+        held: u64,
+    },
+    /// The namespace has [`CAMPAIGNS_MAX`](campaign::CAMPAIGNS_MAX) campaigns.
+    TooMany,
+    /// The namespace does not exist or was archived.
+    NamespaceNotFound,
 }
 
 /// The membership to make. The namespace's rule holds as it does for redemptions.

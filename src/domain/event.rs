@@ -6,8 +6,12 @@ use super::{Malformed, Millis, Namespace, Position, Redemption};
 pub const REDEEMED: &str = "redeemed";
 
 /// Every type of event: a redemption, and what the audit log calls the other changes.
-pub const TYPES: [&str; 9] = [
+pub const TYPES: [&str; 13] = [
     REDEEMED,
+    "redemption_rolled_back",
+    "reserved",
+    "reservation_released",
+    "campaign_put",
     "invite_created",
     "invite_changed",
     "invite_deleted",

@@ -5,7 +5,10 @@ use std::{borrow::Cow, fmt, str::FromStr};
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
-use super::name::{Malformed, text_type};
+use super::{
+    Millis, Namespace, UserId,
+    name::{Malformed, text_type},
+};
 
 /// Declares an id that is a UUID in its 36-character form.
 macro_rules! uuid_type {
@@ -68,6 +71,24 @@ uuid_type! {
 uuid_type! {
     /// A delivery's id: a UUID that follows from webhook and event, so that whoever sends it again sends the same one.
     DeliveryId, "a delivery id"
+}
+
+uuid_type! {
+    /// A reservation's id: a UUID v8 (RFC 9562 §5.8) that follows from what is held for whom until when. A user holds at
+    /// most one use of an invite, so that is enough to tell any two apart, and Redis need not keep the id.
+    ReservationId, "a reservation id"
+}
+
+impl ReservationId {
+    /// The id of the use of an invite that a user holds until this moment.
+    #[must_use]
+    pub fn of(namespace: &Namespace, invite: InviteId, user: &UserId, until: Millis) -> Self {
+        // None of the parts holds a line end.
+        let text = format!("{namespace}\n{invite}\n{user}\n{}", until.as_ms());
+        let mut bytes = [0; 16];
+        bytes.copy_from_slice(&Sha256::digest(text.as_bytes())[..16]);
+        Self(uuid::Builder::from_custom_bytes(bytes).into_uuid())
+    }
 }
 
 text_type! {

@@ -1,7 +1,8 @@
 //! An invite: what a code stands for.
 
 use super::{
-    BatchId, Code, EmailDomain, Group, InviteId, Millis, Namespace, UserId, name::Malformed,
+    BatchId, CampaignName, Code, EmailDomain, Group, InviteId, Millis, Namespace, UserId,
+    name::Malformed,
 };
 
 /// The most uses that can be asked for; scripts count in doubles, which are exact far beyond it.
@@ -26,6 +27,11 @@ pub struct Invite {
     pub group: Group,
     /// How many uses there are: 1 to [`MAX_USES_MAX`], or without limit.
     pub max_uses: Option<u64>,
+    /// How many of them one user may spend: 1 to [`MAX_USES_MAX`], or without limit. Those that were rolled back do not
+    /// count.
+    pub max_uses_per_user: Option<u64>,
+    /// The campaign whose uses its uses are too, if it belongs to one.
+    pub campaign: Option<CampaignName>,
     /// How many are spent.
     pub uses: u64,
     /// How many were ever granted: the ordinal of the latest redemption, which never goes back.
@@ -50,6 +56,17 @@ pub struct Invite {
     pub created_at: Millis,
     /// When it was last changed by an administrator, by the clock of Redis.
     pub updated_at: Millis,
+}
+
+/// An invite at one moment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Shown {
+    /// As it is.
+    pub invite: Invite,
+    /// How many of its uses that are not spent are held by live reservations.
+    pub held: u64,
+    /// The clock of Redis.
+    pub now: Millis,
 }
 
 /// What an invite is now. Derived from its fields and the time, never stored.

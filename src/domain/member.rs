@@ -69,6 +69,19 @@ pub struct UserRecord {
     pub rule: MembershipRule,
     /// The groups that the user is in, where each membership began, and since when if not by a redemption.
     pub memberships: Vec<(Group, Cursor, Option<Millis>)>,
-    /// What the user has redeemed: the redemption, its request id as stored, and whether it counts under the rule.
-    pub redemptions: Vec<(Redemption, String, bool)>,
+    /// What the user has redeemed.
+    pub redemptions: Vec<Remembered>,
+}
+
+/// A redemption, as it is remembered of its user.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Remembered {
+    /// The redemption.
+    pub redemption: Redemption,
+    /// Its request id, as it is stored.
+    pub request: String,
+    /// Whether it counts under the rule of the namespace.
+    pub counts: bool,
+    /// When it was rolled back, if it was.
+    pub rolled_back_at: Option<Millis>,
 }

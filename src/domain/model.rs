@@ -5,16 +5,19 @@
 //! What it leaves out is what the scripts need only because they run on Redis: fences, keys, and batches, which mean
 //! the same as their requests one by one.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
-    Answer, Code, Cursor, Group, Invite, InviteId, Member, MembershipRule, Millis, Namespace,
-    Outcome, Partition, Policy, Position, Quota, RateStatus, Redemption, Refusal, Settings, UserId,
+    Answer, Campaign, CampaignName, Code, Cursor, Group, Invite, InviteId, Member, MembershipRule,
+    Millis, Namespace, Outcome, Partition, Policy, Position, Quota, RateStatus, Redemption,
+    RedemptionId, Refusal, Reservation, Settings, UserId, campaign,
     command::{
-        Action, BatchCreated, ChangeInvite, Changed, CreateBatch, CreateInvite, Created,
-        DeleteInvite, Deleted, InvitePatch, Join, Joined, Leave, Left, Mode, NamespacePut,
-        PutNamespace, Redeem, Rules, RulesPatch,
+        Action, BatchCreated, CampaignPut, ChangeInvite, Changed, CreateBatch, CreateInvite,
+        Created, DeleteInvite, Deleted, InvitePatch, Join, Joined, Leave, Left, Mode, NamespacePut,
+        PutCampaign, PutNamespace, Redeem, Release, ReleaseAnswer, Rollback, RollbackAnswer, Rules,
+        RulesPatch,
     },
+    invite,
     rate_limit::{self, Verdict},
 };
 
@@ -43,6 +46,9 @@ struct Space {
     retired: BTreeMap<InviteId, Kept>,
     codes: BTreeMap<InviteId, Code>,
     users: BTreeMap<UserId, User>,
+    campaigns: BTreeMap<CampaignName, Campaign>,
+    /// What is held of each campaign, by deadline; here too what has run out stays until somebody asks.
+    campaign_held: BTreeMap<CampaignName, BTreeSet<(Millis, Code, UserId)>>,
     /// Until when each budget is not full, in microseconds since 1970.
     budgets: BTreeMap<(Policy, String), u64>,
 }
@@ -51,7 +57,20 @@ struct Space {
 #[derive(Debug, Clone)]
 struct Kept {
     invite: Invite,
+    /// Until when each user holds a use, also past its end until somebody asks.
+    held: BTreeMap<UserId, Millis>,
     last_change: Option<uuid::Uuid>,
+}
+
+impl Kept {
+    fn new(invite: Invite) -> Self {
+        Self { invite, held: BTreeMap::new(), last_change: None }
+    }
+
+    fn shown(&self, now: Millis) -> invite::Shown {
+        let held = self.held.values().filter(|until| **until > now).count() as u64;
+        invite::Shown { invite: self.invite.clone(), held, now }
+    }
 }
 
 /// What is known of a user. Answers stay for ever; memberships come and go.
@@ -60,8 +79,42 @@ struct User {
     groups: BTreeMap<Group, Membership>,
     /// The live redemption of each invite, under [`MembershipRule::OnePerInvite`].
     invites: BTreeMap<InviteId, Redemption>,
-    /// What each request was answered.
-    requests: BTreeMap<String, Redemption>,
+    /// What each request was answered, and when that was taken back.
+    requests: BTreeMap<String, (Redemption, Option<Millis>)>,
+}
+
+impl User {
+    /// How many uses of an invite the user has spent and not got back.
+    fn uses_of(&self, invite: InviteId) -> u64 {
+        let holds = |(redemption, undone): &&(Redemption, Option<Millis>)| {
+            redemption.invite == invite && undone.is_none()
+        };
+        self.requests.values().filter(holds).count() as u64
+    }
+
+    /// A redemption ceases to hold, and the membership ends if it was this redemption's. Where each invite counts by
+    /// itself, another one of the same group may still stand for it: the latest.
+    fn take_back(&mut self, redemption: &Redemption, now: Millis) {
+        for (known, undone) in self.requests.values_mut() {
+            if known.id == redemption.id {
+                *undone = Some(now);
+            }
+        }
+        self.invites.retain(|_, live| live.id != redemption.id);
+        let made_by = self.groups.get(&redemption.group).and_then(Membership::redemption);
+        if made_by.is_some_and(|made_by| made_by.id == redemption.id) {
+            let others = self.invites.values().filter(|live| live.group == redemption.group);
+            let latest = others.max_by_key(|live| live.position.cursor).cloned();
+            match latest {
+                Some(latest) => {
+                    self.groups.insert(redemption.group.clone(), Membership::Redeemed(latest));
+                }
+                None => {
+                    self.groups.remove(&redemption.group);
+                }
+            }
+        }
+    }
 }
 
 /// How a user came to be in a group.
@@ -123,52 +176,77 @@ impl Model {
 
         // 1. Replay, before every other check, also in a namespace that was archived since; it charges
         // nothing.
-        let user = request.user.as_ref().and_then(|user| space.users.get(user));
+        let user = request.user.as_ref().and_then(|user| space.users.get(user)).cloned();
         if let Mode::Redeem { request: id, .. } = &request.mode
-            && let Some(before) = user.and_then(|user| user.requests.get(&*id.stored()))
+            && let Some((before, undone)) =
+                user.as_ref().and_then(|user| user.requests.get(&*id.stored()))
         {
-            return if before.code == request.code {
-                told(Outcome::Replayed(before.clone()))
-            } else {
-                refused(Refusal::RequestIdReused, Vec::new())
+            return match undone {
+                _ if before.code != request.code => refused(Refusal::RequestIdReused, Vec::new()),
+                Some(at) => {
+                    let redemption = before.id;
+                    refused(Refusal::AlreadyRolledBack { redemption, at: *at }, Vec::new())
+                }
+                None => told(Outcome::Replayed(before.clone())),
             };
         }
         if space.settings.archived_at.is_some() {
             return refused(Refusal::NamespaceNotFound, Vec::new());
         }
-        let invite = space.current.get(&request.code).map(|kept| &kept.invite);
-        if let Some(own) = own_redemption(space.settings.membership, user, invite) {
-            return told(match request.mode {
-                Mode::Redeem { .. } => Outcome::Replayed(own.clone()),
-                Mode::Validate => Outcome::Allowed,
-            });
+        let rule = space.settings.membership;
+        let invite = space.current.get(&request.code).map(|kept| kept.invite.clone());
+        if let Some(own) = own_redemption(rule, user.as_ref(), invite.as_ref()) {
+            return match request.mode {
+                Mode::Redeem { .. } => told(Outcome::Replayed(own.clone())),
+                Mode::Validate => told(Outcome::Allowed),
+                Mode::Reserve { .. } => {
+                    let (group, redemption) = (own.group.clone(), Some(own.id));
+                    refused(Refusal::AlreadyMember { group, redemption }, Vec::new())
+                }
+            };
         }
+        space.sweep(&request.code, now);
+        let kept = space.current.get(&request.code);
+        let own = kept.and_then(|kept| kept.held.get(request.user.as_ref()?)).copied();
+        if let (Mode::Reserve { .. }, Some(until), Some(invite), Some(user)) =
+            (&request.mode, own, &invite, &request.user)
+        {
+            let Redeem { namespace, code, .. } = request;
+            let reservation = Reservation::new(namespace, invite.id, code, user, until);
+            return told(Outcome::Held { reservation, replayed: true });
+        }
+        let named = match &request.mode {
+            Mode::Redeem { reservation, .. } => *reservation,
+            Mode::Reserve { .. } | Mode::Validate => None,
+        };
+        let is_named = named.is_some() && named == own;
 
         // 2. Backpressure.
-        let redeeming = matches!(request.mode, Mode::Redeem { .. });
-        if redeeming && !room {
+        let binding = !matches!(request.mode, Mode::Validate);
+        if binding && !room {
             return refused(Refusal::Overloaded, Vec::new());
         }
 
-        // 3. Rate limits: all are checked, none is charged yet.
-        let budgets = space.budgets_of(request);
+        // 3. Rate limits: all are checked, none is charged yet. What a reservation is for was charged when it was made.
+        let budgets = if is_named { Vec::new() } else { space.budgets_of(request) };
         if let Some(refusal) = budgets.iter().find_map(|budget| space.spent(budget, now)) {
             let rates = space.rates(&budgets, now);
             return refused(refusal, rates);
         }
 
         // 4. to 6. The invite, the membership, the uses.
-        let refusal = match invite {
+        let refusal = match &invite {
             None => Some(Refusal::NotFound),
-            Some(invite) => refusal_of_invite(request, invite, now)
-                .or_else(|| refusal_of_membership(space.settings.membership, user, &invite.group))
-                .or_else(|| (invite.remaining() == Some(0)).then_some(Refusal::Exhausted)),
+            Some(invite) => refusal_of_invite(request, invite, is_named, now)
+                .or_else(|| refusal_of_membership(rule, user.as_ref(), &invite.group))
+                .or_else(|| (named.is_some() && !is_named).then_some(Refusal::ReservationExpired))
+                .or_else(|| space.refusal_of_uses(request, own, now)),
         };
 
         // 7. Whoever passed the limits is charged; a miss also charges the guessing budget.
         let missed = refusal == Some(Refusal::NotFound);
         for budget in &budgets {
-            if if budget.policy == Policy::Guess { missed } else { redeeming } {
+            if if budget.policy == Policy::Guess { missed } else { binding } {
                 space.charge(budget, now);
             }
         }
@@ -176,39 +254,20 @@ impl Model {
         if let Some(refusal) = refusal {
             return refused(refusal, rates);
         }
-        let (Mode::Redeem { request: id, redemption, .. }, Some(user)) =
-            (&request.mode, &request.user)
-        else {
-            return Answer { outcome: Outcome::Allowed, rates };
+        let outcome = match &request.mode {
+            Mode::Validate => return Answer { outcome: Outcome::Allowed, rates },
+            Mode::Reserve { ttl_ms } => space.hold(request, *ttl_ms, now),
+            Mode::Redeem { request: id, redemption, .. } => {
+                let position = Position { partition: self.partition, cursor: self.cursor.next() };
+                space.grant(request, &id.stored(), *redemption, position, now)
+            }
         };
-        let (id, redemption, user) = (id.stored().into_owned(), *redemption, user.clone());
-        let cursor = self.cursor.next();
-        let Some(kept) = space.current.get_mut(&request.code) else {
-            return refused(Refusal::NotFound, rates);
-        };
-        kept.invite.uses += 1;
-        kept.invite.granted += 1;
-        let granted = Redemption {
-            id: redemption,
-            namespace: request.namespace.clone(),
-            invite: kept.invite.id,
-            code: request.code.clone(),
-            group: kept.invite.group.clone(),
-            user: user.clone(),
-            ordinal: kept.invite.granted,
-            remaining: kept.invite.remaining(),
-            redeemed_at: now,
-            position: Position { partition: self.partition, cursor },
-        };
-        let rule = space.settings.membership;
-        let known = space.users.entry(user).or_default();
-        known.groups.insert(granted.group.clone(), Membership::Redeemed(granted.clone()));
-        known.requests.insert(id, granted.clone());
-        if rule == MembershipRule::OnePerInvite {
-            known.invites.insert(granted.invite, granted.clone());
-        }
         self.record(1);
-        Answer { outcome: Outcome::Granted(granted), rates }
+        match outcome {
+            Some(outcome) => Answer { outcome, rates },
+            // It was there a moment ago.
+            None => refused(Refusal::NotFound, rates),
+        }
     }
 
     /// `lua/create_invite.lua`.
@@ -221,15 +280,23 @@ impl Model {
                 return Created::IdTaken { code: code.clone() };
             }
             if let Some(kept) = space.find(create.id) {
-                return Created::Created { invite: kept.invite.clone(), now };
+                return Created::Created(kept.shown(now));
             }
+        }
+        if let Some(campaign) = &create.campaign
+            && !space.campaigns.contains_key(campaign)
+        {
+            return Created::CampaignNotFound;
         }
         if let Some(holder) = space.current.get(&create.code) {
             let by = holder.invite.id;
             if !holder.invite.state(now).has_ended() {
                 return Created::CodeTaken { by };
             }
-            if let Some(ended) = space.current.remove(&create.code) {
+            if let Some(mut ended) = space.current.remove(&create.code) {
+                // What was held of it is held no more.
+                let held = std::mem::take(&mut ended.held);
+                space.forget_held(&ended.invite, held);
                 space.retired.insert(by, ended);
             }
         }
@@ -239,6 +306,8 @@ impl Model {
             code: create.code.clone(),
             group: create.group.clone(),
             max_uses: create.max_uses,
+            max_uses_per_user: create.max_uses_per_user,
+            campaign: create.campaign.clone(),
             uses: 0,
             granted: 0,
             starts_at: create.starts_at,
@@ -253,10 +322,11 @@ impl Model {
             updated_at: now,
         };
         space.codes.insert(create.id, create.code.clone());
-        let kept = Kept { invite: invite.clone(), last_change: None };
+        let kept = Kept::new(invite);
+        let shown = kept.shown(now);
         space.current.insert(create.code.clone(), kept);
         self.record(1);
-        Created::Created { invite, now }
+        Created::Created(shown)
     }
 
     /// `lua/create_batch.lua`.
@@ -266,6 +336,11 @@ impl Model {
         };
         if self.outbox_len >= self.outbox_max {
             return BatchCreated::Overloaded;
+        }
+        if let Some(campaign) = &create.campaign
+            && !space.campaigns.contains_key(campaign)
+        {
+            return BatchCreated::CampaignNotFound;
         }
         let mut taken = Vec::new();
         let mut made = false;
@@ -284,6 +359,8 @@ impl Model {
                 code: code.clone(),
                 group: create.group.clone(),
                 max_uses: create.max_uses,
+                max_uses_per_user: create.max_uses_per_user,
+                campaign: create.campaign.clone(),
                 uses: 0,
                 granted: 0,
                 starts_at: create.starts_at,
@@ -298,7 +375,7 @@ impl Model {
                 updated_at: now,
             };
             space.codes.insert(*id, code.clone());
-            space.current.insert(code.clone(), Kept { invite, last_change: None });
+            space.current.insert(code.clone(), Kept::new(invite));
             made = true;
         }
         if made {
@@ -312,9 +389,15 @@ impl Model {
         let Some(space) = live(&mut self.spaces, &change.namespace) else {
             return Changed::NotFound;
         };
-        let Some(kept) = space.find(change.id).cloned() else { return Changed::NotFound };
+        if let Some(code) = space.find(change.id).map(|kept| kept.invite.code.clone())
+            && !space.retired.contains_key(&change.id)
+        {
+            space.sweep(&code, now);
+            space.sweep_campaign_of(&code, now);
+        }
+        let Some(mut kept) = space.find(change.id).cloned() else { return Changed::NotFound };
         if kept.last_change == Some(change.change) {
-            return Changed::Changed { invite: kept.invite, now };
+            return Changed::Changed(kept.shown(now));
         }
         let revision = kept.invite.revision;
         if change.expected_revision.is_some_and(|expected| expected != revision) {
@@ -326,8 +409,9 @@ impl Model {
         {
             return Changed::WindowReversed;
         }
-        if invite.max_uses.is_some_and(|max| max < invite.uses) {
-            return Changed::LimitBelowUsed { uses: invite.uses };
+        let (uses, held) = (invite.uses, kept.held.len() as u64);
+        if invite.max_uses.is_some_and(|max| max < uses + held) {
+            return Changed::LimitBelowUsed { uses, held };
         }
         // One whose code is another's by now can come back only if that code is free.
         let was_retired = space.retired.contains_key(&change.id);
@@ -337,33 +421,40 @@ impl Model {
         }
         invite.revision += 1;
         invite.updated_at = now;
-        let kept = Kept { invite: invite.clone(), last_change: Some(change.change) };
+        let code = invite.code.clone();
+        kept.invite = invite;
+        kept.last_change = Some(change.change);
+        let shown = kept.shown(now);
         if was_retired && !reopens {
             space.retired.insert(change.id, kept);
         } else {
             space.retired.remove(&change.id);
-            space.current.insert(invite.code.clone(), kept);
+            space.current.insert(code, kept);
         }
         self.record(1);
-        Changed::Changed { invite, now }
+        Changed::Changed(shown)
     }
 
     /// `lua/delete_invite.lua`.
-    pub fn delete_invite(&mut self, delete: &DeleteInvite) -> Deleted {
+    pub fn delete_invite(&mut self, delete: &DeleteInvite, now: Millis) -> Deleted {
         let Some(space) = live(&mut self.spaces, &delete.namespace) else {
             return Deleted::NotFound;
         };
-        let Some(Kept { invite, .. }) = space.find(delete.id) else { return Deleted::NotFound };
-        let Invite { revision, uses, granted, .. } = *invite;
-        let code = invite.code.clone();
+        let Some(shown) = space.find(delete.id).map(|kept| kept.shown(now)) else {
+            return Deleted::NotFound;
+        };
+        let (held, code) = (shown.held, shown.invite.code.clone());
+        let Invite { revision, uses, granted, .. } = shown.invite;
         if delete.expected_revision.is_some_and(|expected| expected != revision) {
             return Deleted::PreconditionFailed { revision };
         }
-        if granted > 0 {
-            return Deleted::InUse { uses };
+        if granted > 0 || held > 0 {
+            return Deleted::InUse { uses, held };
         }
-        if space.retired.remove(&delete.id).is_none() {
-            space.current.remove(&code);
+        if space.retired.remove(&delete.id).is_none()
+            && let Some(Kept { invite, held, .. }) = space.current.remove(&code)
+        {
+            space.forget_held(&invite, held);
         }
         space.codes.remove(&delete.id);
         self.record(1);
@@ -372,9 +463,138 @@ impl Model {
 
     /// `lua/show_invite.lua`, by id.
     #[must_use]
-    pub fn show_invite(&mut self, namespace: &Namespace, id: InviteId) -> Option<Invite> {
+    pub fn show_invite(
+        &mut self,
+        namespace: &Namespace,
+        id: InviteId,
+        now: Millis,
+    ) -> Option<invite::Shown> {
         let space = live(&mut self.spaces, namespace)?;
-        space.find(id).map(|kept| kept.invite.clone())
+        space.find(id).map(|kept| kept.shown(now))
+    }
+
+    /// `lua/rollback.lua`.
+    pub fn rollback(&mut self, rollback: &Rollback, now: Millis) -> RollbackAnswer {
+        let Rollback { redemption, .. } = rollback;
+        let Some(space) = live(&mut self.spaces, &redemption.namespace) else {
+            return RollbackAnswer::NamespaceNotFound;
+        };
+        let user = space.users.get_mut(&redemption.user);
+        let mut requests = user.into_iter().flat_map(|user| user.requests.values_mut());
+        let Some((_, undone)) = requests.find(|(known, _)| known.id == redemption.id) else {
+            return RollbackAnswer::NotFound;
+        };
+        if let Some(at) = *undone {
+            return RollbackAnswer::RolledBack { at, replayed: true };
+        }
+        let Some(mut kept) = space.find(redemption.invite).cloned() else {
+            return RollbackAnswer::NotFound;
+        };
+        kept.invite.uses -= 1;
+        let was_retired = space.retired.contains_key(&redemption.invite);
+        let reopens = was_retired && !kept.invite.state(now).has_ended();
+        if reopens && let Some(holder) = space.current.get(&redemption.code) {
+            return RollbackAnswer::CodeTaken { by: holder.invite.id };
+        }
+        if let Some(campaign) =
+            kept.invite.campaign.as_ref().and_then(|name| space.campaigns.get_mut(name))
+        {
+            campaign.uses -= 1;
+        }
+        if was_retired && !reopens {
+            space.retired.insert(redemption.invite, kept);
+        } else {
+            space.retired.remove(&redemption.invite);
+            space.current.insert(redemption.code.clone(), kept);
+        }
+        if let Some(user) = space.users.get_mut(&redemption.user) {
+            user.take_back(redemption, now);
+        }
+        self.record(1);
+        RollbackAnswer::RolledBack { at: now, replayed: false }
+    }
+
+    /// `lua/release.lua`.
+    pub fn release(&mut self, release: &Release, now: Millis) -> ReleaseAnswer {
+        let Release { reservation, .. } = release;
+        let Some(space) = live(&mut self.spaces, &reservation.namespace) else {
+            return ReleaseAnswer::NamespaceNotFound;
+        };
+        let kept = space.current.get_mut(&reservation.code);
+        let Some(kept) = kept.filter(|kept| kept.invite.id == reservation.invite) else {
+            return ReleaseAnswer::NotHeld;
+        };
+        if kept.held.get(&reservation.user) != Some(&reservation.until) || reservation.until <= now
+        {
+            return ReleaseAnswer::NotHeld;
+        }
+        kept.held.remove(&reservation.user);
+        let invite = kept.invite.clone();
+        space.forget_held(&invite, [(reservation.user.clone(), reservation.until)]);
+        self.record(1);
+        ReleaseAnswer::Released
+    }
+
+    /// `lua/show_reservation.lua`.
+    #[must_use]
+    pub fn show_reservation(
+        &mut self,
+        namespace: &Namespace,
+        code: &Code,
+        user: &UserId,
+        now: Millis,
+    ) -> Option<Reservation> {
+        let kept = live(&mut self.spaces, namespace)?.current.get(code)?;
+        let until = *kept.held.get(user).filter(|until| **until > now)?;
+        Some(Reservation::new(namespace, kept.invite.id, code, user, until))
+    }
+
+    /// `lua/put_campaign.lua`.
+    pub fn put_campaign(&mut self, put: &PutCampaign, now: Millis) -> CampaignPut {
+        let Some(space) = live(&mut self.spaces, &put.namespace) else {
+            return CampaignPut::NamespaceNotFound;
+        };
+        let held = space.held_of(&put.name, now);
+        let known = space.campaigns.get(&put.name).cloned();
+        let (uses, revision) = known.as_ref().map_or((0, 0), |known| (known.uses, known.revision));
+        if let Some(campaign) = known.clone().filter(|known| known.max_uses == put.max_uses) {
+            return CampaignPut::Changed(campaign::Shown { campaign, held });
+        }
+        if put.expected_revision.is_some_and(|expected| expected != revision) {
+            return CampaignPut::PreconditionFailed { revision };
+        }
+        if known.is_some() && put.max_uses.is_some_and(|max| max < uses + held) {
+            return CampaignPut::LimitBelowUsed { uses, held };
+        }
+        if known.is_none() && space.campaigns.len() as u64 >= campaign::CAMPAIGNS_MAX {
+            return CampaignPut::TooMany;
+        }
+        let campaign = Campaign {
+            namespace: put.namespace.clone(),
+            name: put.name.clone(),
+            max_uses: put.max_uses,
+            uses,
+            revision: revision + 1,
+            created_at: known.as_ref().map_or(now, |known| known.created_at),
+            updated_at: now,
+        };
+        space.campaigns.insert(put.name.clone(), campaign.clone());
+        self.record(1);
+        let shown = campaign::Shown { campaign, held };
+        if known.is_some() { CampaignPut::Changed(shown) } else { CampaignPut::Created(shown) }
+    }
+
+    /// `lua/show_campaign.lua`.
+    #[must_use]
+    pub fn show_campaign(
+        &mut self,
+        namespace: &Namespace,
+        name: &CampaignName,
+        now: Millis,
+    ) -> Option<campaign::Shown> {
+        let space = live(&mut self.spaces, namespace)?;
+        let campaign = space.campaigns.get(name)?.clone();
+        Some(campaign::Shown { campaign, held: space.held_of(name, now) })
     }
 
     /// `lua/join.lua`.
@@ -505,6 +725,8 @@ impl Space {
             retired: BTreeMap::new(),
             codes: BTreeMap::new(),
             users: BTreeMap::new(),
+            campaigns: BTreeMap::new(),
+            campaign_held: BTreeMap::new(),
             budgets: BTreeMap::new(),
         }
     }
@@ -512,6 +734,136 @@ impl Space {
     fn find(&self, id: InviteId) -> Option<&Kept> {
         let current = self.codes.get(&id).and_then(|code| self.current.get(code));
         current.filter(|kept| kept.invite.id == id).or_else(|| self.retired.get(&id))
+    }
+
+    /// How many uses of a campaign are held.
+    fn held_of(&self, campaign: &CampaignName, now: Millis) -> u64 {
+        let held = self.campaign_held.get(campaign).into_iter().flatten();
+        held.filter(|(until, ..)| *until > now).count() as u64
+    }
+
+    /// Whoever looks at a code takes away what has run out of it, and of its campaign: it counts no more, also if the
+    /// clock goes back.
+    fn sweep(&mut self, code: &Code, now: Millis) {
+        let Some(kept) = self.current.get_mut(code) else { return };
+        let before = kept.held.len();
+        kept.held.retain(|_, until| *until > now);
+        if kept.held.len() < before {
+            self.sweep_campaign_of(code, now);
+        }
+    }
+
+    fn sweep_campaign_of(&mut self, code: &Code, now: Millis) {
+        let campaign = self.current.get(code).and_then(|kept| kept.invite.campaign.as_ref());
+        if let Some(held) = campaign.and_then(|name| self.campaign_held.get_mut(name)) {
+            held.retain(|(until, ..)| *until > now);
+        }
+    }
+
+    /// What was held of an invite is not held of its campaign any more.
+    fn forget_held(&mut self, invite: &Invite, held: impl IntoIterator<Item = (UserId, Millis)>) {
+        let campaign = invite.campaign.as_ref();
+        let Some(of_campaign) = campaign.and_then(|name| self.campaign_held.get_mut(name)) else {
+            return;
+        };
+        for (user, until) in held {
+            of_campaign.remove(&(until, invite.code.clone(), user));
+        }
+    }
+
+    /// Whether there is a use for this request; `own` is the deadline of the one that its user holds, which counts for
+    /// nobody else.
+    fn refusal_of_uses(
+        &mut self,
+        request: &Redeem,
+        own: Option<Millis>,
+        now: Millis,
+    ) -> Option<Refusal> {
+        let kept = self.current.get(&request.code)?;
+        let Invite { id, max_uses, uses, max_uses_per_user, .. } = kept.invite;
+        let user = request.user.as_ref().and_then(|user| self.users.get(user));
+        let spent = user.map_or(0, |user| user.uses_of(id));
+        if request.user.is_some() && max_uses_per_user.is_some_and(|max| spent >= max) {
+            return Some(Refusal::UserLimitReached);
+        }
+        let held = if own.is_some() { 0 } else { kept.held.len() as u64 };
+        if max_uses.is_some_and(|max| uses >= max || uses + held >= max) {
+            let held_only = max_uses.is_some_and(|max| uses < max);
+            let may_free_at = kept.held.values().min().filter(|_| held_only).copied();
+            return Some(Refusal::Exhausted { may_free_at });
+        }
+        let campaign = kept.invite.campaign.clone()?;
+        self.sweep_campaign_of(&request.code, now);
+        let mine = own.zip(request.user.clone()).is_some_and(|(until, user)| {
+            let held = self.campaign_held.get(&campaign);
+            held.is_some_and(|held| held.contains(&(until, request.code.clone(), user)))
+        });
+        let held = if mine { 0 } else { self.held_of(&campaign, now) };
+        let Campaign { uses, max_uses, .. } = *self.campaigns.get(&campaign)?;
+        max_uses
+            .is_some_and(|max| uses >= max || uses + held >= max)
+            .then_some(Refusal::CampaignExhausted)
+    }
+
+    /// Holds a use for the user of a request, never past the end of the invite's window.
+    fn hold(&mut self, request: &Redeem, ttl_ms: u64, now: Millis) -> Option<Outcome> {
+        let kept = self.current.get_mut(&request.code)?;
+        let user = request.user.clone()?;
+        let asked = Millis::from_ms(now.as_ms().checked_add_unsigned(ttl_ms)?).ok()?;
+        let until = kept.invite.expires_at.map_or(asked, |end| asked.min(end));
+        kept.held.insert(user.clone(), until);
+        if let Some(campaign) = &kept.invite.campaign {
+            let held = self.campaign_held.entry(campaign.clone()).or_default();
+            held.insert((until, request.code.clone(), user.clone()));
+        }
+        let Redeem { namespace, code, .. } = request;
+        let reservation = Reservation::new(namespace, kept.invite.id, code, &user, until);
+        Some(Outcome::Held { reservation, replayed: false })
+    }
+
+    /// Spends a use for the user of a request, the one that the user holds if there is one.
+    fn grant(
+        &mut self,
+        request: &Redeem,
+        id: &str,
+        redemption: RedemptionId,
+        position: Position,
+        now: Millis,
+    ) -> Option<Outcome> {
+        let rule = self.settings.membership;
+        let user = request.user.clone()?;
+        let kept = self.current.get_mut(&request.code)?;
+        kept.invite.uses += 1;
+        kept.invite.granted += 1;
+        let own = kept.held.remove(&user);
+        let invite = kept.invite.clone();
+        if let Some(until) = own {
+            self.forget_held(&invite, [(user.clone(), until)]);
+        }
+        if let Some(campaign) =
+            invite.campaign.as_ref().and_then(|name| self.campaigns.get_mut(name))
+        {
+            campaign.uses += 1;
+        }
+        let granted = Redemption {
+            id: redemption,
+            namespace: request.namespace.clone(),
+            invite: invite.id,
+            code: request.code.clone(),
+            group: invite.group.clone(),
+            user: user.clone(),
+            ordinal: invite.granted,
+            remaining: invite.remaining(),
+            redeemed_at: now,
+            position,
+        };
+        let known = self.users.entry(user).or_default();
+        known.groups.insert(granted.group.clone(), Membership::Redeemed(granted.clone()));
+        known.requests.insert(id.to_owned(), (granted.clone(), None));
+        if rule == MembershipRule::OnePerInvite {
+            known.invites.insert(granted.invite, granted.clone());
+        }
+        Some(Outcome::Granted(granted))
     }
 
     /// The budgets that a request draws on: of the policies that are on, those whose subject it names.
@@ -599,7 +951,13 @@ fn own_redemption<'a>(
     redemption.filter(|redemption| redemption.invite == invite.id)
 }
 
-fn refusal_of_invite(request: &Redeem, invite: &Invite, now: Millis) -> Option<Refusal> {
+/// `is_named`: the request names its user's live reservation, for which the e-mail address was asked when it was made.
+fn refusal_of_invite(
+    request: &Redeem,
+    invite: &Invite,
+    is_named: bool,
+    now: Millis,
+) -> Option<Refusal> {
     if invite.disabled {
         return Some(Refusal::Disabled);
     }
@@ -610,12 +968,12 @@ fn refusal_of_invite(request: &Redeem, invite: &Invite, now: Millis) -> Option<R
         return Some(Refusal::Expired { expires_at });
     }
     // A validation that leaves out the user or the e-mail address is told nothing that depends on them.
-    let redeeming = matches!(request.mode, Mode::Redeem { .. });
-    if invite.user.is_some() && (redeeming || request.user.is_some()) && invite.user != request.user
-    {
+    let binding = !matches!(request.mode, Mode::Validate);
+    if invite.user.is_some() && (binding || request.user.is_some()) && invite.user != request.user {
         return Some(Refusal::UserNotAllowed);
     }
-    if !invite.email_domains.is_empty() && (redeeming || request.email_domain.is_some()) {
+    if !invite.email_domains.is_empty() && !is_named && (binding || request.email_domain.is_some())
+    {
         let allowed = |domain| invite.email_domains.contains(domain);
         if !request.email_domain.as_ref().is_some_and(allowed) {
             return Some(Refusal::EmailDomainNotAllowed);
@@ -643,10 +1001,19 @@ fn refusal_of_membership(
 }
 
 fn patched(invite: &Invite, patch: &InvitePatch) -> Invite {
-    let InvitePatch { max_uses, starts_at, expires_at, disabled, user, email_domains, metadata } =
-        patch.clone();
+    let InvitePatch {
+        max_uses,
+        max_uses_per_user,
+        starts_at,
+        expires_at,
+        disabled,
+        user,
+        email_domains,
+        metadata,
+    } = patch.clone();
     Invite {
         max_uses: max_uses.unwrap_or(invite.max_uses),
+        max_uses_per_user: max_uses_per_user.unwrap_or(invite.max_uses_per_user),
         starts_at: starts_at.unwrap_or(invite.starts_at),
         expires_at: expires_at.unwrap_or(invite.expires_at),
         disabled: disabled.unwrap_or(invite.disabled),

@@ -59,6 +59,24 @@ impl Namespace {
     }
 }
 
+text_type! {
+    /// What a campaign is called: `[a-z0-9-]{1,63}`.
+    CampaignName
+}
+
+impl CampaignName {
+    /// # Errors
+    /// [`Malformed`] when the text is not 1 to 63 characters of `a-z`, `0-9` and `-`.
+    pub fn parse(text: &str) -> Result<Self, Malformed> {
+        match Namespace::parse(text) {
+            Ok(Namespace(text)) => Ok(Self(text)),
+            Err(_) => {
+                Err(Malformed("a campaign is 1 to 63 characters of a-z, 0-9 and -".to_owned()))
+            }
+        }
+    }
+}
+
 /// The longest user or group, in bytes of UTF-8.
 pub const TEXT_BYTES_MAX: usize = 128;
 

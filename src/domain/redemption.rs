@@ -2,7 +2,7 @@
 
 use super::{
     Code, EmailDomain, Group, InviteId, MembershipRule, Millis, Namespace, Policy, Position,
-    RateStatus, RedemptionId, RequestId, UserId,
+    RateStatus, RedemptionId, RequestId, Reservation, UserId,
 };
 
 /// One use spent by one user.
@@ -65,6 +65,13 @@ pub enum Outcome {
     Granted(Redemption),
     /// This user had already spent it; nothing was spent now.
     Replayed(Redemption),
+    /// A use is held for this user.
+    Held {
+        /// Until when, and which.
+        reservation: Reservation,
+        /// Whether it was held before; nothing was held now then.
+        replayed: bool,
+    },
     /// A validation: a redemption would be granted or replayed.
     Allowed,
     /// Nothing was spent.
@@ -78,6 +85,13 @@ pub enum Refusal {
     NamespaceNotFound,
     /// The request id was used by this user for another code.
     RequestIdReused,
+    /// The redemption that this request was granted has been rolled back since.
+    AlreadyRolledBack {
+        /// Which.
+        redemption: RedemptionId,
+        /// When, by the clock of Redis.
+        at: Millis,
+    },
     /// The outbox has reached its limit; the ledger must catch up first.
     Overloaded,
     /// A rate limit is spent.
@@ -117,6 +131,15 @@ pub enum Refusal {
         /// By which redemption; nothing for one who joined another way.
         redemption: Option<RedemptionId>,
     },
-    /// All uses are spent.
-    Exhausted,
+    /// This user has spent as many uses of the invite as one user may.
+    UserLimitReached,
+    /// The reservation that was named holds nothing any more.
+    ReservationExpired,
+    /// All uses are spent or held.
+    Exhausted {
+        /// Where some are only held: when the first of them may be free again.
+        may_free_at: Option<Millis>,
+    },
+    /// All uses of the invite's campaign are spent or held.
+    CampaignExhausted,
 }

@@ -2,21 +2,29 @@
 
 use std::collections::BTreeMap;
 
-use super::{Gate, GateError, rebuild::scan, script::AUDIT};
-use crate::domain::{Cursor, Partition};
+use super::{Gate, GateError, contents::Values, rebuild::scan, script::AUDIT};
+use crate::domain::{Cursor, Millis, Partition};
 
-/// What a key holds: the fields of a hash; a string under an empty name; nothing for a key that is not there.
+/// What a key holds: the fields of a hash; the members of a sorted set, each with its score; a string under an empty
+/// name; nothing for a key that is not there.
 pub type Held = BTreeMap<String, String>;
 
-/// What these keys of a partition hold, and the place of the last change at that moment.
+/// What keys of a partition hold at one moment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Moment {
+    /// The place of the last change.
+    pub at: Cursor,
+    /// The clock of Redis.
+    pub now: Millis,
+    /// What each key holds.
+    pub held: Vec<Held>,
+}
+
+/// What these keys of a partition hold.
 ///
 /// # Errors
-/// [`GateError`] when there is no answer; [`GateError::Unexpected`] when a key holds neither a hash nor a string.
-pub async fn read(
-    gate: &Gate,
-    partition: Partition,
-    keys: &[String],
-) -> Result<(Cursor, Vec<Held>), GateError> {
+/// [`GateError`] when there is no answer; [`GateError::Unexpected`] when a key holds what none of ours does.
+pub async fn read(gate: &Gate, partition: Partition, keys: &[String]) -> Result<Moment, GateError> {
     let called = gate.call(partition, &AUDIT, keys.to_vec(), Vec::new()).await?;
     let mut reply = called.reply()?;
     match reply.text()? {
@@ -28,6 +36,7 @@ pub async fn read(
         other => return Err(reply.unknown(other)),
     }
     let at = reply.parsed(str::parse)?;
+    let now = reply.parsed_number(Millis::from_ms)?;
     let mut all = Vec::with_capacity(keys.len());
     for _ in keys {
         let mut values = reply.array()?;
@@ -36,12 +45,20 @@ pub async fn read(
             .collect::<Result<_, GateError>>()?;
         all.push(held(&words));
     }
-    Ok((at, all))
+    Ok(Moment { at, now, held: all })
 }
 
-/// Values as a script replies them, or as [`contents`](super::contents) gives them.
+/// What a key holds, as [`contents`](super::contents) gives it.
 #[must_use]
-pub fn held(values: &[String]) -> Held {
+pub fn expected(values: &Values) -> Held {
+    match values {
+        Values::Text(text) => Held::from([(String::new(), text.clone())]),
+        Values::Hash(pairs) | Values::Sorted(pairs) => held(pairs),
+    }
+}
+
+/// Values as the script replies them.
+fn held(values: &[String]) -> Held {
     match values {
         [only] => Held::from([(String::new(), only.clone())]),
         pairs => pairs

@@ -18,21 +18,21 @@ impl ChangeInvite {
             keys.settings(&self.namespace),
             keys.invite(&self.namespace, &code),
             keys.retired(&self.namespace, self.id),
+            keys.held(&self.namespace, &code),
+            keys.campaign_held(&self.namespace),
         ];
         let partition = keys.partition_of(&self.namespace);
         let called = gate.call(partition, &CHANGE_INVITE, script_keys, self.args()).await?;
         let mut reply = called.reply()?;
         Ok(match reply.text()? {
-            "changed" => {
-                let (invite, now) = shown(&mut reply, &self.namespace)?;
-                Changed::Changed { invite, now }
-            }
+            "changed" => Changed::Changed(shown(&mut reply, &self.namespace)?),
             "not_found" => called.refused(Changed::NotFound)?,
             "precondition_failed" => {
                 called.refused(Changed::PreconditionFailed { revision: reply.number()? })?
             }
             "limit_below_used" => {
-                called.refused(Changed::LimitBelowUsed { uses: reply.number()? })?
+                let (uses, held) = (reply.number()?, reply.number()?);
+                called.refused(Changed::LimitBelowUsed { uses, held })?
             }
             "code_taken" => called.refused(Changed::CodeTaken { by: reply.parsed(str::parse)? })?,
             "window_reversed" => called.refused(Changed::WindowReversed)?,
@@ -56,6 +56,7 @@ impl ChangeInvite {
         };
         let InvitePatch {
             max_uses,
+            max_uses_per_user,
             starts_at,
             expires_at,
             disabled,
@@ -64,7 +65,9 @@ impl ChangeInvite {
             metadata,
         } = &self.patch;
         let time = |time: Millis| time.as_ms().to_string();
-        field("max_uses", max_uses.map(|max| max.map(|max| max.to_string())));
+        let count = |max: Option<u64>| max.map(|max| max.to_string());
+        field("max_uses", max_uses.map(count));
+        field("max_uses_per_user", max_uses_per_user.map(count));
         field("starts_at", starts_at.map(|start| start.map(time)));
         field("expires_at", expires_at.map(|end| end.map(time)));
         field("disabled", disabled.map(|disabled| disabled.then(|| "1".to_owned())));

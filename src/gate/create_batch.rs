@@ -14,7 +14,7 @@ impl CreateBatch {
     /// [`GateError`] when there is no answer.
     pub async fn run(&self, gate: &Gate) -> Result<BatchCreated, GateError> {
         let keys = gate.keys();
-        let mut script_keys = vec![keys.settings(&self.namespace)];
+        let mut script_keys = vec![keys.settings(&self.namespace), keys.campaigns(&self.namespace)];
         for (id, code) in &self.invites {
             script_keys
                 .extend([keys.invite(&self.namespace, code), keys.invite_id(&self.namespace, *id)]);
@@ -33,6 +33,7 @@ impl CreateBatch {
                 BatchCreated::Created { taken, cursor }
             }
             "overloaded" => called.refused(BatchCreated::Overloaded)?,
+            "campaign_not_found" => called.refused(BatchCreated::CampaignNotFound)?,
             "namespace_not_found" => called.refused(BatchCreated::NamespaceNotFound)?,
             other => return Err(reply.unknown(other)),
         })
@@ -46,6 +47,8 @@ impl CreateBatch {
         field("batch", Some(self.batch.to_string()));
         field("group", Some(self.group.to_string()));
         field("max_uses", self.max_uses.map(|max| max.to_string()));
+        field("max_uses_per_user", self.max_uses_per_user.map(|max| max.to_string()));
+        field("campaign", self.campaign.as_ref().map(ToString::to_string));
         field("starts_at", self.starts_at.map(|time| time.as_ms().to_string()));
         field("expires_at", self.expires_at.map(|time| time.as_ms().to_string()));
         field("email_domains", fields::join_domains(&self.email_domains));

@@ -2,7 +2,7 @@
 
 use super::{Called, Gate, GateError, fields, reply::Reply, script::CREATE_INVITE};
 pub use crate::domain::command::{CreateInvite, Created};
-use crate::domain::{Invite, InviteId, Millis, Namespace};
+use crate::domain::{InviteId, Millis, Namespace, invite::Shown};
 
 impl CreateInvite {
     /// Runs the script.
@@ -22,6 +22,9 @@ impl CreateInvite {
                 keys.invite_id(&self.namespace, self.id),
                 retired.clone(),
                 displaced,
+                keys.held(&self.namespace, &self.code),
+                keys.campaigns(&self.namespace),
+                keys.campaign_held(&self.namespace),
             ];
             let partition = keys.partition_of(&self.namespace);
             let called =
@@ -46,6 +49,8 @@ impl CreateInvite {
         field("code", Some(self.code.to_string()));
         field("group", Some(self.group.to_string()));
         field("max_uses", self.max_uses.map(|max| max.to_string()));
+        field("max_uses_per_user", self.max_uses_per_user.map(|max| max.to_string()));
+        field("campaign", self.campaign.as_ref().map(ToString::to_string));
         field("starts_at", self.starts_at.map(|time| time.as_ms().to_string()));
         field("expires_at", self.expires_at.map(|time| time.as_ms().to_string()));
         field("user", self.user.as_ref().map(ToString::to_string));
@@ -57,10 +62,7 @@ impl CreateInvite {
     fn read(&self, called: &Called) -> Result<Said, GateError> {
         let mut reply = called.reply()?;
         Ok(match reply.text()? {
-            "created" => {
-                let (invite, now) = shown(&mut reply, &self.namespace)?;
-                Said::Created(Created::Created { invite, now })
-            }
+            "created" => Said::Created(Created::Created(shown(&mut reply, &self.namespace)?)),
             "id_taken" => {
                 Said::Created(Created::IdTaken { code: reply.parsed(fields::stored_code)? })
             }
@@ -68,6 +70,7 @@ impl CreateInvite {
                 let by = reply.parsed(str::parse)?;
                 Said::Created(called.refused(Created::CodeTaken { by })?)
             }
+            "campaign_not_found" => Said::Created(called.refused(Created::CampaignNotFound)?),
             "namespace_not_found" => Said::Created(called.refused(Created::NamespaceNotFound)?),
             "ended" => Said::Ended(reply.parsed(str::parse)?),
             other => return Err(reply.unknown(other)),
@@ -81,12 +84,9 @@ enum Said {
     Ended(InviteId),
 }
 
-/// The clock of Redis and the fields of an invite, as several scripts say them.
-pub(super) fn shown(
-    reply: &mut Reply<'_>,
-    namespace: &Namespace,
-) -> Result<(Invite, Millis), GateError> {
+/// The clock of Redis, the fields of an invite and what is held of it, as several scripts say them.
+pub(super) fn shown(reply: &mut Reply<'_>, namespace: &Namespace) -> Result<Shown, GateError> {
     let now = reply.parsed_number(Millis::from_ms)?;
     let invite = reply.fields()?.invite(namespace).map_err(|error| reply.unknown(&error.0))?;
-    Ok((invite, now))
+    Ok(Shown { invite, held: reply.number()?, now })
 }

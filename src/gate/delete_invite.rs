@@ -18,6 +18,8 @@ impl DeleteInvite {
             keys.invite(&self.namespace, &code),
             keys.retired(&self.namespace, self.id),
             keys.invite_id(&self.namespace, self.id),
+            keys.held(&self.namespace, &code),
+            keys.campaign_held(&self.namespace),
         ];
         let args = vec![
             self.namespace.to_string(),
@@ -33,7 +35,10 @@ impl DeleteInvite {
             "deleted" => Deleted::Deleted,
             // It was there a moment ago: an earlier attempt of this call has deleted it.
             "not_found" => called.refused_unless_done(Deleted::NotFound, Deleted::Deleted)?,
-            "in_use" => called.refused(Deleted::InUse { uses: reply.number()? })?,
+            "in_use" => {
+                let (uses, held) = (reply.number()?, reply.number()?);
+                called.refused(Deleted::InUse { uses, held })?
+            }
             "precondition_failed" => {
                 called.refused(Deleted::PreconditionFailed { revision: reply.number()? })?
             }

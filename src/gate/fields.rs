@@ -3,8 +3,9 @@
 use std::collections::HashMap;
 
 use crate::domain::{
-    BatchId, Code, CodeCase, Durability, EmailDomain, Group, Invite, InviteId, MembershipRule,
-    Millis, Namespace, Quota, Settings, UserId, name::Malformed,
+    BatchId, Campaign, CampaignName, Code, CodeCase, Durability, EmailDomain, Group, Invite,
+    InviteId, MembershipRule, Millis, Namespace, Quota, Reservation, Settings, UserId,
+    name::Malformed,
 };
 
 /// The fields of a hash or of an outbox entry.
@@ -74,6 +75,8 @@ impl Fields {
             code,
             group: self.parsed("group", Group::parse)?,
             max_uses: self.optional("max_uses", str::parse)?,
+            max_uses_per_user: self.optional("max_uses_per_user", str::parse)?,
+            campaign: self.optional("campaign", CampaignName::parse)?,
             uses: self.number("uses")?,
             granted: self.number("granted")?,
             starts_at: self.optional("starts_at", millis)?,
@@ -83,6 +86,26 @@ impl Fields {
             email_domains: self.optional("email_domains", domains)?.unwrap_or_default(),
             metadata: self.0.get("metadata").cloned(),
             batch: self.optional("batch", str::parse::<BatchId>)?,
+            revision: self.number("revision")?,
+            created_at: self.time("created_at")?,
+            updated_at: self.time("updated_at")?,
+        })
+    }
+
+    pub(super) fn campaign(
+        &self,
+        namespace: &Namespace,
+        name: CampaignName,
+    ) -> Result<Campaign, Malformed> {
+        let max_uses = match self.text("max_uses")? {
+            "" => None,
+            _ => Some(self.number("max_uses")?),
+        };
+        Ok(Campaign {
+            namespace: namespace.clone(),
+            name,
+            max_uses,
+            uses: self.number("uses")?,
             revision: self.number("revision")?,
             created_at: self.time("created_at")?,
             updated_at: self.time("updated_at")?,
@@ -134,6 +157,8 @@ pub(super) fn of_invite(invite: &Invite) -> Vec<(&'static str, String)> {
     let mut optional =
         |name, value: Option<String>| fields.extend(value.map(|value| (name, value)));
     optional("max_uses", invite.max_uses.map(|max| max.to_string()));
+    optional("max_uses_per_user", invite.max_uses_per_user.map(|max| max.to_string()));
+    optional("campaign", invite.campaign.as_ref().map(ToString::to_string));
     optional("starts_at", invite.starts_at.map(|time| time.as_ms().to_string()));
     optional("expires_at", invite.expires_at.map(|time| time.as_ms().to_string()));
     optional("disabled", invite.disabled.then(|| "1".to_owned()));
@@ -142,6 +167,24 @@ pub(super) fn of_invite(invite: &Invite) -> Vec<(&'static str, String)> {
     optional("metadata", invite.metadata.clone());
     optional("batch", invite.batch.map(|batch| batch.to_string()));
     fields
+}
+
+/// The fields of a campaign in the hash of its namespace, as `put_campaign.lua` would have written them.
+pub(super) fn of_campaign(campaign: &Campaign) -> Vec<(String, String)> {
+    let field = |what: &str, value: String| (format!("{}:{what}", campaign.name), value);
+    let mut fields = vec![
+        field("uses", campaign.uses.to_string()),
+        field("revision", campaign.revision.to_string()),
+        field("created_at", campaign.created_at.as_ms().to_string()),
+        field("updated_at", campaign.updated_at.as_ms().to_string()),
+    ];
+    fields.extend(campaign.max_uses.map(|max| field("max_uses", max.to_string())));
+    fields
+}
+
+/// What is held of a campaign, as `redeem.lua` writes it: in order of name and deadline.
+pub(super) fn held_of_campaign(campaign: &CampaignName, held: &Reservation) -> String {
+    format!("{campaign}:{:013}:{}:{}", held.until.as_ms(), held.code, held.user)
 }
 
 /// The fields of a settings hash, as `put_namespace.lua` would have written them.

@@ -73,6 +73,9 @@ impl Inspect {
         ];
         if let Some(code) = &self.code {
             commands.push(vec!["HGETALL".to_owned(), keys.invite(&self.namespace, code)]);
+            let held = ["ZRANGE", &keys.held(&self.namespace, code), "0", "-1", "WITHSCORES"];
+            commands.push(held.map(str::to_owned).to_vec());
+            commands.push(vec!["HGETALL".to_owned(), keys.campaigns(&self.namespace)]);
         }
         if let Some(user) = &self.user {
             commands.push(vec!["HGETALL".to_owned(), keys.member(&self.namespace, user)]);

@@ -7,6 +7,9 @@
 //! rdm:{07}:outbox                      stream  one entry per change, ids <epoch>-<seq>
 //! rdm:{07}:acme:settings               hash    the rules of a namespace
 //! rdm:{07}:acme:invite:WELCOME         hash    the current invite of a code
+//! rdm:{07}:acme:held:WELCOME           zset    who holds a use of that invite, by deadline
+//! rdm:{07}:acme:campaigns              hash    the limits that invites share, and their uses
+//! rdm:{07}:acme:campaign-held          zset    what is held of the campaigns, by name and deadline
 //! rdm:{07}:acme:retired:<invite id>    hash    an ended invite whose code a new one has taken
 //! rdm:{07}:acme:invite-id:<invite id>  string  the invite's code
 //! rdm:{07}:acme:member:alice           hash    memberships, and what the user was answered
@@ -19,7 +22,7 @@
 
 use std::fmt::Display;
 
-use crate::domain::{Code, InviteId, Namespace, Partition, Policy, UserId};
+use crate::domain::{Code, CodeCase, InviteId, Namespace, Partition, Policy, UserId};
 
 /// The slots of a Redis Cluster.
 /// Source: Redis Cluster specification, "Key distribution model".
@@ -100,6 +103,24 @@ impl Keyspace {
         self.named(namespace, "invite", code)
     }
 
+    /// Who holds a use of the current invite of a code, each until when.
+    #[must_use]
+    pub fn held(&self, namespace: &Namespace, code: &Code) -> String {
+        self.named(namespace, "held", code)
+    }
+
+    /// The limits that invites share, and how many uses are spent of each.
+    #[must_use]
+    pub fn campaigns(&self, namespace: &Namespace) -> String {
+        self.of(namespace, "campaigns")
+    }
+
+    /// What is held of the campaigns.
+    #[must_use]
+    pub fn campaign_held(&self, namespace: &Namespace) -> String {
+        self.of(namespace, "campaign-held")
+    }
+
     /// An ended invite whose code a new one has taken.
     #[must_use]
     pub fn retired(&self, namespace: &Namespace, id: InviteId) -> String {
@@ -149,6 +170,9 @@ impl Keyspace {
         Some(match what {
             "settings" => Named::Settings(namespace),
             "invite" => Named::Invite(namespace),
+            "held" => Named::Held(namespace, Code::parse(name, CodeCase::Sensitive).ok()?),
+            "campaigns" => Named::Campaigns(namespace),
+            "campaign-held" => Named::CampaignHeld(namespace),
             "retired" => Named::Retired(namespace),
             "invite-id" => Named::InviteId,
             "member" => Named::Member(namespace, UserId::parse(name).ok()?),
@@ -178,6 +202,12 @@ pub enum Named {
     Settings(Namespace),
     /// The current invite of a code.
     Invite(Namespace),
+    /// Who holds a use of an invite.
+    Held(Namespace, Code),
+    /// The campaigns.
+    Campaigns(Namespace),
+    /// What is held of the campaigns.
+    CampaignHeld(Namespace),
     /// An invite that has lost its code.
     Retired(Namespace),
     /// The code of an invite.

@@ -293,7 +293,7 @@ fn grants(jobs: &[Job], decisions: &[Decision], epoch: u64) -> Vec<Acknowledgeme
         let (redemption, first) = match &answer.outcome {
             Outcome::Granted(redemption) => (redemption, true),
             Outcome::Replayed(redemption) => (redemption, is_own(&job.request, redemption)),
-            Outcome::Allowed | Outcome::Refused(_) => return None,
+            Outcome::Held { .. } | Outcome::Allowed | Outcome::Refused(_) => return None,
         };
         if redemption.position.cursor.epoch != epoch {
             return None;

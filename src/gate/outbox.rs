@@ -10,14 +10,17 @@ use redis::{RedisError, Value, aio::MultiplexedConnection};
 
 use super::{
     Gate, GateError, failure,
-    fields::{Fields, stored_code},
+    fields::{Fields, millis, stored_code},
     link,
     script::Call,
     survey::{self, Survey},
 };
 use crate::domain::{
-    Change, Code, Cursor, Entry, Group, Invite, InviteId, MembershipRule, Millis, Namespace,
-    Partition, Position, Redemption, RedemptionId, UserId, change::InviteAction, name::Malformed,
+    CampaignName, Change, Code, Cursor, Entry, Group, Invite, InviteId, MembershipRule, Millis,
+    Namespace, Partition, Position, Redemption, RedemptionId, Reservation, ReservationId, UserId,
+    change::{InviteAction, MembershipLeft, RolledBack},
+    name::Malformed,
+    reservation::Held,
 };
 
 /// One change as it stands in the stream.
@@ -175,6 +178,44 @@ pub async fn find_redemption(
     namespace: &Namespace,
     id: RedemptionId,
 ) -> Result<Option<Found>, GateError> {
+    find_latest(gate, namespace, |change| match change {
+        Change::Redeemed { redemption, metadata, .. } if redemption.id == id => {
+            Some(Found { redemption, metadata })
+        }
+        _ => None,
+    })
+    .await
+}
+
+/// Looks for a reservation in what the ledger does not have yet, and for what became of it.
+///
+/// # Errors
+/// [`GateError::Unavailable`] when Redis does not answer.
+pub async fn find_reservation(
+    gate: &Gate,
+    namespace: &Namespace,
+    id: ReservationId,
+) -> Result<Option<(Reservation, Held)>, GateError> {
+    find_latest(gate, namespace, |change| {
+        let (reservation, held) = match change {
+            Change::Reserved { reservation, .. } => (reservation, Held::Held),
+            Change::Released { reservation, .. } => (reservation, Held::Released),
+            Change::Redeemed { redemption, reservation: Some(reservation), .. } => {
+                (reservation, Held::Confirmed(redemption.id))
+            }
+            _ => return None,
+        };
+        (reservation.id == id).then_some((reservation, held))
+    })
+    .await
+}
+
+/// The latest change of a namespace that the ledger does not have yet and that is what is looked for.
+async fn find_latest<T>(
+    gate: &Gate,
+    namespace: &Namespace,
+    pick: impl Fn(Change) -> Option<T>,
+) -> Result<Option<T>, GateError> {
     let unavailable = |cause| GateError::Unavailable { doing: "reading an outbox", cause };
     let partition = gate.keys().partition_of(namespace);
     let key = gate.keys().outbox(partition);
@@ -182,28 +223,21 @@ pub async fn find_redemption(
     let _turn = gate.inner.scans.acquire().await;
     let mut connection =
         gate.inner.pool.get().await.map_err(|error| unavailable(link::pool_error(error)))?;
-    // Backwards: whoever asks has most often just redeemed.
+    // Backwards: whoever asks has most often just acted.
     let mut end = "+".to_owned();
     loop {
         let mut command = redis::cmd("XREVRANGE");
         command.arg(&key).arg(&end).arg("-").arg("COUNT").arg(PAGE);
         let page: Value = command.query_async(&mut connection).await.map_err(unavailable)?;
         let Value::Array(page) = page else { return Err(unavailable(unreadable())) };
-        let page = decode(partition, &page).map_err(unavailable)?;
-        let Some(oldest) = page.iter().map(|read| read.cursor).min() else { return Ok(None) };
+        let mut page = decode(partition, &page).map_err(unavailable)?;
+        page.sort_by_key(|read| std::cmp::Reverse(read.cursor));
+        let Some(oldest) = page.last().map(|read| read.cursor) else { return Ok(None) };
         end = format!("({oldest}");
-        for read in page {
-            let Ok(Entry {
-                namespace: ns,
-                change: Change::Redeemed { redemption, metadata, .. },
-                ..
-            }) = read.entry
-            else {
-                continue;
-            };
-            if redemption.id == id && ns == *namespace {
-                return Ok(Some(Found { redemption, metadata }));
-            }
+        let of_it = |entry: Entry| (entry.namespace == *namespace).then_some(entry.change);
+        let mut changes = page.into_iter().filter_map(|read| read.entry.ok().and_then(of_it));
+        if let Some(found) = changes.find_map(&pick) {
+            return Ok(Some(found));
         }
     }
 }
@@ -282,6 +316,7 @@ struct Shared {
     code: Code,
     group: Group,
     rule: MembershipRule,
+    campaign: Option<CampaignName>,
 }
 
 impl Shared {
@@ -294,6 +329,7 @@ impl Shared {
             code: fields.parsed("code", stored_code)?,
             group: fields.parsed("group", Group::parse)?,
             rule: fields.parsed("rule", MembershipRule::parse)?,
+            campaign: fields.optional("campaign", CampaignName::parse)?,
         })
     }
 
@@ -332,12 +368,28 @@ impl Shared {
             position: Position { partition, cursor },
         };
         let metadata = fields.0.get(&format!("{name}:metadata")).cloned();
+        let reservation = fields.optional(&format!("{name}:until"), millis)?.map(|until| {
+            let Redemption { namespace, invite, code, user, .. } = &redemption;
+            Reservation::new(namespace, *invite, code, user, until)
+        });
+        let campaign = match &self.campaign {
+            Some(campaign) => Some((campaign.clone(), fields.number(&format!("{name}:campaign"))?)),
+            None => None,
+        };
         Ok(Entry {
             cursor,
             namespace: self.namespace.clone(),
             at: self.at,
             actor: self.actor.clone(),
-            change: Change::Redeemed { redemption, request, uses, rule: self.rule, metadata },
+            change: Change::Redeemed {
+                redemption,
+                request,
+                uses,
+                rule: self.rule,
+                metadata,
+                campaign,
+                reservation,
+            },
         })
     }
 }
@@ -355,6 +407,51 @@ fn invites_of_batch(namespace: &Namespace, fields: &Fields) -> Result<Vec<Invite
     };
     let others = others.iter().map(like_first).collect::<Result<Vec<_>, Malformed>>()?;
     Ok(std::iter::once(first).chain(others).collect())
+}
+
+/// A reservation, and the campaign of its invite.
+fn reservation(
+    namespace: &Namespace,
+    fields: &Fields,
+) -> Result<(Reservation, Option<CampaignName>), Malformed> {
+    let reservation = Reservation::new(
+        namespace,
+        fields.parsed("invite", str::parse)?,
+        &fields.parsed("code", stored_code)?,
+        &fields.parsed("user", UserId::parse)?,
+        fields.time("until")?,
+    );
+    Ok((reservation, fields.optional("campaign", CampaignName::parse)?))
+}
+
+fn rolled_back(fields: &Fields) -> Result<RolledBack, Malformed> {
+    let membership = match fields.text("membership")? {
+        "" => MembershipLeft::Untouched,
+        "ended" => MembershipLeft::Ended,
+        text => {
+            let words: Vec<_> = text.split(' ').collect();
+            let [id, at, since] = words[..] else {
+                return Err(Malformed(format!("membership is {text:?}")));
+            };
+            MembershipLeft::By(id.parse()?, at.parse()?, millis(since)?)
+        }
+    };
+    let campaign = fields.optional("campaign", CampaignName::parse)?;
+    Ok(RolledBack {
+        redemption: fields.parsed("redemption", str::parse)?,
+        reason: fields.text("reason")?.to_owned(),
+        invite: fields.parsed("invite", str::parse)?,
+        uses: fields.number("uses")?,
+        granted: fields.number("granted")?,
+        reopened: fields.text("reopened")? == "1",
+        campaign: match campaign {
+            Some(name) => Some((name, fields.number("campaign_uses")?)),
+            None => None,
+        },
+        user: fields.parsed("user", UserId::parse)?,
+        group: fields.parsed("group", Group::parse)?,
+        membership,
+    })
 }
 
 fn entry(cursor: Cursor, fields: &Fields) -> Result<Entry, Malformed> {
@@ -387,6 +484,19 @@ fn entry(cursor: Cursor, fields: &Fields) -> Result<Entry, Malformed> {
             user: fields.parsed("user", UserId::parse)?,
             group: fields.parsed("group", Group::parse)?,
         },
+        "reserved" => {
+            let (reservation, campaign) = reservation(&namespace, fields)?;
+            Change::Reserved { reservation, campaign }
+        }
+        "released" => {
+            let (reservation, campaign) = reservation(&namespace, fields)?;
+            Change::Released { reservation, campaign }
+        }
+        "rolled_back" => Change::RolledBack(rolled_back(fields)?),
+        "campaign" => {
+            let name = fields.parsed("name", CampaignName::parse)?;
+            Change::Campaign(fields.campaign(&namespace, name)?)
+        }
         "namespace" => Change::Namespace(fields.settings()?),
         other => {
             return Err(Malformed(format!("type is {other:?}, which this version does not know")));

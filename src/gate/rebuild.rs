@@ -3,11 +3,16 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::{
-    Gate, GateError, contents, link,
+    Gate, GateError,
+    contents::{self, Values},
+    link,
     reply::Reply,
     script::{Call, REBUILD},
 };
-use crate::domain::{Cursor, Fence, Invite, Namespace, Partition, Settings, member::UserRecord};
+use crate::domain::{
+    Campaign, CampaignName, Cursor, Fence, Invite, Namespace, Partition, Reservation, Settings,
+    member::UserRecord,
+};
 
 /// Keys that one call removes or loads at most.
 const CHUNK_KEYS_MAX: usize = 500;
@@ -22,7 +27,7 @@ pub struct Builder<'a> {
     alive: &'a AtomicBool,
     chunk: u64,
     loaded: u64,
-    waiting: Vec<(String, Vec<String>)>,
+    waiting: Vec<contents::Entry>,
 }
 
 /// Why a rebuild did not go on.
@@ -128,6 +133,32 @@ impl<'a> Builder<'a> {
         Ok(())
     }
 
+    /// Loads campaigns.
+    ///
+    /// # Errors
+    /// [`RebuildError`]; nothing is open then.
+    pub async fn campaigns(&mut self, campaigns: &[Campaign]) -> Result<(), RebuildError> {
+        for entry in contents::of_campaigns(self.gate.keys(), campaigns) {
+            self.put(entry).await?;
+        }
+        Ok(())
+    }
+
+    /// Loads a use that is held.
+    ///
+    /// # Errors
+    /// [`RebuildError`]; nothing is open then.
+    pub async fn reservation(
+        &mut self,
+        held: &Reservation,
+        campaign: Option<&CampaignName>,
+    ) -> Result<(), RebuildError> {
+        for entry in contents::of_reservation(self.gate.keys(), held, campaign) {
+            self.put(entry).await?;
+        }
+        Ok(())
+    }
+
     /// Loads a user's memberships and answers.
     ///
     /// # Errors
@@ -148,7 +179,7 @@ impl<'a> Builder<'a> {
 
     /// Puts one key into the next chunk.
     async fn put(&mut self, (key, values): contents::Entry) -> Result<(), RebuildError> {
-        if values.is_empty() {
+        if values == Values::Hash(Vec::new()) {
             return Ok(());
         }
         self.waiting.push((key, values));
@@ -166,7 +197,12 @@ impl<'a> Builder<'a> {
         let mut args = Vec::new();
         for (key, values) in waiting {
             keys.push(key);
-            args.push(values.len().to_string());
+            let (kind, values) = match values {
+                Values::Text(text) => ("string", vec![text]),
+                Values::Hash(pairs) => ("hash", pairs),
+                Values::Sorted(pairs) => ("zset", pairs),
+            };
+            args.extend([kind.to_owned(), values.len().to_string()]);
             args.extend(values);
         }
         self.step("load", self.chunk.to_string(), keys, args).await

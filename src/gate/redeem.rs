@@ -13,7 +13,8 @@ use super::{
 };
 use crate::domain::{
     Answer, Code, Cursor, EmailDomain, Fence, Group, InviteId, Millis, Namespace, Outcome,
-    Partition, Policy, Position, RateStatus, Redemption, Refusal, Settings, rate_limit,
+    Partition, Policy, Position, RateStatus, Redemption, Refusal, Reservation, Settings,
+    rate_limit,
 };
 
 pub use crate::domain::command::{Mode, Redeem};
@@ -29,7 +30,7 @@ pub(super) enum Decision {
 /// What requests have in common; the script is told once.
 #[derive(PartialEq, Eq, Hash)]
 struct Kind<'a> {
-    redeeming: bool,
+    mode: &'static str,
     namespace: &'a Namespace,
     /// The revision of the rules that the caller knows: two that know different ones are told apart, so that each is
     /// checked by its own.
@@ -45,7 +46,11 @@ impl<'a> Kind<'a> {
     fn of(request: &'a Redeem, settings: &Settings) -> Self {
         let Redeem { namespace, code, email_domain, caller, mode, .. } = request;
         Self {
-            redeeming: matches!(mode, Mode::Redeem { .. }),
+            mode: match mode {
+                Mode::Redeem { .. } => "redeem",
+                Mode::Reserve { .. } => "reserve",
+                Mode::Validate => "validate",
+            },
             namespace,
             revision: settings.revision,
             code,
@@ -60,16 +65,23 @@ impl<'a> Kind<'a> {
         Policy::ALL.into_iter().zip(self.limited_by).filter_map(|(one, on)| on.then_some(one))
     }
 
-    fn push(&self, keyspace: &Keyspace, keys: &mut Vec<String>, args: &mut Vec<String>) {
+    /// `place` is that of its namespace, from 1.
+    fn push(
+        &self,
+        keyspace: &Keyspace,
+        place: usize,
+        keys: &mut Vec<String>,
+        args: &mut Vec<String>,
+    ) {
         keys.extend([
-            keyspace.settings(self.namespace),
             keyspace.invite(self.namespace, self.code),
+            keyspace.held(self.namespace, self.code),
         ]);
         let numbers =
             self.limited_by.iter().zip('1'..).filter_map(|(on, digit)| on.then_some(digit));
         args.extend([
-            if self.redeeming { "redeem" } else { "validate" }.to_owned(),
-            self.namespace.to_string(),
+            self.mode.to_owned(),
+            place.to_string(),
             self.revision.to_string(),
             self.code.to_string(),
             self.email_domain.map(ToString::to_string).unwrap_or_default(),
@@ -149,12 +161,29 @@ impl Batch {
         requests: &[(&Redeem, &Settings)],
     ) -> Self {
         let (kinds, order) = by_kind(requests);
-        let mut keys = Vec::with_capacity(2 + 2 * kinds.len() + 4 * requests.len());
+        let mut namespaces: Vec<&Namespace> = kinds.iter().map(|kind| kind.namespace).collect();
+        namespaces.sort_unstable();
+        namespaces.dedup();
+        let mut keys = Vec::with_capacity(5 + 2 * kinds.len() + 4 * requests.len());
         keys.extend([keyspace.meta(partition), keyspace.outbox(partition)]);
-        let mut args = Vec::with_capacity(3 + 7 * kinds.len() + 5 * requests.len());
-        args.extend([outbox_max.to_string(), u8::from(write).to_string(), kinds.len().to_string()]);
+        let mut args = Vec::with_capacity(5 + 7 * kinds.len() + 6 * requests.len());
+        args.extend([
+            outbox_max.to_string(),
+            u8::from(write).to_string(),
+            namespaces.len().to_string(),
+            kinds.len().to_string(),
+        ]);
+        for namespace in &namespaces {
+            keys.extend([
+                keyspace.settings(namespace),
+                keyspace.campaigns(namespace),
+                keyspace.campaign_held(namespace),
+            ]);
+            args.push(namespace.to_string());
+        }
         for kind in &kinds {
-            kind.push(keyspace, &mut keys, &mut args);
+            let place = namespaces.partition_point(|namespace| *namespace < kind.namespace) + 1;
+            kind.push(keyspace, place, &mut keys, &mut args);
         }
         for (asked, place) in &order {
             let request = requests[*asked].0;
@@ -201,15 +230,19 @@ impl Batch {
 
 fn push_request(args: &mut Vec<String>, place: usize, request: &Redeem) {
     let user = request.user.as_ref().map(ToString::to_string).unwrap_or_default();
-    let (id, redemption, metadata) = match &request.mode {
-        Mode::Redeem { request, redemption, metadata } => (
+    let (id, redemption, metadata, wanted) = match &request.mode {
+        Mode::Redeem { request, redemption, metadata, reservation } => (
             request.stored().into_owned(),
             redemption.to_string(),
             metadata.clone().unwrap_or_default(),
+            reservation.map(|until| until.as_ms().to_string()).unwrap_or_default(),
         ),
+        Mode::Reserve { ttl_ms } => {
+            (String::new(), String::new(), String::new(), ttl_ms.to_string())
+        }
         Mode::Validate => Default::default(),
     };
-    args.extend([place.to_string(), id, redemption, user, metadata]);
+    args.extend([place.to_string(), id, redemption, user, metadata, wanted]);
 }
 
 /// Invite and group of each kind, nothing where nothing was granted.
@@ -237,6 +270,7 @@ fn decision(mut reply: Reply<'_>, known: &Known<'_>) -> Result<Decision, GateErr
     let outcome = match word {
         "granted" => Outcome::Granted(granted(&mut reply, known)?),
         "replayed" => Outcome::Replayed(replayed(&mut reply, known)?),
+        "held" => held(&mut reply, known)?,
         "allowed" => Outcome::Allowed,
         "refused" => Outcome::Refused(refusal(&mut reply)?),
         "settings_changed" => return Ok(Decision::SettingsChanged),
@@ -273,6 +307,18 @@ fn granted(reply: &mut Reply<'_>, known: &Known<'_>) -> Result<Redemption, GateE
         remaining: reply.optional_number()?,
         redeemed_at: *redeemed_at,
     })
+}
+
+fn held(reply: &mut Reply<'_>, known: &Known<'_>) -> Result<Outcome, GateError> {
+    let Known { kind, request, .. } = known;
+    let (Some(user), Mode::Reserve { .. }, Some(Some((invite, _)))) =
+        (&request.user, &request.mode, kind)
+    else {
+        return Err(reply.unknown("a reservation that nobody asked for"));
+    };
+    let until = reply.parsed_number(Millis::from_ms)?;
+    let reservation = Reservation::new(&request.namespace, *invite, &request.code, user, until);
+    Ok(Outcome::Held { reservation, replayed: reply.number::<u8>()? == 1 })
 }
 
 fn replayed(reply: &mut Reply<'_>, known: &Known<'_>) -> Result<Redemption, GateError> {
@@ -315,6 +361,13 @@ fn refusal(reply: &mut Reply<'_>) -> Result<Refusal, GateError> {
                 redemption: reply.optional(str::parse)?,
             });
         }
+        "already_rolled_back" => {
+            return Ok(Refusal::AlreadyRolledBack {
+                redemption: reply.parsed(str::parse)?,
+                at: reply.parsed(millis)?,
+            });
+        }
+        "exhausted" => Refusal::Exhausted { may_free_at: reply.optional(millis)? },
         "not_started" => Refusal::NotStarted { starts_at: reply.parsed(millis)? },
         "expired" => Refusal::Expired { expires_at: reply.parsed(millis)? },
         word => {
@@ -326,7 +379,9 @@ fn refusal(reply: &mut Reply<'_>) -> Result<Refusal, GateError> {
                 "disabled" => Refusal::Disabled,
                 "user_not_allowed" => Refusal::UserNotAllowed,
                 "email_domain_not_allowed" => Refusal::EmailDomainNotAllowed,
-                "exhausted" => Refusal::Exhausted,
+                "user_limit_reached" => Refusal::UserLimitReached,
+                "reservation_expired" => Refusal::ReservationExpired,
+                "campaign_exhausted" => Refusal::CampaignExhausted,
                 other => return Err(reply.unknown(other)),
             };
             reply.text()?;
@@ -371,6 +426,7 @@ mod tests {
                 request: RequestId::parse("key").unwrap(),
                 redemption: ID.parse().unwrap(),
                 metadata: None,
+                reservation: None,
             },
         }
     }
@@ -443,7 +499,12 @@ mod tests {
     #[test]
     fn every_refusal_is_read() {
         for (parts, expected) in [
-            (["exhausted", "", ""], Refusal::Exhausted),
+            (["exhausted", "", ""], Refusal::Exhausted { may_free_at: None }),
+            (
+                ["exhausted", "7", ""],
+                Refusal::Exhausted { may_free_at: Some(Millis::from_ms(7).unwrap()) },
+            ),
+            (["user_limit_reached", "", ""], Refusal::UserLimitReached),
             (
                 ["rate_limited", "ip", "1500"],
                 Refusal::RateLimited { policy: Policy::Ip, retry_after_ms: 1500 },

@@ -1,6 +1,6 @@
 //! `lua/repair.lua`: make a key hold what the ledger says, if it still holds what an audit saw.
 
-use super::{Gate, GateError, audit::Held, script::REPAIR};
+use super::{Gate, GateError, audit::Held, key::Named, script::REPAIR};
 use crate::domain::Partition;
 
 /// What became of a key.
@@ -23,8 +23,14 @@ pub async fn run(
     seen: &Held,
     wanted: &Held,
 ) -> Result<Repaired, GateError> {
+    let kind = match gate.keys().parse(partition, key) {
+        _ if wanted.is_empty() => "none",
+        _ if wanted.contains_key("") => "string",
+        Some(Named::Held(..) | Named::CampaignHeld(_)) => "zset",
+        _ => "hash",
+    };
     let (seen, wanted) = (values(seen), values(wanted));
-    let mut args = vec![seen.len().to_string()];
+    let mut args = vec![kind.to_owned(), seen.len().to_string()];
     args.extend(seen);
     args.extend(wanted);
     let called = gate.call(partition, &REPAIR, vec![key.to_owned()], args).await?;

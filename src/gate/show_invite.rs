@@ -1,7 +1,7 @@
 //! `lua/show_invite.lua`: the exact state of one invite.
 
 use super::{Gate, GateError, create_invite::shown, find_code, script::SHOW_INVITE};
-use crate::domain::{Code, Invite, InviteId, Millis, Namespace};
+use crate::domain::{Code, InviteId, Namespace, invite::Shown};
 
 /// Which invite.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,11 +22,11 @@ pub struct ShowInvite {
 }
 
 impl ShowInvite {
-    /// The invite and the clock of Redis, or nothing when there is none.
+    /// The invite as it is now, or nothing when there is none.
     ///
     /// # Errors
     /// [`GateError`] when there is no answer.
-    pub async fn run(&self, gate: &Gate) -> Result<Option<(Invite, Millis)>, GateError> {
+    pub async fn run(&self, gate: &Gate) -> Result<Option<Shown>, GateError> {
         let keys = gate.keys();
         let (code, id) = match &self.which {
             Which::Code(code) => (code.clone(), None),
@@ -37,7 +37,8 @@ impl ShowInvite {
         };
         let invite = keys.invite(&self.namespace, &code);
         let retired = id.map_or_else(|| invite.clone(), |id| keys.retired(&self.namespace, id));
-        let script_keys = vec![keys.settings(&self.namespace), invite, retired];
+        let held = keys.held(&self.namespace, &code);
+        let script_keys = vec![keys.settings(&self.namespace), invite, retired, held];
         let args = vec![id.map(|id| id.to_string()).unwrap_or_default()];
         let called =
             gate.call(keys.partition_of(&self.namespace), &SHOW_INVITE, script_keys, args).await?;

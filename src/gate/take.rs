@@ -6,7 +6,7 @@ use std::{
     sync::atomic::{AtomicBool, Ordering},
 };
 
-use redis::RedisResult;
+use redis::{FromRedisValue, RedisResult};
 
 use super::{
     Gate, GateError, audit,
@@ -15,8 +15,10 @@ use super::{
     link,
 };
 use crate::domain::{
-    Cursor, Group, Invite, MembershipRule, Namespace, Partition, Position, Redemption, Settings,
-    UserId, member::UserRecord, name::Malformed,
+    Campaign, CampaignName, Cursor, Group, Invite, MembershipRule, Millis, Namespace, Partition,
+    Position, Redemption, Reservation, Settings, UserId,
+    member::{Remembered, UserRecord},
+    name::Malformed,
 };
 
 /// Keys that are read at once.
@@ -29,6 +31,10 @@ pub struct Taken {
     pub namespaces: Vec<(Namespace, Settings)>,
     /// The invites, and whether their codes stand for them.
     pub invites: Vec<(Invite, bool)>,
+    /// The campaigns.
+    pub campaigns: Vec<Campaign>,
+    /// The uses that are held, each with the campaign of its invite.
+    pub reservations: Vec<(Reservation, Option<CampaignName>)>,
     /// The users.
     pub users: Vec<UserRecord>,
 }
@@ -59,12 +65,13 @@ pub async fn read(
     alive: &AtomicBool,
 ) -> Result<Taken, TakeError> {
     let mut taken = Taken::default();
-    let (mut members, mut rest) = (Vec::new(), Vec::new());
+    let (mut members, mut held, mut rest) = (Vec::new(), Vec::new(), Vec::new());
     for key in audit::keys(gate, partition).await? {
         match gate.keys().parse(partition, &key) {
             Some(Named::Member(namespace, user)) => members.push((key, namespace, user)),
-            // It says only what the invite itself says.
-            Some(Named::InviteId) => {}
+            // They say only what invites and reservations themselves say.
+            Some(Named::InviteId | Named::CampaignHeld(_)) => {}
+            Some(Named::Held(namespace, code)) => held.push((key, namespace, code)),
             Some(named) => rest.push((key, named)),
             None => return Err(unreadable(&key)("it is no key of this partition")),
         }
@@ -83,7 +90,32 @@ pub async fn read(
                 Named::Retired(namespace) => {
                     taken.invites.push((fields.invite(namespace).map_err(failed)?, false));
                 }
-                Named::Member(..) | Named::InviteId => {}
+                Named::Campaigns(namespace) => {
+                    taken.campaigns.extend(campaigns(namespace, &fields).map_err(failed)?);
+                }
+                Named::Member(..) | Named::InviteId | Named::Held(..) | Named::CampaignHeld(_) => {}
+            }
+        }
+    }
+    let current: HashMap<_, _> = taken
+        .invites
+        .iter()
+        .filter_map(|(invite, holds_code)| {
+            holds_code.then_some(((&invite.namespace, &invite.code), invite))
+        })
+        .collect();
+    for chunk in held.chunks(CHUNK_KEYS) {
+        let keys: Vec<&str> = chunk.iter().map(|(key, ..)| key.as_str()).collect();
+        for ((key, namespace, code), members) in chunk.iter().zip(sorted_sets(gate, &keys).await?) {
+            let Some(invite) = current.get(&(namespace, code)) else {
+                return Err(unreadable(key)("its invite does not exist"));
+            };
+            for (user, until) in members {
+                let failed = |error: Malformed| unreadable(key)(&error.0);
+                let user = UserId::parse(&user).map_err(failed)?;
+                let until = Millis::from_ms(until).map_err(failed)?;
+                let held = Reservation::new(namespace, invite.id, code, &user, until);
+                taken.reservations.push((held, invite.campaign.clone()));
             }
         }
     }
@@ -111,21 +143,50 @@ fn unreadable(key: &str) -> impl Fn(&str) -> TakeError {
 }
 
 async fn hashes(gate: &Gate, keys: &[&str]) -> Result<Vec<Fields>, TakeError> {
+    let hashes = read_each(gate, keys, |key| redis::Cmd::hgetall(key)).await?;
+    Ok(hashes.into_iter().map(Fields).collect())
+}
+
+async fn sorted_sets(gate: &Gate, keys: &[&str]) -> Result<Vec<Vec<(String, i64)>>, TakeError> {
+    read_each(gate, keys, |key| redis::Cmd::zrange_withscores(key, 0, -1)).await
+}
+
+/// What a command says of each key. Each by itself, so that one which does not hold what it should is named.
+async fn read_each<T: FromRedisValue>(
+    gate: &Gate,
+    keys: &[&str],
+    command: impl Fn(&str) -> redis::Cmd,
+) -> Result<Vec<T>, TakeError> {
     let unavailable = |cause| GateError::Unavailable { doing: "reading a partition", cause };
     let mut connection =
         gate.inner.pool.get().await.map_err(|error| unavailable(link::pool_error(error)))?;
     let mut pipeline = redis::pipe();
     for key in keys {
-        pipeline.cmd("HGETALL").arg(key);
+        pipeline.add_command(command(key));
     }
-    // Each by itself, so that one which is no hash of text is named.
-    let hashes: Vec<RedisResult<redis::Value>> =
+    let replies: Vec<RedisResult<redis::Value>> =
         pipeline.ignore_errors().query_async(&mut connection).await.map_err(unavailable)?;
-    let fields = |(key, hash): (&&str, RedisResult<redis::Value>)| {
-        let read = hash.and_then(|hash| Ok(redis::from_redis_value::<HashMap<_, _>>(hash)?));
-        read.map(Fields).map_err(|error| unreadable(key)(&error.to_string()))
+    let value = |(key, reply): (&&str, RedisResult<redis::Value>)| {
+        let read = reply.and_then(|value| Ok(redis::from_redis_value::<T>(value)?));
+        read.map_err(|error| unreadable(key)(&error.to_string()))
     };
-    keys.iter().zip(hashes).map(fields).collect()
+    keys.iter().zip(replies).map(value).collect()
+}
+
+/// The campaigns of a namespace, from `<name>:<what>` and its value.
+fn campaigns(namespace: &Namespace, fields: &Fields) -> Result<Vec<Campaign>, Malformed> {
+    let names = fields.0.keys().filter_map(|field| field.strip_suffix(":uses"));
+    let campaign = |name: &str| {
+        let own =
+            |what: &str| Some((what.to_owned(), fields.0.get(&format!("{name}:{what}"))?.clone()));
+        let what = ["uses", "revision", "created_at", "updated_at"];
+        let mut own_fields: HashMap<_, _> = what.into_iter().filter_map(own).collect();
+        own_fields.extend([own("max_uses").unwrap_or(("max_uses".to_owned(), String::new()))]);
+        Fields(own_fields).campaign(namespace, CampaignName::parse(name)?)
+    };
+    let mut all = names.map(campaign).collect::<Result<Vec<_>, _>>()?;
+    all.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(all)
 }
 
 /// A member's hash as what is remembered of the user.
@@ -148,7 +209,8 @@ fn user_record(
             let joined = fields.text(value)?.strip_prefix("joined ").map(millis).transpose()?;
             record.memberships.push((Group::parse(group)?, value.parse()?, joined));
         } else if let Some(request) = name.strip_prefix("request:") {
-            let redemption = redemption(partition, namespace, user, value, fields)?;
+            let (redemption, rolled_back_at) =
+                redemption(partition, namespace, user, value, fields)?;
             let pointer = match rule {
                 MembershipRule::OneGroup | MembershipRule::OnePerGroup => {
                     format!("group:{}", redemption.group)
@@ -157,11 +219,12 @@ fn user_record(
                 MembershipRule::Unlimited => String::new(),
             };
             let counts = fields.0.get(&pointer) == Some(value);
-            record.redemptions.push((redemption, request.to_owned(), counts));
+            let request = request.to_owned();
+            record.redemptions.push(Remembered { redemption, request, counts, rolled_back_at });
         }
     }
     record.memberships.sort_by(|a, b| a.0.cmp(&b.0));
-    record.redemptions.sort_by_key(|(redemption, ..)| redemption.position.cursor);
+    record.redemptions.sort_by_key(|one| one.redemption.position.cursor);
     Ok(record)
 }
 
@@ -171,16 +234,20 @@ fn redemption(
     user: &UserId,
     position: &str,
     fields: &Fields,
-) -> Result<Redemption, Malformed> {
+) -> Result<(Redemption, Option<Millis>), Malformed> {
     let short = || Malformed(format!("what stands at {position} is no redemption"));
     let cursor: Cursor = position.parse()?;
     let told: Vec<&str> = fields.text(position)?.split(' ').collect();
-    let [id, ordinal, remaining, at] = told[..] else { return Err(short()) };
+    let (id, ordinal, remaining, at, rolled_back_at) = match told[..] {
+        [id, ordinal, remaining, at] => (id, ordinal, remaining, at, None),
+        [id, ordinal, remaining, at, undone] => (id, ordinal, remaining, at, Some(millis(undone)?)),
+        _ => return Err(short()),
+    };
     // A group may hold spaces, and is last.
     let about: Vec<&str> = fields.text(&format!("{position}:invite"))?.splitn(3, ' ').collect();
     let [invite, code, group] = about[..] else { return Err(short()) };
     let number = |text: &str| text.parse::<u64>().map_err(|_| short());
-    Ok(Redemption {
+    let redemption = Redemption {
         id: id.parse()?,
         namespace: namespace.clone(),
         invite: invite.parse()?,
@@ -191,5 +258,6 @@ fn redemption(
         remaining: if remaining == "-" { None } else { Some(number(remaining)?) },
         redeemed_at: millis(at)?,
         position: Position { partition, cursor },
-    })
+    };
+    Ok((redemption, rolled_back_at))
 }

@@ -10,6 +10,7 @@ use utoipa::ToSchema;
 use super::{
     State,
     body::{Body, Presence, stored_metadata},
+    campaigns,
     guard::IdempotencyKey,
     invites::{email_domains, key_reused},
     page::Query,
@@ -19,11 +20,12 @@ use super::{
 };
 use crate::{
     domain::{
-        Alphabet, Batch, BatchId, BatchOrder, BatchState, CodeCase, EmailDomain, Group, Invite,
-        InviteId, Malformed, Millis, Namespace, Pattern, Settings,
-        invite::MAX_USES_MAX,
+        Alphabet, Batch, BatchId, BatchOrder, BatchState, CampaignName, CodeCase, EmailDomain,
+        Group, Invite, InviteId, Malformed, Millis, Namespace, Pattern, Settings,
+        invite::{MAX_USES_MAX, Shown},
         pattern::{COUNT_MAX, SHARE_MIN},
     },
+    gate::show_campaign::ShowCampaign,
     ledger::{InviteFilter, LedgerError},
 };
 
@@ -52,6 +54,10 @@ struct View<'a> {
     /// Of each; null means without limit.
     #[schema(required, minimum = 1)]
     max_uses: Option<u64>,
+    #[schema(required, minimum = 1)]
+    max_uses_per_user: Option<u64>,
+    #[schema(required)]
+    campaign: Option<&'a CampaignName>,
     #[schema(required)]
     starts_at: Option<Millis>,
     #[schema(required)]
@@ -83,6 +89,8 @@ impl<'a> View<'a> {
             alphabet: order.alphabet.as_str(),
             group: &order.group,
             max_uses: order.max_uses,
+            max_uses_per_user: order.max_uses_per_user,
+            campaign: order.campaign.as_ref(),
             starts_at: order.starts_at,
             expires_at: order.expires_at,
             email_domains: &order.email_domains,
@@ -128,6 +136,8 @@ pub(super) async fn create(
     if max_uses == Presence::Absent {
         body.wrong("max_uses", Code::InvalidRequest, "is needed; null means without limit");
     }
+    let max_uses_per_user = body.count("max_uses_per_user", MAX_USES_MAX).value();
+    let campaign = body.optional("campaign", CampaignName::parse).value();
     let (starts_at, expires_at) = (body.time("starts_at").value(), body.time("expires_at").value());
     let email_domains = email_domains(&mut body).unwrap_or_default();
     let metadata = body.metadata().value();
@@ -151,12 +161,18 @@ pub(super) async fn create(
         alphabet,
         group,
         max_uses,
+        max_uses_per_user,
+        campaign,
         starts_at,
         expires_at,
         email_domains,
         metadata,
         actor,
     };
+    if let Some(name) = &order.campaign {
+        let question = ShowCampaign { namespace: order.namespace.clone(), name: name.clone() };
+        question.run(&state.gate).await?.ok_or_else(campaigns::missing)?;
+    }
     state.ledger.insert_batch(&order, crate::ids::secret()).await?;
     let batch = state.ledger.batch(&order.namespace, order.id).await?.ok_or_else(missing)?;
     if batch.order != order {
@@ -304,8 +320,8 @@ impl Download {
             std::io::Error::other(error)
         })?;
         let bytes = match self.format {
-            Format::Csv => self.csv(&page.rows, now, after.is_none())?,
-            Format::Ndjson => self.ndjson(&page.rows, now).into_bytes(),
+            Format::Csv => self.csv(&page.rows, after.is_none())?,
+            Format::Ndjson => self.ndjson(&page.rows).into_bytes(),
         };
         if let Some((code, id)) = page.next {
             self.place = Place::After(code, id);
@@ -313,28 +329,28 @@ impl Download {
         Ok(Some((bytes.into(), self)))
     }
 
-    fn csv(&self, rows: &[Invite], now: Millis, first: bool) -> Result<Vec<u8>, csv::Error> {
+    fn csv(&self, rows: &[Shown], first: bool) -> Result<Vec<u8>, csv::Error> {
         let mut writer = csv::Writer::from_writer(Vec::new());
         if first {
             writer.write_record(["code", "id", "max_uses", "uses", "state"])?;
         }
-        for invite in rows {
+        for Shown { invite, now, .. } in rows {
             let max_uses = invite.max_uses.map(|max| max.to_string()).unwrap_or_default();
             let (id, uses) = (invite.id.to_string(), invite.uses.to_string());
-            let state = invite.state(now).as_str();
+            let state = invite.state(*now).as_str();
             writer.write_record([self.print(invite), id, max_uses, uses, state.to_owned()])?;
         }
         writer.into_inner().map_err(|error| csv::Error::from(error.into_error()))
     }
 
-    fn ndjson(&self, rows: &[Invite], now: Millis) -> String {
-        let line = |invite: &Invite| {
+    fn ndjson(&self, rows: &[Shown]) -> String {
+        let line = |Shown { invite, now, .. }: &Shown| {
             let line = json!({
                 "code": self.print(invite),
                 "id": invite.id,
                 "max_uses": invite.max_uses,
                 "uses": invite.uses,
-                "state": invite.state(now),
+                "state": invite.state(*now),
             });
             format!("{line}\n")
         };
@@ -371,7 +387,8 @@ pub(super) mod docs {
         .takes(chosen(fields))
         .answers::<View>(202, "It is ordered; its Location says how far it is.")
         .with(&["Location"])
-        .problems(&[Code::NamespaceNotFound, Code::IdempotencyKeyReused])
+        .leads_to(&[("show_batch", &["id"]), ("download_codes", &["id"])])
+        .problems(&[Code::NamespaceNotFound, Code::CampaignNotFound, Code::IdempotencyKeyReused])
         .problems(GATE)
         .problems(LEDGER)
     }

@@ -242,7 +242,7 @@ impl Body {
     /// A whole number of at least 1 and at most `max`.
     pub(super) fn count(&mut self, name: &str, max: u64) -> Presence<u64> {
         self.typed(name, |value| {
-            let number = value.as_u64().filter(|number| (1..=max).contains(number));
+            let number = whole(&value).filter(|number| (1..=max).contains(number));
             number.ok_or_else(|| format!("must be a whole number from 1 to {max}"))
         })
     }
@@ -306,6 +306,18 @@ pub(super) fn stored_metadata(text: Option<String>) -> Result<Option<Box<RawValu
         .map_err(|error| Problem::internal("stored metadata is not JSON", &error))
 }
 
+/// A whole number, also one that is written with a fraction of nothing: to JSON Schema, 5.0 is an integer.
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "only what is whole and below 2^53 is cast"
+)]
+fn whole(value: &Value) -> Option<u64> {
+    const EXACT_MAX: f64 = 9_007_199_254_740_992.0;
+    let is_whole = |number: &f64| number.fract() == 0.0 && (0.0..EXACT_MAX).contains(number);
+    value.as_u64().or_else(|| value.as_f64().filter(is_whole).map(|number| number as u64))
+}
+
 /// What a body has of a field.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Presence<T> {
@@ -366,6 +378,16 @@ mod tests {
         let problem = body.finish().unwrap_err();
         assert_eq!(problem.code, Code::InvalidRequest);
         assert_eq!(pointers(&problem), ["/code", "/user", "/group", "/max_uses", "/ttl"]);
+    }
+
+    #[test]
+    fn a_whole_number_may_be_written_with_a_fraction_of_nothing() {
+        let mut body = body(r#"{"a": 5.0, "b": 5e0, "c": 5.5, "d": -0.0, "e": 1e300}"#);
+        assert_eq!(body.count("a", 10), Presence::Value(5));
+        assert_eq!(body.count("b", 10), Presence::Value(5));
+        for wrong in ["c", "d", "e"] {
+            assert_eq!(body.count(wrong, 10), Presence::Wrong, "{wrong}");
+        }
     }
 
     #[test]

@@ -55,6 +55,8 @@ impl Place {
                 "redeemed_at",
                 "position",
                 "metadata",
+                "rolled_back_at",
+                "rollback_reason",
             ],
             Self::Invites(_) => &[
                 "id",
@@ -70,6 +72,7 @@ impl Place {
                 "email_domains",
                 "metadata",
                 "batch",
+                "campaign",
                 "revision",
                 "created_at",
                 "updated_at",
@@ -221,6 +224,7 @@ impl Download {
                 }
                 let view = |row: crate::ledger::RedemptionRecord| {
                     let view = redemptions::View::new(&row.redemption, false, Durability::Ledger);
+                    let view = view.rolled_back(row.rolled_back_at, row.rollback_reason);
                     serde_json::to_value(view.with_metadata(row.metadata)?).map_err(broken)
                 };
                 page.rows.into_iter().map(view).collect::<Result<_, Problem>>()?
@@ -234,7 +238,7 @@ impl Download {
                     self.place = Place::Invites(Some(next));
                 }
                 let view =
-                    |invite| serde_json::to_value(invites::View::new(invite, now)?).map_err(broken);
+                    |invite| serde_json::to_value(invites::View::new(invite)?).map_err(broken);
                 page.rows.iter().map(view).collect::<Result<_, Problem>>()?
             }
             Place::Members(after) => {

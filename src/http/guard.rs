@@ -29,7 +29,7 @@ use percent_encoding::percent_decode_str;
 #[cfg(debug_assertions)]
 use super::openapi;
 use super::{
-    Endpoint, REDEMPTIONS, State,
+    CONFIRM, Endpoint, REDEMPTIONS, State,
     problem::{Code, Problem},
     scope::Caller,
 };
@@ -162,8 +162,8 @@ fn let_in(
         let key = sent.map_err(|error| {
             Problem::new(Code::InvalidRequest, format!("Idempotency-Key: {error}."))
         })?;
-        head.idempotency_key =
-            key.or_else(|| (endpoint.path == REDEMPTIONS).then(crate::ids::request));
+        head.idempotency_key = key
+            .or_else(|| [REDEMPTIONS, CONFIRM].contains(&endpoint.path).then(crate::ids::request));
         request.extensions_mut().insert(IdempotencyKey(head.idempotency_key.clone()));
     }
     if !accepts_json(request.headers()) && endpoint.is_json() {

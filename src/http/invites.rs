@@ -13,6 +13,7 @@ use utoipa::ToSchema;
 use super::{
     State,
     body::{Body, Presence, stored_metadata},
+    campaigns,
     guard::IdempotencyKey,
     page::{Query, code_and_id},
     problem::{Code, Problem},
@@ -21,9 +22,9 @@ use super::{
 };
 use crate::{
     domain::{
-        BatchId, Code as InviteCode, EmailDomain, Group, Invite, InviteId, InviteState, Malformed,
-        Millis, Namespace, Settings, UserId,
-        invite::{EMAIL_DOMAINS_MAX, MAX_USES_MAX},
+        BatchId, CampaignName, Code as InviteCode, EmailDomain, Group, InviteId, InviteState,
+        Malformed, Millis, Namespace, Settings, UserId,
+        invite::{EMAIL_DOMAINS_MAX, MAX_USES_MAX, Shown},
     },
     gate::{
         GateError,
@@ -49,10 +50,16 @@ pub(super) struct View<'a> {
     /// Null means without limit.
     #[schema(required, minimum = 1)]
     max_uses: Option<u64>,
+    /// How many of them one user may spend; null means without limit.
+    #[schema(required, minimum = 1)]
+    max_uses_per_user: Option<u64>,
+    /// The limit that it shares with others, besides its own.
+    #[schema(required)]
+    campaign: Option<&'a CampaignName>,
     uses: u64,
-    /// Uses that are reserved.
+    /// Uses that are not spent and that reservations hold now.
     held: u64,
-    /// Null means without limit.
+    /// Uses that are not spent, held ones among them; null means without limit.
     #[schema(required)]
     remaining: Option<u64>,
     state: InviteState,
@@ -84,18 +91,19 @@ pub(super) struct View<'a> {
 }
 
 impl<'a> View<'a> {
-    /// The invite as it is at `now`.
-    pub(super) fn new(invite: &'a Invite, now: Millis) -> Result<Self, Problem> {
+    pub(super) fn new(Shown { invite, held, now }: &'a Shown) -> Result<Self, Problem> {
         Ok(Self {
             id: invite.id,
             namespace: &invite.namespace,
             code: &invite.code,
             group: &invite.group,
             max_uses: invite.max_uses,
+            max_uses_per_user: invite.max_uses_per_user,
+            campaign: invite.campaign.as_ref(),
             uses: invite.uses,
-            held: 0,
+            held: *held,
             remaining: invite.remaining(),
-            state: invite.state(now),
+            state: invite.state(*now),
             starts_at: invite.starts_at,
             expires_at: invite.expires_at,
             user: invite.user.as_ref(),
@@ -110,7 +118,7 @@ impl<'a> View<'a> {
     }
 }
 
-fn etag(revision: u64) -> (header::HeaderName, String) {
+pub(super) fn etag(revision: u64) -> (header::HeaderName, String) {
     (header::ETAG, format!("\"{revision}\""))
 }
 
@@ -141,6 +149,8 @@ pub(super) async fn create(
     if max_uses == Presence::Absent {
         body.wrong("max_uses", Code::InvalidRequest, "is needed; null means without limit");
     }
+    let max_uses_per_user = body.count("max_uses_per_user", MAX_USES_MAX).value();
+    let campaign = body.optional("campaign", CampaignName::parse).value();
     let (starts_at, expires_at) = (body.time("starts_at").value(), body.time("expires_at").value());
     let user = body.optional("user", UserId::parse).value();
     let email_domains = email_domains(&mut body).unwrap_or_default();
@@ -161,6 +171,8 @@ pub(super) async fn create(
         code: wanted.clone().unwrap_or_else(|| made_up(&settings)),
         group,
         max_uses,
+        max_uses_per_user,
+        campaign,
         starts_at,
         expires_at,
         user,
@@ -171,7 +183,7 @@ pub(super) async fn create(
     let mut tries = 1;
     loop {
         match create.run(&state.gate).await? {
-            Created::Created { invite, now } => return created(&invite, now, &create),
+            Created::Created(shown) => return created(&shown, &create),
             Created::CodeTaken { .. } if wanted.is_none() && tries < MADE_UP_TRIES => {
                 create.code = made_up(&settings);
                 tries += 1;
@@ -180,6 +192,7 @@ pub(super) async fn create(
             // The first request with this key made the code up; it is the same invite.
             Created::IdTaken { code } if wanted.is_none() => create.code = code,
             Created::IdTaken { .. } => return Err(key_reused("invite")),
+            Created::CampaignNotFound => return Err(campaigns::missing()),
             Created::NamespaceNotFound => {
                 return Err(Problem::new(
                     Code::NamespaceNotFound,
@@ -191,8 +204,9 @@ pub(super) async fn create(
 }
 
 /// The answer to a new invite, or to a repeat that asks for the same one.
-fn created(invite: &Invite, now: Millis, asked: &CreateInvite) -> Result<HttpResponse, Problem> {
-    if invite.group != asked.group
+fn created(shown: &Shown, asked: &CreateInvite) -> Result<HttpResponse, Problem> {
+    let invite = &shown.invite;
+    if (&invite.group, &invite.campaign) != (&asked.group, &asked.campaign)
         || invite.created_at == invite.updated_at && invite.max_uses != asked.max_uses
     {
         return Err(key_reused("invite"));
@@ -201,7 +215,7 @@ fn created(invite: &Invite, now: Millis, asked: &CreateInvite) -> Result<HttpRes
     Ok(HttpResponse::Created()
         .insert_header((header::LOCATION, location))
         .insert_header(etag(invite.revision))
-        .json(View::new(invite, now)?))
+        .json(View::new(shown)?))
 }
 
 /// A key that has made another one of the same kind.
@@ -231,7 +245,7 @@ pub(super) async fn show(
     path: web::Path<(String, String)>,
 ) -> Result<HttpResponse, Problem> {
     let id: InviteId = path.1.parse().map_err(|_| missing())?;
-    let from_ledger = state.ledger.invite(&scope.namespace, id);
+    let from_ledger = state.ledger.invite(&scope.namespace, id, crate::ids::now());
     shown(&state, &scope.namespace, Which::Id(id), from_ledger).await
 }
 
@@ -254,7 +268,7 @@ pub(super) async fn show_by_code(
     let code = settings
         .code(&path.1)
         .map_err(|error| Problem::new(Code::CodeMalformed, format!("In the path, {error}.")))?;
-    let from_ledger = state.ledger.invite_by_code(&scope.namespace, &code);
+    let from_ledger = state.ledger.invite_by_code(&scope.namespace, &code, crate::ids::now());
     shown(&state, &scope.namespace, Which::Code(code.clone()), from_ledger).await
 }
 
@@ -263,19 +277,18 @@ async fn shown(
     state: &State,
     namespace: &Namespace,
     which: Which,
-    from_ledger: impl Future<Output = Result<Option<Invite>, crate::ledger::LedgerError>>,
+    from_ledger: impl Future<Output = Result<Option<Shown>, crate::ledger::LedgerError>>,
 ) -> Result<HttpResponse, Problem> {
     let question = ShowInvite { namespace: namespace.clone(), which };
     match question.run(&state.gate).await {
-        Ok(Some((invite, now))) => Ok(HttpResponse::Ok()
-            .insert_header(etag(invite.revision))
-            .json(View::new(&invite, now)?)),
+        Ok(Some(shown)) => Ok(HttpResponse::Ok()
+            .insert_header(etag(shown.invite.revision))
+            .json(View::new(&shown)?)),
         Ok(None) => Err(missing()),
         Err(error @ GateError::Unexpected { .. }) => Err(error.into()),
         Err(_) => {
-            let invite = from_ledger.await?.ok_or_else(missing)?;
-            let shown = View { stale: true, ..View::new(&invite, crate::ids::now())? };
-            Ok(HttpResponse::Ok().json(shown))
+            let shown = from_ledger.await?.ok_or_else(missing)?;
+            Ok(HttpResponse::Ok().json(View { stale: true, ..View::new(&shown)? }))
         }
     }
 }
@@ -304,8 +317,7 @@ pub(super) async fn list(
     let found =
         state.ledger.invites(&scope.namespace, &filter, now, after.as_ref(), page.limit).await?;
     let as_of = state.ledger.synced_at(state.gate.keys().partition_of(&scope.namespace)).await?;
-    let rows =
-        found.rows.iter().map(|invite| View::new(invite, now)).collect::<Result<Vec<_>, _>>()?;
+    let rows = found.rows.iter().map(View::new).collect::<Result<Vec<_>, _>>()?;
     let next = found.next.map(|(code, id)| [code, id.to_string()]);
     let next = next.as_ref().map(|[code, id]| [code.as_str(), id.as_str()]);
     Ok(page.answer(&rows, next.as_ref().map(<[_; 2]>::as_slice), as_of))
@@ -320,6 +332,7 @@ pub(super) async fn change(
 ) -> Result<HttpResponse, Problem> {
     let patch = InvitePatch {
         max_uses: body.count("max_uses", MAX_USES_MAX).patch(),
+        max_uses_per_user: body.count("max_uses_per_user", MAX_USES_MAX).patch(),
         starts_at: body.time("starts_at").patch(),
         expires_at: body.time("expires_at").patch(),
         disabled: body
@@ -331,7 +344,7 @@ pub(super) async fn change(
         email_domains: email_domains(&mut body),
         metadata: body.metadata().patch(),
     };
-    for fixed in ["code", "group"] {
+    for fixed in ["code", "group", "campaign"] {
         body.typed::<()>(fixed, |_| Err("can not be changed; make another invite".to_owned()));
     }
     body.finish()?;
@@ -345,16 +358,12 @@ pub(super) async fn change(
         actor: scope.caller.actor(),
     };
     match change.run(&state.gate).await? {
-        Changed::Changed { invite, now } => Ok(HttpResponse::Ok()
-            .insert_header(etag(invite.revision))
-            .json(View::new(&invite, now)?)),
+        Changed::Changed(shown) => Ok(HttpResponse::Ok()
+            .insert_header(etag(shown.invite.revision))
+            .json(View::new(&shown)?)),
         Changed::NotFound => Err(missing()),
         Changed::PreconditionFailed { revision } => Err(precondition_failed(revision)),
-        Changed::LimitBelowUsed { uses } => Err(Problem::new(
-            Code::LimitBelowUsed,
-            format!("{uses} uses are spent. The limit can not be less than that."),
-        )
-        .with("uses", uses)),
+        Changed::LimitBelowUsed { uses, held } => Err(limit_below_used(uses, held)),
         Changed::CodeTaken { by } => Err(taken("of this invite", by)),
         Changed::WindowReversed => {
             body.wrong("expires_at", Code::InvalidRequest, "must lie after starts_at");
@@ -376,11 +385,14 @@ pub(super) async fn delete(
     match delete.run(&state.gate).await? {
         Deleted::Deleted => Ok(HttpResponse::NoContent().finish()),
         Deleted::NotFound => Err(missing()),
-        Deleted::InUse { uses } => Err(Problem::new(
+        Deleted::InUse { uses, held } => Err(Problem::new(
             Code::InviteInUse,
-            format!("{uses} uses are spent, and their record stays. Disable the invite instead."),
+            format!(
+                "{uses} uses are spent and {held} held, or were; their record stays. Disable the invite instead."
+            ),
         )
-        .with("uses", uses)),
+        .with("uses", uses)
+        .with("held", held)),
         Deleted::PreconditionFailed { revision } => Err(precondition_failed(revision)),
     }
 }
@@ -402,6 +414,16 @@ pub(super) fn if_match(http: &HttpRequest) -> Result<Option<u64>, Problem> {
             "If-Match is the ETag of an earlier answer, with its quotation marks, or *.",
         )
     })
+}
+
+/// A limit that is less than what is spent and held.
+pub(super) fn limit_below_used(uses: u64, held: u64) -> Problem {
+    Problem::new(
+        Code::LimitBelowUsed,
+        format!("{uses} uses are spent and {held} held. The limit can not be less than that."),
+    )
+    .with("uses", uses)
+    .with("held", held)
 }
 
 pub(super) fn precondition_failed(revision: u64) -> Problem {
@@ -427,7 +449,7 @@ pub(super) fn email_domains(body: &mut Body) -> Option<Vec<EmailDomain>> {
 }
 
 pub(super) mod docs {
-    use super::{BatchId, Group, InviteState, MAX_USES_MAX, Millis, UserId, View};
+    use super::{BatchId, CampaignName, Group, InviteState, MAX_USES_MAX, Millis, UserId, View};
     use crate::http::{
         openapi::{Fields, GATE, LEDGER, Operation, Tag, count, flag, nullable, reference, word},
         problem::Code,
@@ -438,6 +460,16 @@ pub(super) mod docs {
         fields
             .needs("group", word::<Group>(), "What a redemption lets the user into.")
             .needs("max_uses", nullable(count(MAX_USES_MAX)), "Null means without limit.")
+            .may_be_null(
+                "max_uses_per_user",
+                count(MAX_USES_MAX),
+                "How many of them one user may spend; null means without limit.",
+            )
+            .may_be_null(
+                "campaign",
+                word::<CampaignName>(),
+                "The campaign that it is to belong to, for good.",
+            )
             .may_be_null("starts_at", word::<Millis>(), "From this moment on it can be redeemed.")
             .may_be_null(
                 "expires_at",
@@ -468,9 +500,15 @@ pub(super) mod docs {
             )
             .answers::<View>(201, "The invite, also to a repeat with the same Idempotency-Key.")
             .with(&["Location", "ETag"])
+            .leads_to(&[
+                ("show_invite", &["id"]),
+                ("change_invite", &["id"]),
+                ("delete_invite", &["id"]),
+            ])
             .problems(&[
                 Code::CodeMalformed,
                 Code::NamespaceNotFound,
+                Code::CampaignNotFound,
                 Code::CodeTaken,
                 Code::IdempotencyKeyReused,
             ])
@@ -511,6 +549,11 @@ pub(super) mod docs {
             .takes(
                 Fields::new()
                     .may_be_null("max_uses", count(MAX_USES_MAX), "Null means without limit.")
+                    .may_be_null(
+                        "max_uses_per_user",
+                        count(MAX_USES_MAX),
+                        "How many of them one user may spend; null means without limit.",
+                    )
                     .may_be_null(
                         "starts_at",
                         word::<Millis>(),

@@ -177,6 +177,7 @@ pub(super) mod docs {
                     .may_be_null("namespaces", namespaces, "The only ones that it may touch; not for the role admin."),
             )
             .answers::<View>(201, "The key.")
+            .leads_to(&[("revoke_key", &["id"])])
             .problems(&[Code::IdempotencyKeyReused])
             .problems(LEDGER)
     }

@@ -223,6 +223,7 @@ pub(super) mod docs {
         Operation::new("join", Tag::Members, "Let a user join without a code")
             .about("The membership rule of the namespace holds.")
             .answers::<View>(201, "The user has joined.")
+            .leads_to(&[("show_membership", &["user", "group"]), ("leave", &["user", "group"])])
             .answers::<View>(200, "The user was in the group already.")
             .problems(&[Code::AlreadyMember, Code::NamespaceNotFound])
             .problems(GATE)

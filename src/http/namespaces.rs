@@ -282,6 +282,7 @@ pub(super) mod docs {
             ))
             .answers::<View>(201, "It was made.")
             .with(&["ETag"])
+            .leads_to(&[("show_namespace", &[]), ("change_namespace", &[]), ("archive_namespace", &[])])
             .answers::<View>(200, "Its rules were set.")
             .with(&["ETag"])
             .problems(&[Code::DurabilityUnavailable])

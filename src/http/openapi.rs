@@ -30,7 +30,9 @@ pub(super) const LEDGER: &[Code] = &[Code::LedgerUnavailable, Code::Internal];
 pub(super) enum Tag {
     Redemptions,
     Validations,
+    Reservations,
     Invites,
+    Campaigns,
     Batches,
     Members,
     Namespaces,
@@ -45,7 +47,9 @@ impl Tag {
     const ALL: &[Self] = &[
         Self::Redemptions,
         Self::Validations,
+        Self::Reservations,
         Self::Invites,
+        Self::Campaigns,
         Self::Batches,
         Self::Members,
         Self::Namespaces,
@@ -60,6 +64,10 @@ impl Tag {
         match self {
             Self::Redemptions => ("Redemptions", "Uses of codes, spent exactly once."),
             Self::Validations => ("Validations", "What a redemption would be told."),
+            Self::Reservations => {
+                ("Reservations", "Uses that are held while something else completes.")
+            }
+            Self::Campaigns => ("Campaigns", "Limits that invites share."),
             Self::Invites => ("Invites", "What codes stand for."),
             Self::Batches => ("Batches", "Codes in bulk."),
             Self::Members => ("Members", "Who is in which group."),
@@ -96,6 +104,8 @@ struct Answer {
     what: &'static str,
     content: Map<String, Value>,
     headers: Vec<&'static str>,
+    /// Operations that go on from here, each with the members of the answer that its path takes.
+    next: Vec<(&'static str, &'static [&'static str])>,
 }
 
 impl Operation {
@@ -124,8 +134,9 @@ impl Operation {
 
     /// A parameter of the query string, which may be left out.
     pub(super) fn query(mut self, name: &str, schema: Value, what: &str) -> Self {
-        self.query
-            .push(json!({"name": name, "in": "query", "description": what, "schema": schema}));
+        let mut parameter = json!({"name": name, "in": "query", "description": what});
+        parameter["schema"] = schema;
+        self.query.push(parameter);
         self
     }
 
@@ -138,7 +149,7 @@ impl Operation {
 
     /// It takes a JSON object with these fields.
     pub(super) fn takes(mut self, fields: Fields) -> Self {
-        let words = self.id.split('_').flat_map(|word| word.split_at_checked(1));
+        let words = self.id.split('_').filter_map(|word| word.split_at_checked(1));
         let name: String = words.map(|(first, rest)| first.to_ascii_uppercase() + rest).collect();
         let name = format!("{name}Request");
         self.body = Some(reference(&name));
@@ -156,7 +167,7 @@ impl Operation {
             .into_iter()
             .map(|(media, schema)| (media.to_owned(), json!({"schema": schema})))
             .collect();
-        self.answers.push(Answer { status, what, content, headers: Vec::new() });
+        self.answers.push(Answer { status, what, content, headers: Vec::new(), next: Vec::new() });
         self
     }
 
@@ -215,6 +226,15 @@ impl Operation {
     pub(super) fn with(mut self, headers: &[&'static str]) -> Self {
         if let Some(answer) = self.answers.last_mut() {
             answer.headers.extend(headers);
+        }
+        self
+    }
+
+    /// Operations that go on from the answer that was named last, each with the members of it that its path takes
+    /// besides the namespace.
+    pub(super) fn leads_to(mut self, next: &[(&'static str, &'static [&'static str])]) -> Self {
+        if let Some(answer) = self.answers.last_mut() {
+            answer.next.extend(next);
         }
         self
     }
@@ -315,7 +335,8 @@ pub(super) fn flag() -> Value {
 
 /// The schema, or null.
 pub(super) fn nullable(schema: Value) -> Value {
-    json!({"oneOf": [schema, {"type": "null"}]})
+    let either = Value::from(vec![schema, json!({"type": "null"})]);
+    json!({"oneOf": either})
 }
 
 /// What a problem of this endpoint can be: what its operation names, and what follows from the endpoint.
@@ -486,7 +507,7 @@ fn parameters(endpoint: &Endpoint, operation: &Operation) -> Vec<Value> {
     for condition in &operation.conditions {
         parameters.push(json!({
             "name": condition, "in": "header", "description": "The ETag of an earlier answer, or *.",
-            "schema": {"type": "string", "pattern": r#"^(\*|"[0-9]{1,19}")$"#, "examples": ["\"1\""]},
+            "schema": {"type": "string", "pattern": r#"^"[0-9]{1,19}"$"#, "examples": ["\"1\""]},
         }));
     }
     parameters.extend(operation.query.iter().cloned());
@@ -503,6 +524,8 @@ fn path_schema(collection: &str, name: &str) -> Value {
         ("invites", "id") => "InviteId",
         ("redemptions", "id") => "RedemptionId",
         ("batches", "id") => "BatchId",
+        ("reservations", "id") => "ReservationId",
+        ("campaigns", "name") => "CampaignName",
         ("keys", "id") => "KeyId",
         _ => return json!({"type": "string", "minLength": 1}),
     };
@@ -523,6 +546,16 @@ fn responses(endpoint: &Endpoint, operation: &Operation) -> Value {
         let mut response = json!({"description": answer.what, "headers": header_references(names)});
         if !answer.content.is_empty() {
             response["content"] = json!(answer.content);
+        }
+        for (id, members) in &answer.next {
+            let mut parameters: Map<_, _> = members
+                .iter()
+                .map(|name| ((*name).to_owned(), json!(format!("$response.body#/{name}"))))
+                .collect();
+            if endpoint.path.contains("{ns}") {
+                parameters.insert("ns".to_owned(), json!("$request.path.ns"));
+            }
+            response["links"][id] = json!({"operationId": id, "parameters": parameters});
         }
         responses.insert(answer.status.to_string(), response);
     }
@@ -547,20 +580,10 @@ fn responses(endpoint: &Endpoint, operation: &Operation) -> Value {
             "headers": header_references(names),
             "content": {"application/problem+json": {"schema": schema}},
         });
-        match responses.get_mut(&status.to_string()) {
-            // A status that is an answer too, as 503 of /readyz.
-            Some(known) => {
-                known["content"]["application/problem+json"] =
-                    json!({"schema": schema_of(&response)})
-            }
-            None => drop(responses.insert(status.to_string(), response)),
-        }
+        // No operation has a status that is both a success and a problem.
+        responses.insert(status.to_string(), response);
     }
     json!(responses)
-}
-
-fn schema_of(response: &Value) -> Value {
-    response["content"]["application/problem+json"]["schema"].clone()
 }
 
 fn header_references<'a>(names: impl Iterator<Item = &'a &'a str>) -> Value {

@@ -144,6 +144,9 @@ fn encode(parts: &[&str]) -> String {
 }
 
 pub(super) fn decode(text: &str) -> Option<Vec<String>> {
+    if text.is_empty() {
+        return None;
+    }
     let bytes = data_encoding::BASE64URL_NOPAD.decode(text.as_bytes()).ok()?;
     Some(String::from_utf8(bytes).ok()?.split('\n').map(str::to_owned).collect())
 }
@@ -155,7 +158,7 @@ mod tests {
     #[test]
     fn a_cursor_survives_its_text_and_nonsense_is_none() {
         assert_eq!(decode(&encode(&["a b", "ü"])).unwrap(), ["a b", "ü"]);
-        for bad in ["*", "a", "_w"] {
+        for bad in ["", "*", "a", "_w"] {
             assert!(decode(bad).is_none(), "{bad:?}");
         }
     }

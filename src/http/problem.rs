@@ -74,6 +74,8 @@ codes! {
     NotStarted = "not_started", 403, true, "The invite can not be used yet";
     InviteNotFound = "invite_not_found", 404, false, "There is no such invite";
     RedemptionNotFound = "redemption_not_found", 404, false, "There is no such redemption";
+    ReservationNotFound = "reservation_not_found", 404, false, "There is no such reservation";
+    CampaignNotFound = "campaign_not_found", 404, false, "There is no such campaign";
     MemberNotFound = "member_not_found", 404, false, "The user is not a member";
     NamespaceNotFound = "namespace_not_found", 404, false, "There is no such namespace";
     KeyNotFound = "key_not_found", 404, false, "There is no such API key";
@@ -87,9 +89,15 @@ codes! {
     AlreadyMember = "already_member", 409, false, "The user is a member already";
     CodeTaken = "code_taken", 409, false, "A live invite has this code";
     LimitBelowUsed = "limit_below_used", 409, false, "More uses are spent than this limit allows";
-    InviteInUse = "invite_in_use", 409, false, "The invite has redemptions";
+    InviteInUse = "invite_in_use", 409, false, "The invite has redemptions or reservations";
+    UserLimitReached = "user_limit_reached", 409, false, "The user has spent as many uses as one user may";
+    AlreadyRolledBack = "already_rolled_back", 409, false, "The redemption was rolled back";
+    ReservationConfirmed = "reservation_confirmed", 409, false, "The reservation has become a redemption";
+    TooManyCampaigns = "too_many_campaigns", 409, false, "The namespace has as many campaigns as it may";
     TooManyWebhooks = "too_many_webhooks", 409, false, "The namespace has as many webhooks as it may";
-    InviteExhausted = "invite_exhausted", 410, false, "All uses of the invite are spent";
+    InviteExhausted = "invite_exhausted", 410, false, "All uses of the invite are spent or held";
+    CampaignExhausted = "campaign_exhausted", 410, false, "All uses of the campaign are spent or held";
+    ReservationExpired = "reservation_expired", 410, false, "The reservation holds nothing any more";
     InviteExpired = "invite_expired", 410, false, "The invite has expired";
     InviteDisabled = "invite_disabled", 410, false, "The invite is switched off";
     PreconditionFailed = "precondition_failed", 412, false, "It was changed meanwhile";
@@ -113,7 +121,10 @@ const REFUSALS: &[Code] = &[
     Code::NotStarted,
     Code::InviteNotFound,
     Code::AlreadyMember,
+    Code::UserLimitReached,
+    Code::ReservationExpired,
     Code::InviteExhausted,
+    Code::CampaignExhausted,
     Code::InviteExpired,
     Code::InviteDisabled,
     Code::RateLimited,
@@ -343,9 +354,39 @@ impl From<Refusal> for Problem {
             )
             .with("group", group.as_str())
             .with("redemption", redemption.map(|id| id.to_string())),
-            Refusal::Exhausted => Self::new(
+            Refusal::AlreadyRolledBack { redemption, at } => Self::new(
+                Code::AlreadyRolledBack,
+                format!(
+                    "This request was granted, and its redemption was rolled back at {at}. Use a new Idempotency-Key to \
+                     redeem again."
+                ),
+            )
+            .with("redemption", redemption.to_string())
+            .with("rolled_back_at", at.to_string()),
+            Refusal::UserLimitReached => Self::new(
+                Code::UserLimitReached,
+                "This user has spent as many uses of this invite as one user may. No use was spent.",
+            ),
+            Refusal::ReservationExpired => Self::new(
+                Code::ReservationExpired,
+                "The reservation holds nothing any more: its time is over, or it was released. Redeem without it, or reserve \
+                 again.",
+            ),
+            Refusal::Exhausted { may_free_at: None } => Self::new(
                 Code::InviteExhausted,
                 "All uses of this invite are spent. Ask for a new one.",
+            )
+            .with("may_free_at", Value::Null),
+            Refusal::Exhausted { may_free_at: Some(at) } => Self::new(
+                Code::InviteExhausted,
+                format!(
+                    "All uses of this invite are spent or held by others. One that is held may be free again at {at}."
+                ),
+            )
+            .with("may_free_at", at.to_string()),
+            Refusal::CampaignExhausted => Self::new(
+                Code::CampaignExhausted,
+                "All uses of this invite's campaign are spent or held by others. Ask for another invite.",
             ),
         }
     }

@@ -1,6 +1,6 @@
 //! `POST …/redemptions` spends one use of a code for a user, once per Idempotency-Key: 201 for a new redemption, 200
 //! with `replayed` for a repeat. `GET …/redemptions` lists what the ledger has, newest first. `GET …/redemptions/{id}`
-//! finds one, also one that the ledger does not have yet.
+//! finds one, also one that the ledger does not have yet. `POST …/redemptions/{id}/rollback` takes one back.
 
 use actix_web::{HttpResponse, http::header, web};
 use serde::Serialize;
@@ -19,11 +19,16 @@ use super::{
 use crate::{
     domain::{
         Code as InviteCode, Cursor, Durability, EmailDomain, Group, InviteId, Malformed, Millis,
-        Namespace, Outcome, Position, Redemption, RedemptionId, Settings, UserId,
+        Namespace, Outcome, Position, Redemption, RedemptionId, Refusal, ReservationId, Settings,
+        UserId, command::REASON_BYTES_MAX,
     },
     gate::{
-        outbox,
+        GateError,
+        outbox::{self, Found},
         redeem::{Mode, Redeem},
+        rollback::{Rollback, RollbackAnswer},
+        show_redemption,
+        show_reservation::ShowReservation,
     },
     ledger::{RedemptionFilter, RedemptionRecord},
 };
@@ -56,6 +61,13 @@ pub(super) struct View<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Object, nullable = false)]
     metadata: Option<Box<RawValue>>,
+    /// Since when it counts for nothing.
+    #[schema(required)]
+    rolled_back_at: Option<Millis>,
+    /// Why, once the ledger has it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    rollback_reason: Option<String>,
 }
 
 impl<'a> View<'a> {
@@ -75,7 +87,14 @@ impl<'a> View<'a> {
             durability: reached.as_str(),
             position: redemption.position,
             metadata: None,
+            rolled_back_at: None,
+            rollback_reason: None,
         }
+    }
+
+    pub(super) fn rolled_back(mut self, at: Option<Millis>, reason: Option<String>) -> Self {
+        (self.rolled_back_at, self.rollback_reason) = (at, reason);
+        self
     }
 
     pub(super) fn with_metadata(mut self, metadata: Option<String>) -> Result<Self, Problem> {
@@ -141,6 +160,14 @@ async fn wait_for_ledger(
     }
 }
 
+/// What a request asks of the answer.
+pub(super) struct Asked {
+    /// What it is to promise, if more than the namespace says.
+    pub(super) durability: Option<Durability>,
+    /// When it is given up.
+    pub(super) deadline: Instant,
+}
+
 pub(super) async fn redeem(
     state: web::Data<State>,
     scope: Scope,
@@ -154,25 +181,56 @@ pub(super) async fn redeem(
     let user = body.required("user", UserId::parse);
     let ip = body.ip();
     let email_domain = body.optional("email", EmailDomain::of_address).value();
+    let reservation = body.optional("reservation", str::parse::<ReservationId>).value();
     let metadata = body.metadata().value();
-    let asked = durability(&state, &mut body);
+    let durability = durability(&state, &mut body);
     body.finish()?;
     let (Some(code), Some(user)) = (code, user) else { return Err(body.problem()) };
-    // A request may ask for more than its namespace promises, never for less.
-    let level = asked.unwrap_or_default().max(settings.durability);
-    let request = request.0.unwrap_or_else(crate::ids::request);
-    let mode = Mode::Redeem { request, redemption: crate::ids::redemption(), metadata };
-    let caller = scope.caller.actor();
-    let namespace = scope.namespace.clone();
+    let reservation = match reservation {
+        Some(id) => Some(deadline_of(&state, &scope.namespace, &code, &user, id).await?),
+        None => None,
+    };
     let question = Redeem {
+        caller: scope.caller.actor(),
         namespace: scope.namespace,
         code,
         user: Some(user),
         ip,
         email_domain,
-        caller,
-        mode,
+        mode: Mode::Redeem {
+            request: request.0.unwrap_or_else(crate::ids::request),
+            redemption: crate::ids::redemption(),
+            metadata,
+            reservation,
+        },
     };
+    spend(&state, question, &settings, Asked { durability, deadline }).await
+}
+
+/// The deadline of a user's reservation; for one that holds nothing a moment that no reservation ever has.
+async fn deadline_of(
+    state: &State,
+    namespace: &Namespace,
+    code: &InviteCode,
+    user: &UserId,
+    id: ReservationId,
+) -> Result<Millis, Problem> {
+    let question =
+        ShowReservation { namespace: namespace.clone(), code: code.clone(), user: user.clone() };
+    let live = question.run(&state.gate).await?.filter(|live| live.id == id);
+    Ok(live.map(|live| live.until).unwrap_or_default())
+}
+
+/// Spends a use, and answers once what was asked of the answer holds.
+pub(super) async fn spend(
+    state: &State,
+    question: Redeem,
+    settings: &Settings,
+    Asked { durability, deadline }: Asked,
+) -> Result<HttpResponse, Problem> {
+    // A request may ask for more than its namespace promises, never for less.
+    let level = durability.unwrap_or_default().max(settings.durability);
+    let namespace = question.namespace.clone();
     if level == Durability::Replicated && !state.gate.can_replicate() {
         return Err(Problem::new(
             Code::DurabilityUnavailable,
@@ -195,14 +253,14 @@ pub(super) async fn redeem(
         Outcome::Refused(refusal) => {
             return Err(Problem::from(refusal.clone()).with_rates(answer.rates));
         }
-        Outcome::Allowed => {
-            return Err(Problem::unexpected("a redemption was answered like a validation"));
+        Outcome::Allowed | Outcome::Held { .. } => {
+            return Err(Problem::unexpected("a redemption was answered like something else"));
         }
     };
     match level {
         Durability::Replicated if !replicated => return Err(not_reached(NOT_REPLICATED)),
         Durability::Gate | Durability::Replicated => {}
-        Durability::Ledger => wait_for_ledger(&state, redemption, deadline).await?,
+        Durability::Ledger => wait_for_ledger(state, redemption, deadline).await?,
     }
     for header in rate_headers(&answer.rates) {
         response.insert_header(header);
@@ -215,32 +273,104 @@ pub(super) async fn redeem(
     Ok(response.json(View::new(redemption, replayed, level)))
 }
 
+fn missing() -> Problem {
+    Problem::new(Code::RedemptionNotFound, "No redemption of this namespace has this id.")
+}
+
+/// A redemption, also one that the ledger does not have yet, and where it was found.
+async fn find(
+    state: &State,
+    namespace: &Namespace,
+    id: RedemptionId,
+) -> Result<(RedemptionRecord, Durability), Problem> {
+    if let Some(record) = state.ledger.redemption(namespace, id).await? {
+        return Ok((record, Durability::Ledger));
+    }
+    if let Some(found) = outbox::find_redemption(&state.gate, namespace, id).await? {
+        let Found { redemption, metadata } = found;
+        let record =
+            RedemptionRecord { redemption, metadata, rolled_back_at: None, rollback_reason: None };
+        return Ok((record, Durability::Gate));
+    }
+    // It may have gone across, and out of the outbox, between the two looks.
+    let record = state.ledger.redemption(namespace, id).await?.ok_or_else(missing)?;
+    Ok((record, Durability::Ledger))
+}
+
+/// A redemption that was made before, told again.
+pub(super) async fn replay(
+    state: &State,
+    namespace: &Namespace,
+    id: RedemptionId,
+) -> Result<HttpResponse, Problem> {
+    let (record, reached) = find(state, namespace, id).await?;
+    if let Some(at) = undone_at(state, &record).await? {
+        return Err(Refusal::AlreadyRolledBack { redemption: id, at }.into());
+    }
+    Ok(HttpResponse::Ok().json(View::new(&record.redemption, true, reached)))
+}
+
+/// When a redemption was rolled back, also if the ledger does not know yet. Without the gate, what the ledger knows.
+async fn undone_at(state: &State, record: &RedemptionRecord) -> Result<Option<Millis>, Problem> {
+    if record.rolled_back_at.is_some() {
+        return Ok(record.rolled_back_at);
+    }
+    match show_redemption::rolled_back_at(&state.gate, &record.redemption).await {
+        Ok(at) => Ok(at),
+        Err(error @ GateError::Unexpected { .. }) => Err(error.into()),
+        Err(_) => Ok(None),
+    }
+}
+
+pub(super) async fn rollback(
+    state: web::Data<State>,
+    scope: Scope,
+    path: web::Path<(String, String)>,
+    mut body: Body,
+) -> Result<HttpResponse, Problem> {
+    let reason = body.required("reason", |text| {
+        let fits = !text.is_empty()
+            && text.len() <= REASON_BYTES_MAX
+            && !text.chars().any(char::is_control);
+        fits.then(|| text.to_owned()).ok_or_else(|| {
+            Malformed(format!("must be 1 to {REASON_BYTES_MAX} bytes without control characters"))
+        })
+    });
+    body.finish()?;
+    let Some(reason) = reason else { return Err(body.problem()) };
+    let id: RedemptionId = path.1.parse().map_err(|_| missing())?;
+    let (record, reached) = find(&state, &scope.namespace, id).await?;
+    let actor = scope.caller.actor();
+    let rollback = Rollback { redemption: record.redemption.clone(), reason, actor };
+    match rollback.run(&state.gate).await? {
+        RollbackAnswer::RolledBack { at, replayed } => {
+            // A repeat changes nothing: whoever was first has said why.
+            let reason = if replayed { record.rollback_reason } else { Some(rollback.reason) };
+            let view = View::new(&record.redemption, replayed, reached);
+            let view = view.with_metadata(record.metadata)?.rolled_back(Some(at), reason);
+            Ok(HttpResponse::Ok().json(view))
+        }
+        RollbackAnswer::NotFound => Err(missing()),
+        RollbackAnswer::CodeTaken { by } => Err(Problem::new(
+            Code::CodeTaken,
+            "The use would re-open the invite, but another one has its code by now. End the membership instead: DELETE \
+             …/members/{user}/{group}; the use stays spent.",
+        )
+        .with("invite", by.to_string())),
+        RollbackAnswer::NamespaceNotFound => Err(Refusal::NamespaceNotFound.into()),
+    }
+}
+
 pub(super) async fn show(
     state: web::Data<State>,
     scope: Scope,
     path: web::Path<(String, String)>,
 ) -> Result<HttpResponse, Problem> {
-    let missing =
-        || Problem::new(Code::RedemptionNotFound, "No redemption of this namespace has this id.");
     let id: RedemptionId = path.1.parse().map_err(|_| missing())?;
-    let answer = |redemption: &Redemption, metadata, reached| {
-        Ok(HttpResponse::Ok().json(View::new(redemption, false, reached).with_metadata(metadata)?))
-    };
-    if let Some(RedemptionRecord { redemption, metadata }) =
-        state.ledger.redemption(&scope.namespace, id).await?
-    {
-        return answer(&redemption, metadata, Durability::Ledger);
-    }
-    if let Some(found) = outbox::find_redemption(&state.gate, &scope.namespace, id).await? {
-        return answer(&found.redemption, found.metadata, Durability::Gate);
-    }
-    // It may have gone across, and out of the outbox, between the two looks.
-    match state.ledger.redemption(&scope.namespace, id).await? {
-        Some(RedemptionRecord { redemption, metadata }) => {
-            answer(&redemption, metadata, Durability::Ledger)
-        }
-        None => Err(missing()),
-    }
+    let (record, reached) = find(&state, &scope.namespace, id).await?;
+    let undone_at = undone_at(&state, &record).await?;
+    let view = View::new(&record.redemption, false, reached).with_metadata(record.metadata)?;
+    Ok(HttpResponse::Ok().json(view.rolled_back(undone_at, record.rollback_reason)))
 }
 
 pub(super) async fn list(
@@ -264,8 +394,11 @@ pub(super) async fn list(
     let rows = found
         .rows
         .iter()
-        .map(|RedemptionRecord { redemption, metadata }| {
-            View::new(redemption, false, Durability::Ledger).with_metadata(metadata.clone())
+        .map(|record| {
+            let RedemptionRecord { redemption, metadata, rolled_back_at, rollback_reason } = record;
+            let view = View::new(redemption, false, Durability::Ledger);
+            let view = view.rolled_back(*rolled_back_at, rollback_reason.clone());
+            view.with_metadata(metadata.clone())
         })
         .collect::<Result<Vec<_>, Problem>>()?;
     let next = found.next.map(|cursor| cursor.to_string());
@@ -294,52 +427,92 @@ async fn listed_code(
 }
 
 pub(super) mod docs {
-    use super::{Durability, Group, InviteId, Millis, UserId, View};
+    use serde_json::json;
+
+    use super::{
+        Durability, Group, InviteId, Millis, REASON_BYTES_MAX, ReservationId, UserId, View,
+    };
     use crate::http::{
         openapi::{Fields, GATE, LEDGER, Operation, Tag, reference, word},
         problem::Code,
     };
 
+    /// Why a use may not be spent or held.
+    pub(in crate::http) const REFUSALS: &[Code] = &[
+        Code::CodeMalformed,
+        Code::UserNotAllowed,
+        Code::EmailDomainNotAllowed,
+        Code::NotStarted,
+        Code::InviteNotFound,
+        Code::NamespaceNotFound,
+        Code::AlreadyMember,
+        Code::UserLimitReached,
+        Code::InviteExhausted,
+        Code::CampaignExhausted,
+        Code::InviteExpired,
+        Code::InviteDisabled,
+        Code::RateLimited,
+        Code::TooManyAttempts,
+    ];
+
+    /// What operations have in common that spend a use.
+    pub(in crate::http) fn spent(operation: Operation, fields: Fields) -> Operation {
+        let fields = fields.may_be_null("metadata", reference("Metadata"), "Kept in the ledger.");
+        operation
+            .takes(fields.may_be_null(
+                "durability",
+                word::<Durability>(),
+                "What the answer is to promise, if more than the namespace asks for.",
+            ))
+            .answers::<View>(201, "A new redemption.")
+            .with(&["Location"])
+            .leads_to(&[("show_redemption", &["id"]), ("show_member", &["user"])])
+            .answers::<View>(200, "This user had spent the use before; `replayed` is true.")
+            .rated()
+            .problems(REFUSALS)
+            .problems(&[
+                Code::DurabilityUnavailable,
+                Code::IdempotencyKeyReused,
+                Code::AlreadyRolledBack,
+                Code::ReservationExpired,
+            ])
+            .problems(GATE)
+    }
+
     pub(in crate::http) fn redeem() -> Operation {
-        Operation::new("redeem", Tag::Redemptions, "Spend one use of a code for a user")
+        let fields = Fields::new()
+            .needs("code", reference("TypedCode"), "What the person typed.")
+            .needs("user", word::<UserId>(), "Your id for the person.")
+            .may_be_null("ip", reference("IpAddress"), "The person's address, for rate limits.")
+            .may_be_null("email", reference("Email"), "The person's e-mail address.")
+            .may_be_null(
+                "reservation",
+                word::<ReservationId>(),
+                "The user's reservation that is to be spent, and nothing else; without it, one is spent if there is one.",
+            );
+        spent(Operation::new("redeem", Tag::Redemptions, "Spend one use of a code for a user"), fields)
             .about(
                 "Send an Idempotency-Key of your own, and repeat the request with it until there is an answer other \
                  than 503: no second use is spent.",
             )
-            .takes(
-                Fields::new()
-                    .needs("code", reference("TypedCode"), "What the person typed.")
-                    .needs("user", word::<UserId>(), "Your id for the person.")
-                    .may_be_null("ip", reference("IpAddress"), "The person's address, for rate limits.")
-                    .may_be_null("email", reference("Email"), "The person's e-mail address.")
-                    .may_be_null("metadata", reference("Metadata"), "Kept in the ledger.")
-                    .may_be_null(
-                        "durability",
-                        word::<Durability>(),
-                        "What the answer is to promise, if more than the namespace asks for.",
-                    ),
+    }
+
+    pub(in crate::http) fn rollback() -> Operation {
+        let reason = json!({
+            "type": "string", "minLength": 1, "maxLength": REASON_BYTES_MAX, "examples": ["payment failed"],
+            "pattern": r"^[^\u0000-\u001f\u007f-\u009f]+$",
+        });
+        Operation::new("roll_back", Tag::Redemptions, "Take a redemption back")
+            .about(
+                "Its use is free again, and the membership that it made ends. An exhausted invite is open again, one that \
+                 has lost its code only if the code is free; a disabled one stays disabled. What was answered stays \
+                 remembered: a repeat of the redemption's request is told `already_rolled_back`.",
             )
-            .answers::<View>(201, "A new redemption.")
-            .with(&["Location"])
-            .answers::<View>(200, "This user had spent the use before; `replayed` is true.")
-            .rated()
-            .problems(&[
-                Code::CodeMalformed,
-                Code::DurabilityUnavailable,
-                Code::UserNotAllowed,
-                Code::EmailDomainNotAllowed,
-                Code::NotStarted,
-                Code::InviteNotFound,
-                Code::NamespaceNotFound,
-                Code::AlreadyMember,
-                Code::InviteExhausted,
-                Code::InviteExpired,
-                Code::InviteDisabled,
-                Code::IdempotencyKeyReused,
-                Code::RateLimited,
-                Code::TooManyAttempts,
-            ])
+            .takes(Fields::new().needs("reason", reason, "For the record: at most 256 bytes."))
+            .answers::<View>(200, "The redemption; `replayed` is true if it was taken back before.")
+            .problems(&[Code::RedemptionNotFound, Code::NamespaceNotFound, Code::CodeTaken])
             .problems(GATE)
+            .problems(LEDGER)
     }
 
     pub(in crate::http) fn show() -> Operation {

@@ -57,8 +57,8 @@ pub(super) async fn validate(
     let problem = match answer.outcome {
         Outcome::Allowed => None,
         Outcome::Refused(refusal) => Some(Problem::from(refusal)),
-        Outcome::Granted(_) | Outcome::Replayed(_) => {
-            return Err(Problem::unexpected("a validation was answered like a redemption"));
+        Outcome::Granted(_) | Outcome::Replayed(_) | Outcome::Held { .. } => {
+            return Err(Problem::unexpected("a validation was answered like something else"));
         }
     };
     // What says nothing about the code is an answer to the request itself.

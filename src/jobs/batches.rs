@@ -190,6 +190,8 @@ impl Maker<'_> {
             invites: Vec::new(),
             group: order.group.clone(),
             max_uses: order.max_uses,
+            max_uses_per_user: order.max_uses_per_user,
+            campaign: order.campaign.clone(),
             starts_at: order.starts_at,
             expires_at: order.expires_at,
             email_domains: order.email_domains.clone(),
@@ -212,6 +214,9 @@ impl Maker<'_> {
                     wanted = taken.iter().filter_map(|place| wanted.get(*place).copied()).collect();
                 }
                 BatchCreated::Overloaded => return Ok(None),
+                BatchCreated::CampaignNotFound => {
+                    return Err(Trouble::Failed("there is no such campaign".to_owned()));
+                }
                 BatchCreated::NamespaceNotFound => {
                     return Err(Trouble::Failed("the namespace was archived".to_owned()));
                 }

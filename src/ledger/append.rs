@@ -2,10 +2,16 @@
 
 use super::{
     Lease, Ledger, LedgerError,
-    rows::{AuditRow, EndedRow, InviteRow, MemberRow, NamespaceRow, RedemptionRow, Rows, UsesRow},
+    rows::{
+        AuditRow, CampaignRow, CampaignUsesRow, EndedRow, InviteRow, MemberRow, NamespaceRow,
+        RedemptionRow, ReservationRow, RolledBackRow, Rows, UsesRow,
+    },
     sql::{Tx, Value, bulk, sql},
 };
-use crate::domain::{Acknowledgement, Cursor, EmailDomain, Millis, Partition, Quota, UserId};
+use crate::domain::{
+    Acknowledgement, CampaignName, Cursor, EmailDomain, Millis, Partition, Quota, UserId,
+    reservation::Held,
+};
 
 /// What became of a batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -125,6 +131,23 @@ pub(super) async fn write(
         ") UPDATE invites SET holds_code = FALSE WHERE id IN (SELECT id FROM displaced)",
     )
     .await?;
+    let ids = rows.displaced_invites.iter().map(|id| vec![id.0.into()]).collect();
+    in_bulk(
+        tx,
+        "WITH displaced (id) AS (",
+        ids,
+        ") UPDATE reservations SET state = 'released'
+         WHERE state = 'held' AND invite IN (SELECT id FROM displaced)",
+    )
+    .await?;
+    let ids = rows.reopened_invites.iter().map(|id| vec![id.0.into()]).collect();
+    in_bulk(
+        tx,
+        "WITH reopened (id) AS (",
+        ids,
+        ") UPDATE invites SET holds_code = TRUE WHERE id IN (SELECT id FROM reopened)",
+    )
+    .await?;
     let (holding, ended): (Vec<_>, Vec<_>) = rows.invites.iter().partition(|row| row.holds_code);
     invites(tx, partition, &ended).await?;
     invites(tx, partition, &holding).await?;
@@ -149,7 +172,11 @@ pub(super) async fn write(
     )
     .await?;
     members(tx, partition, &rows.members).await?;
+    rolled_back(tx, &rows.rolled_back).await?;
     redemptions(tx, &rows.redemptions).await?;
+    reservations(tx, partition, &rows.reservations).await?;
+    campaigns(tx, partition, &rows.campaigns).await?;
+    campaign_uses(tx, &rows.campaign_uses).await?;
     audit(tx, partition, &rows.audit).await
 }
 
@@ -249,6 +276,8 @@ async fn invites(
             (!domains.is_empty()).then(|| domains.join(",")).into(),
             invite.metadata.as_deref().into(),
             invite.batch.map(|batch| batch.0).into(),
+            invite.max_uses_per_user.into(),
+            invite.campaign.as_ref().map(CampaignName::as_str).into(),
             invite.revision.into(),
             invite.created_at.as_ms().into(),
             invite.updated_at.as_ms().into(),
@@ -261,12 +290,14 @@ async fn invites(
     in_bulk(
         tx,
         "INSERT INTO invites (id, namespace, partition, code, grp, max_uses, uses, granted, starts_at, expires_at,
-         disabled, user_id, email_domains, metadata, batch, revision, created_at, updated_at, holds_code, epoch, seq) ",
+         disabled, user_id, email_domains, metadata, batch, max_uses_per_user, campaign, revision, created_at,
+         updated_at, holds_code, epoch, seq) ",
         values.collect(),
         " ON CONFLICT (id) DO UPDATE SET max_uses = excluded.max_uses, uses = excluded.uses,
          granted = excluded.granted, starts_at = excluded.starts_at, expires_at = excluded.expires_at,
          disabled = excluded.disabled, user_id = excluded.user_id, email_domains = excluded.email_domains,
-         metadata = excluded.metadata, revision = excluded.revision, updated_at = excluded.updated_at,
+         metadata = excluded.metadata, max_uses_per_user = excluded.max_uses_per_user,
+         revision = excluded.revision, updated_at = excluded.updated_at,
          holds_code = excluded.holds_code, epoch = excluded.epoch, seq = excluded.seq
          WHERE (invites.epoch, invites.seq) <= (excluded.epoch, excluded.seq)",
     )
@@ -337,6 +368,9 @@ async fn redemptions(tx: &mut Tx, rows: &[RedemptionRow]) -> Result<(), sqlx::Er
             redemption.redeemed_at.as_ms().into(),
             row.exclusive_key.as_deref().into(),
             row.metadata.as_deref().into(),
+            row.rollback.as_ref().map(|rollback| rollback.at.as_ms()).into(),
+            row.rollback.as_ref().map(|rollback| rollback.actor.as_str()).into(),
+            row.rollback.as_ref().and_then(|rollback| rollback.reason.as_deref()).into(),
             redemption.position.cursor.epoch.into(),
             redemption.position.cursor.seq.into(),
         ]
@@ -345,9 +379,120 @@ async fn redemptions(tx: &mut Tx, rows: &[RedemptionRow]) -> Result<(), sqlx::Er
     in_bulk(
         tx,
         "INSERT INTO redemptions (id, namespace, partition, invite, code, grp, user_id, request, ordinal, remaining,
-         redeemed_at, exclusive_key, metadata, epoch, seq) ",
+         redeemed_at, exclusive_key, metadata, rolled_back_at, rolled_back_by, rollback_reason, epoch, seq) ",
         values.collect(),
         " ON CONFLICT (id) DO NOTHING",
+    )
+    .await
+}
+
+/// Before new redemptions come: each may take the place of one that was taken back.
+async fn rolled_back(tx: &mut Tx, rows: &[RolledBackRow]) -> Result<(), sqlx::Error> {
+    let values = rows.iter().map(|row| {
+        vec![
+            row.redemption.0.into(),
+            row.rollback.at.as_ms().into(),
+            row.rollback.actor.as_str().into(),
+            row.rollback.reason.as_deref().into(),
+        ]
+    });
+    in_bulk(
+        tx,
+        "WITH undone (id, at, actor, reason) AS (",
+        values.collect(),
+        ") UPDATE redemptions SET rolled_back_at = undone.at, rolled_back_by = undone.actor,
+         rollback_reason = undone.reason, exclusive_key = NULL FROM undone
+         WHERE redemptions.id = undone.id AND redemptions.rolled_back_at IS NULL",
+    )
+    .await
+}
+
+pub(super) async fn reservations(
+    tx: &mut Tx,
+    partition: Partition,
+    rows: &[ReservationRow],
+) -> Result<(), sqlx::Error> {
+    let values = rows.iter().map(|row| {
+        let reservation = &row.reservation;
+        let (state, redemption) = match row.held {
+            Held::Held => ("held", None),
+            Held::Confirmed(redemption) => ("confirmed", Some(redemption.0)),
+            Held::Released => ("released", None),
+        };
+        vec![
+            reservation.id.0.into(),
+            reservation.namespace.as_str().into(),
+            partition.0.into(),
+            reservation.invite.0.into(),
+            reservation.code.as_str().into(),
+            reservation.user.as_str().into(),
+            reservation.until.as_ms().into(),
+            state.into(),
+            redemption.into(),
+            row.cursor.epoch.into(),
+            row.cursor.seq.into(),
+        ]
+    });
+    in_bulk(
+        tx,
+        "INSERT INTO reservations (id, namespace, partition, invite, code, user_id, held_until, state, redemption,
+         epoch, seq) ",
+        values.collect(),
+        " ON CONFLICT (id) DO UPDATE SET state = excluded.state, redemption = excluded.redemption,
+         epoch = excluded.epoch, seq = excluded.seq
+         WHERE (reservations.epoch, reservations.seq) <= (excluded.epoch, excluded.seq)",
+    )
+    .await
+}
+
+async fn campaigns(
+    tx: &mut Tx,
+    partition: Partition,
+    rows: &[CampaignRow],
+) -> Result<(), sqlx::Error> {
+    let values = rows.iter().map(|CampaignRow { campaign, cursor }| {
+        vec![
+            campaign.namespace.as_str().into(),
+            campaign.name.as_str().into(),
+            partition.0.into(),
+            campaign.max_uses.into(),
+            campaign.uses.into(),
+            campaign.revision.into(),
+            campaign.created_at.as_ms().into(),
+            campaign.updated_at.as_ms().into(),
+            cursor.epoch.into(),
+            cursor.seq.into(),
+        ]
+    });
+    in_bulk(
+        tx,
+        "INSERT INTO campaigns (namespace, name, partition, max_uses, uses, revision, created_at, updated_at, epoch,
+         seq) ",
+        values.collect(),
+        " ON CONFLICT (namespace, name) DO UPDATE SET max_uses = excluded.max_uses, uses = excluded.uses,
+         revision = excluded.revision, updated_at = excluded.updated_at, epoch = excluded.epoch, seq = excluded.seq
+         WHERE (campaigns.epoch, campaigns.seq) <= (excluded.epoch, excluded.seq)",
+    )
+    .await
+}
+
+async fn campaign_uses(tx: &mut Tx, rows: &[CampaignUsesRow]) -> Result<(), sqlx::Error> {
+    let values = rows.iter().map(|row| {
+        vec![
+            row.namespace.as_str().into(),
+            row.name.as_str().into(),
+            row.uses.into(),
+            row.cursor.epoch.into(),
+            row.cursor.seq.into(),
+        ]
+    });
+    in_bulk(
+        tx,
+        "WITH changed (namespace, name, uses, epoch, seq) AS (",
+        values.collect(),
+        ") UPDATE campaigns SET uses = changed.uses, epoch = changed.epoch, seq = changed.seq FROM changed
+         WHERE campaigns.namespace = changed.namespace AND campaigns.name = changed.name
+             AND (campaigns.epoch, campaigns.seq) <= (changed.epoch, changed.seq)",
     )
     .await
 }

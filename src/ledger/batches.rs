@@ -11,7 +11,7 @@ use super::{
     partitions::ms,
     sql::{Row, sql},
 };
-use crate::domain::{Batch, BatchId, BatchOrder, EmailDomain, Millis, Namespace};
+use crate::domain::{Batch, BatchId, BatchOrder, CampaignName, EmailDomain, Millis, Namespace};
 
 /// A batch that this node is to make.
 #[derive(Clone)]
@@ -48,8 +48,9 @@ impl Ledger {
         let domains: Vec<_> = order.email_domains.iter().map(EmailDomain::to_string).collect();
         sql(format!(
             "INSERT INTO batches (id, namespace, pattern, alphabet, total, done, grp, max_uses, starts_at, expires_at,
-             email_domains, metadata, actor, secret, state, created_at, lease_token, lease_expires_at)
-             VALUES ($1, $2, $3, $4, $5, 0, $6, $7, $8, $9, $10, $11, $12, $13, 'waiting', {now}, 0, 0)
+             email_domains, metadata, max_uses_per_user, campaign, actor, secret, state, created_at, lease_token,
+             lease_expires_at)
+             VALUES ($1, $2, $3, $4, $5, 0, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, 'waiting', {now}, 0, 0)
              ON CONFLICT DO NOTHING",
         ))
         .bind(order.id.0)
@@ -63,6 +64,8 @@ impl Ledger {
         .bind(order.expires_at.map(Millis::as_ms))
         .bind((!domains.is_empty()).then(|| domains.join(",")))
         .bind(order.metadata.as_deref())
+        .bind(order.max_uses_per_user)
+        .bind(order.campaign.as_ref().map(CampaignName::as_str))
         .bind(order.actor.as_str())
         .bind(secret.to_vec())
         .execute(&self.writer)

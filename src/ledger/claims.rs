@@ -6,7 +6,7 @@ use super::{
     Appended, Lease, LeaseLost, Ledger, LedgerError,
     append::{claim_rows, write},
     columns::CLAIM,
-    rows::Rows,
+    rows::{RedemptionRow, Rows},
     sql::{Row, Tx, sql},
 };
 use crate::domain::{Acknowledgement, MembershipRule, Partition, Redemption, RedemptionId};
@@ -244,6 +244,25 @@ impl Ledger {
             .execute(&mut tx)
             .await
             .map_err(&failed)?;
+        // A use of an invite is one of its campaign.
+        sql("UPDATE campaigns SET uses = COALESCE((SELECT SUM(invites.uses) FROM invites
+                 WHERE invites.namespace = campaigns.namespace AND invites.campaign = campaigns.name), 0)
+             WHERE partition = $1")
+        .bind(lease.partition.0)
+        .execute(&mut tx)
+        .await
+        .map_err(&failed)?;
+        // Who redeems spends what it holds itself.
+        for RedemptionRow { redemption, .. } in &rows.redemptions {
+            sql("UPDATE reservations SET state = 'confirmed', redemption = $1
+                 WHERE invite = $2 AND user_id = $3 AND state = 'held'")
+            .bind(redemption.id.0)
+            .bind(redemption.invite.0)
+            .bind(redemption.user.as_str())
+            .execute(&mut tx)
+            .await
+            .map_err(&failed)?;
+        }
         for id in ids {
             settle(&mut tx, *id, APPLIED).await.map_err(&failed)?;
         }

@@ -4,9 +4,10 @@ use uuid::Uuid;
 
 use super::{LedgerError, sql::Row};
 use crate::domain::{
-    Alphabet, Batch, BatchId, BatchOrder, BatchState, Code, CodeCase, Cursor, Durability,
-    EmailDomain, Group, Invite, InviteId, Member, MembershipRule, Millis, Namespace, Partition,
-    Pattern, Position, Quota, Redemption, RedemptionId, Settings, UserId,
+    Alphabet, Batch, BatchId, BatchOrder, BatchState, Campaign, CampaignName, Code, CodeCase,
+    Cursor, Durability, EmailDomain, Group, Invite, InviteId, Member, MembershipRule, Millis,
+    Namespace, Partition, Pattern, Position, Quota, Redemption, RedemptionId, Reservation,
+    ReservationId, Settings, UserId, reservation::Held,
 };
 
 // Columns by name, never `*`: a newer version may add some while this one runs, and PostgreSQL then refuses every
@@ -14,11 +15,16 @@ use crate::domain::{
 pub(super) const NAMESPACE: &str = "name, partition, membership, code_case, code_check, durability, rate_user, rate_ip, \
      rate_code, rate_namespace, rate_guess, revision, created_at, updated_at, archived_at, epoch, seq";
 pub(super) const INVITE: &str = "id, namespace, partition, code, grp, max_uses, uses, granted, starts_at, expires_at, \
-     disabled, user_id, email_domains, metadata, batch, revision, created_at, updated_at, holds_code, epoch, seq";
+     disabled, user_id, email_domains, metadata, batch, max_uses_per_user, campaign, revision, created_at, updated_at, \
+     holds_code, epoch, seq";
 pub(super) const BATCH: &str = "id, namespace, pattern, alphabet, total, done, grp, max_uses, starts_at, expires_at, \
-     email_domains, metadata, actor, secret, state, reason, created_at, started_at, finished_at, lease_token";
+     email_domains, metadata, max_uses_per_user, campaign, actor, secret, state, reason, created_at, started_at, finished_at, lease_token";
 pub(super) const REDEMPTION: &str = "id, namespace, partition, invite, code, grp, user_id, request, ordinal, remaining, \
-     redeemed_at, exclusive_key, metadata, epoch, seq";
+     redeemed_at, exclusive_key, metadata, rolled_back_at, rollback_reason, epoch, seq";
+pub(super) const RESERVATION: &str =
+    "id, namespace, partition, invite, code, user_id, held_until, state, redemption";
+pub(super) const CAMPAIGN: &str =
+    "namespace, name, max_uses, uses, revision, created_at, updated_at";
 pub(super) const MEMBER: &str =
     "namespace, user_id, grp, partition, redemption, joined_at, exclusive_key, epoch, seq";
 pub(super) const PARTITION: &str = "partition, state, reason, epoch, lineage, cursor_epoch, cursor_seq, lease_owner, \
@@ -127,6 +133,8 @@ impl Row {
             code: self.code()?,
             group: self.parsed("grp", Group::parse)?,
             max_uses: self.maybe_number("max_uses")?,
+            max_uses_per_user: self.maybe_number("max_uses_per_user")?,
+            campaign: self.maybe_parsed("campaign", CampaignName::parse)?,
             uses: self.number("uses")?,
             granted: self.number("granted")?,
             starts_at: self.maybe_time("starts_at")?,
@@ -154,6 +162,8 @@ impl Row {
                 alphabet: self.parsed("alphabet", Alphabet::parse)?,
                 group: self.parsed("grp", Group::parse)?,
                 max_uses: self.maybe_number("max_uses")?,
+                max_uses_per_user: self.maybe_number("max_uses_per_user")?,
+                campaign: self.maybe_parsed("campaign", CampaignName::parse)?,
                 starts_at: self.maybe_time("starts_at")?,
                 expires_at: self.maybe_time("expires_at")?,
                 email_domains: self.maybe_parsed("email_domains", domains)?.unwrap_or_default(),
@@ -181,6 +191,39 @@ impl Row {
             remaining: self.maybe_number("remaining")?,
             redeemed_at: self.time("redeemed_at")?,
             position: Position { partition: self.partition()?, cursor: self.cursor()? },
+        })
+    }
+
+    pub(super) fn reservation(&self) -> Result<Reservation, LedgerError> {
+        let reservation = Reservation {
+            id: ReservationId(self.id("id")?),
+            namespace: self.parsed("namespace", Namespace::parse)?,
+            invite: InviteId(self.id("invite")?),
+            code: self.code()?,
+            user: self.parsed("user_id", UserId::parse)?,
+            until: self.time("held_until")?,
+        };
+        Ok(reservation)
+    }
+
+    pub(super) fn held(&self) -> Result<Held, LedgerError> {
+        match self.get::<&str>("state")? {
+            "held" => Ok(Held::Held),
+            "confirmed" => Ok(Held::Confirmed(RedemptionId(self.id("redemption")?))),
+            "released" => Ok(Held::Released),
+            other => Err(LedgerError::Corrupt(format!("column state is {other:?}"))),
+        }
+    }
+
+    pub(super) fn campaign(&self) -> Result<Campaign, LedgerError> {
+        Ok(Campaign {
+            namespace: self.parsed("namespace", Namespace::parse)?,
+            name: self.parsed("name", CampaignName::parse)?,
+            max_uses: self.maybe_number("max_uses")?,
+            uses: self.number("uses")?,
+            revision: self.number("revision")?,
+            created_at: self.time("created_at")?,
+            updated_at: self.time("updated_at")?,
         })
     }
 

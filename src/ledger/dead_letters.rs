@@ -4,10 +4,10 @@ use super::{
     Ledger, LedgerError,
     append::write,
     columns::DEAD_LETTER,
-    rows::Rows,
+    rows::{Rollback, Rows},
     sql::{Row, Tx, sql},
 };
-use crate::domain::{Cursor, Invite, Millis, Namespace, Partition};
+use crate::domain::{Cursor, Invite, Millis, Namespace, Partition, Redemption};
 
 /// An entry that could not be applied.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -92,6 +92,13 @@ async fn drop_overtaken(
         }
     }
     rows.members = members;
+    for row in &mut rows.redemptions {
+        let id = row.redemption.id;
+        let Some(rollback) = rollback_of(tx, letter, &row.redemption).await? else { continue };
+        row.rollback = Some(rollback);
+        row.exclusive_key = None;
+        rows.members.retain(|member| member.redemption != Some(id));
+    }
     let mut invites = Vec::new();
     for mut row in std::mem::take(&mut rows.invites) {
         let Invite { id, namespace, code, .. } = &row.invite;
@@ -115,6 +122,28 @@ async fn drop_overtaken(
     }
     rows.invites = invites;
     Ok(())
+}
+
+/// How a redemption was taken back after the letter's moment, if it was; why is not in the audit log.
+async fn rollback_of(
+    tx: &mut Tx,
+    letter: &DeadLetter,
+    redemption: &Redemption,
+) -> Result<Option<Rollback>, LedgerError> {
+    let row = sql(
+        "SELECT at, actor FROM audit_log WHERE partition = $1 AND action = 'redemption_rolled_back' AND namespace = $2
+             AND subject = $3 AND (epoch, seq) > ($4, $5)",
+    )
+    .bind(letter.partition.0)
+    .bind(redemption.namespace.as_str())
+    .bind(redemption.id.to_string())
+    .bind(letter.cursor.epoch)
+    .bind(letter.cursor.seq)
+    .fetch_optional(tx)
+    .await
+    .map_err(LedgerError::of("replaying a dead letter"))?;
+    row.map(|row| Ok(Rollback { at: row.time("at")?, actor: row.text("actor")?, reason: None }))
+        .transpose()
 }
 
 /// Whether the audit log has this of a moment after the letter's.

@@ -4,18 +4,27 @@ use super::{Ledger, LedgerError, sql::sql};
 use crate::domain::Partition;
 
 /// Each with what it means when it finds something; each finds a namespace, if it is about one, and a line of text.
-const LAWS: [(&str, &str); 5] = [
+const LAWS: [(&str, &str); 6] = [
     (
         "an invite's uses are not its redemptions",
         "SELECT i.namespace, i.namespace || ' ' || i.code || ' (' || i.id || '): uses ' || i.uses || ', granted ' || i.granted
-             || ', redemptions ' || COUNT(r.id) || ', last ' || COALESCE(MAX(r.ordinal), 0) AS what
+             || ', redemptions that hold ' || (COUNT(r.id) - COUNT(r.rolled_back_at)) || ', last '
+             || COALESCE(MAX(r.ordinal), 0) AS what
          FROM invites i LEFT JOIN redemptions r ON r.invite = i.id WHERE i.partition = $1
-         GROUP BY i.id HAVING i.uses <> COUNT(r.id) OR i.granted <> COALESCE(MAX(r.ordinal), 0)",
+         GROUP BY i.id HAVING i.uses <> COUNT(r.id) - COUNT(r.rolled_back_at) OR i.granted <> COALESCE(MAX(r.ordinal), 0)",
     ),
     (
         "an invite has more uses than its limit",
         "SELECT namespace, namespace || ' ' || code || ' (' || id || '): ' || uses || ' of ' || max_uses AS what
          FROM invites WHERE partition = $1 AND uses > max_uses",
+    ),
+    (
+        "a campaign's uses are not those of its invites",
+        "SELECT c.namespace, c.namespace || ' ' || c.name || ': uses ' || c.uses || ', limit '
+             || COALESCE(CAST(c.max_uses AS TEXT), 'none') || ', invites have ' || COALESCE(SUM(i.uses), 0) AS what
+         FROM campaigns c LEFT JOIN invites i ON i.namespace = c.namespace AND i.campaign = c.name
+         WHERE c.partition = $1 GROUP BY c.namespace, c.name
+         HAVING c.uses <> COALESCE(SUM(i.uses), 0) OR c.uses > c.max_uses",
     ),
     (
         "changes are missing",

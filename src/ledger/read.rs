@@ -2,12 +2,13 @@
 
 use super::{
     Ledger, LedgerError,
-    columns::{INVITE, MEMBER, NAMESPACE, REDEMPTION},
+    columns::{CAMPAIGN, INVITE, MEMBER, NAMESPACE, REDEMPTION, RESERVATION},
     sql::{Query, Row, sql},
 };
 use crate::domain::{
-    BatchId, Code, Cursor, Group, Invite, InviteId, InviteState, Member, Millis, Namespace,
-    Partition, Redemption, RedemptionId, Settings, UserId,
+    BatchId, Campaign, CampaignName, Code, Cursor, Group, InviteId, InviteState, Member, Millis,
+    Namespace, Partition, Redemption, RedemptionId, Reservation, ReservationId, Settings, UserId,
+    invite::Shown, reservation::Held,
 };
 
 /// A redemption and what the application said about it.
@@ -17,6 +18,10 @@ pub struct RedemptionRecord {
     pub redemption: Redemption,
     /// The application's own JSON object, as text.
     pub metadata: Option<String>,
+    /// When it was taken back, if it was.
+    pub rolled_back_at: Option<Millis>,
+    /// Why, as its author said.
+    pub rollback_reason: Option<String>,
 }
 
 /// Which redemptions; what is not set does not narrow.
@@ -56,8 +61,8 @@ pub struct InviteFilter {
 /// Some invites, by code.
 #[derive(Debug, Clone)]
 pub struct InvitePage {
-    /// The invites.
-    pub rows: Vec<Invite>,
+    /// The invites, each with what is held of it.
+    pub rows: Vec<Shown>,
     /// Where the next page begins, if there is one.
     pub next: Option<(String, InviteId)>,
 }
@@ -68,6 +73,15 @@ pub struct InvitePage {
 pub struct MemberFilter {
     pub user: Option<UserId>,
     pub group: Option<Group>,
+}
+
+/// Some campaigns, by name.
+#[derive(Debug, Clone)]
+pub struct CampaignPage {
+    /// The campaigns.
+    pub rows: Vec<Campaign>,
+    /// Where the next page begins, if there is one.
+    pub next: Option<String>,
 }
 
 /// Some members, by user and group.
@@ -86,6 +100,14 @@ pub struct NamespacePage {
     pub rows: Vec<(Namespace, Settings)>,
     /// Where the next page begins, if there is one.
     pub next: Option<String>,
+}
+
+/// How many uses of an invite are held at `$2`.
+const HELD: &str = "(SELECT COUNT(*) FROM reservations WHERE reservations.invite = invites.id
+     AND reservations.state = 'held' AND reservations.held_until > $2) AS held";
+
+fn shown(row: &Row, now: Millis) -> Result<Shown, LedgerError> {
+    Ok(Shown { invite: row.invite()?, held: row.number("held")?, now })
 }
 
 impl Ledger {
@@ -152,7 +174,7 @@ impl Ledger {
         Ok(RedemptionPage { rows, next })
     }
 
-    /// One invite.
+    /// One invite, and what is held of it at `now`.
     ///
     /// # Errors
     /// [`LedgerError`] when it can not be read.
@@ -160,17 +182,21 @@ impl Ledger {
         &self,
         namespace: &Namespace,
         id: InviteId,
-    ) -> Result<Option<Invite>, LedgerError> {
-        let row = sql(format!("SELECT {INVITE} FROM invites WHERE id = $1 AND namespace = $2"))
-            .bind(id.0)
+        now: Millis,
+    ) -> Result<Option<Shown>, LedgerError> {
+        let query =
+            format!("SELECT {INVITE}, {HELD} FROM invites WHERE namespace = $1 AND id = $3");
+        let row = sql(query)
             .bind(namespace.as_str())
+            .bind(now.as_ms())
+            .bind(id.0)
             .fetch_optional(&self.reader)
             .await
             .map_err(LedgerError::of("reading an invite"))?;
-        row.map(|row| row.invite()).transpose()
+        row.map(|row| shown(&row, now)).transpose()
     }
 
-    /// The invite that a code stands for.
+    /// The invite that a code stands for, and what is held of it at `now`.
     ///
     /// # Errors
     /// [`LedgerError`] when it can not be read.
@@ -178,16 +204,18 @@ impl Ledger {
         &self,
         namespace: &Namespace,
         code: &Code,
-    ) -> Result<Option<Invite>, LedgerError> {
+        now: Millis,
+    ) -> Result<Option<Shown>, LedgerError> {
         let row = sql(format!(
-            "SELECT {INVITE} FROM invites WHERE namespace = $1 AND code = $2 AND holds_code"
+            "SELECT {INVITE}, {HELD} FROM invites WHERE namespace = $1 AND code = $3 AND holds_code"
         ))
         .bind(namespace.as_str())
+        .bind(now.as_ms())
         .bind(code.as_str())
         .fetch_optional(&self.reader)
         .await
         .map_err(LedgerError::of("reading an invite"))?;
-        row.map(|row| row.invite()).transpose()
+        row.map(|row| shown(&row, now)).transpose()
     }
 
     /// Invites of a namespace by code and id, after a place if one is given; `now` decides their states.
@@ -207,8 +235,10 @@ impl Ledger {
         } else {
             String::new()
         };
-        let mut query = sql(format!("SELECT {INVITE} FROM invites {index} WHERE namespace = $1"))
-            .bind(namespace.as_str());
+        let mut query =
+            sql(format!("SELECT {INVITE}, {HELD} FROM invites {index} WHERE namespace = $1"))
+                .bind(namespace.as_str())
+                .bind(now.as_ms());
         if let Some(batch) = filter.batch {
             query.push(" AND batch = ").push_bind(batch.0);
         }
@@ -234,9 +264,10 @@ impl Ledger {
         query.push(" ORDER BY code, id LIMIT ").push_bind(limit + 1);
         let rows =
             query.fetch_all(&self.reader).await.map_err(LedgerError::of("listing invites"))?;
-        let mut rows = rows.iter().map(super::sql::Row::invite).collect::<Result<Vec<_>, _>>()?;
+        let mut rows = rows.iter().map(|row| shown(row, now)).collect::<Result<Vec<_>, _>>()?;
         let more = cut(&mut rows, limit);
-        let next = rows.last().filter(|_| more).map(|last| (last.code.to_string(), last.id));
+        let next =
+            rows.last().filter(|_| more).map(|last| (last.invite.code.to_string(), last.invite.id));
         Ok(InvitePage { rows, next })
     }
 
@@ -318,6 +349,69 @@ impl Ledger {
         Ok(NamespacePage { rows, next })
     }
 
+    /// One reservation, and what became of it.
+    ///
+    /// # Errors
+    /// [`LedgerError`] when it can not be read.
+    pub async fn reservation(
+        &self,
+        namespace: &Namespace,
+        id: ReservationId,
+    ) -> Result<Option<(Reservation, Held)>, LedgerError> {
+        let row =
+            sql(format!("SELECT {RESERVATION} FROM reservations WHERE id = $1 AND namespace = $2"))
+                .bind(id.0)
+                .bind(namespace.as_str())
+                .fetch_optional(&self.reader)
+                .await
+                .map_err(LedgerError::of("reading a reservation"))?;
+        row.map(|row| Ok((row.reservation()?, row.held()?))).transpose()
+    }
+
+    /// One campaign.
+    ///
+    /// # Errors
+    /// [`LedgerError`] when it can not be read.
+    pub async fn campaign(
+        &self,
+        namespace: &Namespace,
+        name: &CampaignName,
+    ) -> Result<Option<Campaign>, LedgerError> {
+        let row =
+            sql(format!("SELECT {CAMPAIGN} FROM campaigns WHERE namespace = $1 AND name = $2"))
+                .bind(namespace.as_str())
+                .bind(name.as_str())
+                .fetch_optional(&self.reader)
+                .await
+                .map_err(LedgerError::of("reading a campaign"))?;
+        row.map(|row| row.campaign()).transpose()
+    }
+
+    /// Campaigns of a namespace by name, after one if it is given.
+    ///
+    /// # Errors
+    /// [`LedgerError`] when they can not be read.
+    pub async fn campaigns(
+        &self,
+        namespace: &Namespace,
+        after: Option<&str>,
+        limit: u32,
+    ) -> Result<CampaignPage, LedgerError> {
+        let rows = sql(format!(
+            "SELECT {CAMPAIGN} FROM campaigns WHERE namespace = $1 AND name > $2 ORDER BY name LIMIT $3"
+        ))
+        .bind(namespace.as_str())
+        .bind(after.unwrap_or_default())
+        .bind(limit + 1)
+        .fetch_all(&self.reader)
+        .await
+        .map_err(LedgerError::of("listing campaigns"))?;
+        let mut rows = rows.iter().map(super::sql::Row::campaign).collect::<Result<Vec<_>, _>>()?;
+        let more = cut(&mut rows, limit);
+        let next = rows.last().filter(|_| more).map(|last| last.name.to_string());
+        Ok(CampaignPage { rows, next })
+    }
+
     /// When the ledger last got something of a partition.
     ///
     /// # Errors
@@ -361,5 +455,10 @@ fn push_state(query: &mut Query, state: InviteState, now: Millis) {
 }
 
 fn record(row: &Row) -> Result<RedemptionRecord, LedgerError> {
-    Ok(RedemptionRecord { redemption: row.redemption()?, metadata: row.maybe_text("metadata")? })
+    Ok(RedemptionRecord {
+        redemption: row.redemption()?,
+        metadata: row.maybe_text("metadata")?,
+        rolled_back_at: row.maybe_time("rolled_back_at")?,
+        rollback_reason: row.maybe_text("rollback_reason")?,
+    })
 }

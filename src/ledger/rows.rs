@@ -1,7 +1,8 @@
 //! The rows that the sync brings: whole, with absolute values.
 
 use crate::domain::{
-    Cursor, Group, Invite, InviteId, Millis, Namespace, Redemption, RedemptionId, Settings, UserId,
+    Campaign, CampaignName, Cursor, Group, Invite, InviteId, Millis, Namespace, Redemption,
+    RedemptionId, Reservation, Settings, UserId, reservation::Held,
 };
 
 /// What a batch of changes leaves behind, each row at most once. `append` writes them in an order in which every
@@ -12,8 +13,10 @@ pub struct Rows {
     pub namespaces: Vec<NamespaceRow>,
     /// Invites that are gone.
     pub deleted_invites: Vec<InviteId>,
-    /// Invites that have lost their code to a new one.
+    /// Invites that have lost their code to a new one, and with it what was held of them.
     pub displaced_invites: Vec<InviteId>,
+    /// Invites that have their code again.
+    pub reopened_invites: Vec<InviteId>,
     pub invites: Vec<InviteRow>,
     /// Invites of which only the uses have changed.
     pub uses: Vec<UsesRow>,
@@ -23,6 +26,12 @@ pub struct Rows {
     pub left: Vec<EndedRow>,
     pub members: Vec<MemberRow>,
     pub redemptions: Vec<RedemptionRow>,
+    /// Redemptions of earlier batches that were taken back.
+    pub rolled_back: Vec<RolledBackRow>,
+    pub reservations: Vec<ReservationRow>,
+    pub campaigns: Vec<CampaignRow>,
+    /// Campaigns of which only the uses have changed.
+    pub campaign_uses: Vec<CampaignUsesRow>,
     pub audit: Vec<AuditRow>,
 }
 
@@ -103,6 +112,53 @@ pub struct RedemptionRow {
     /// What the rule allows once per user; nothing once the membership has ended.
     pub exclusive_key: Option<String>,
     pub metadata: Option<String>,
+    /// When, by whom and why it was taken back, if it was.
+    pub rollback: Option<Rollback>,
+}
+
+/// How a redemption was taken back.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the fields say it")]
+pub struct Rollback {
+    pub at: Millis,
+    pub actor: String,
+    /// Nothing where nobody remembers it.
+    pub reason: Option<String>,
+}
+
+/// A redemption that was taken back.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the fields say it")]
+pub struct RolledBackRow {
+    pub redemption: RedemptionId,
+    pub rollback: Rollback,
+}
+
+/// A reservation, and what became of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the fields say it")]
+pub struct ReservationRow {
+    pub reservation: Reservation,
+    pub held: Held,
+    pub cursor: Cursor,
+}
+
+/// A campaign.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the fields say it")]
+pub struct CampaignRow {
+    pub campaign: Campaign,
+    pub cursor: Cursor,
+}
+
+/// A campaign's uses.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the fields say it")]
+pub struct CampaignUsesRow {
+    pub namespace: Namespace,
+    pub name: CampaignName,
+    pub uses: u64,
+    pub cursor: Cursor,
 }
 
 /// An administrative change.

@@ -6,12 +6,17 @@ use uuid::Uuid;
 
 use super::{
     Ledger, LedgerError,
-    columns::{INVITE, MEMBER, NAMESPACE, REDEMPTION},
+    columns::{CAMPAIGN, INVITE, MEMBER, NAMESPACE, REDEMPTION, RESERVATION},
     sql::{Row, Tx, sql},
 };
 use crate::domain::{
-    Group, Invite, MembershipRule, Namespace, Partition, Settings, UserId, member::UserRecord,
+    Campaign, CampaignName, Group, Invite, MembershipRule, Namespace, Partition, Reservation,
+    Settings, UserId,
+    member::{Remembered, UserRecord},
 };
+
+/// How long ago a deadline must be for nobody's clock to be behind it, in milliseconds.
+const RUN_OUT_MS: u64 = 3_600_000;
 
 /// One read transaction over a partition.
 pub struct Snapshot {
@@ -23,8 +28,11 @@ pub struct Snapshot {
 
 enum Next {
     Namespaces,
+    Campaigns,
     /// Invites after this id.
     Invites(Uuid),
+    /// What is held, after this invite and user.
+    Reservations(Uuid, String),
     /// Users after this one.
     Users(Option<(String, String)>),
     Done,
@@ -37,6 +45,10 @@ pub enum Page {
     Namespaces(Vec<(Namespace, Settings)>),
     /// Some invites, and whether their codes stand for them.
     Invites(Vec<(Invite, bool)>),
+    /// All campaigns of the partition.
+    Campaigns(Vec<Campaign>),
+    /// Some uses that are held, each with the campaign of its invite.
+    Reservations(Vec<(Reservation, Option<CampaignName>)>),
     /// Some users, each whole.
     Users(Vec<UserRecord>),
 }
@@ -63,7 +75,12 @@ impl Snapshot {
         loop {
             let page = match &self.next {
                 Next::Namespaces => Some(self.namespaces().await?),
+                Next::Campaigns => self.campaigns().await?,
                 Next::Invites(after) => self.invites(*after, limit).await?,
+                Next::Reservations(invite, user) => {
+                    let after = (*invite, user.clone());
+                    self.reservations(after, limit).await?
+                }
                 Next::Users(after) => {
                     let after = after.clone();
                     self.users(after, limit).await?
@@ -89,8 +106,69 @@ impl Snapshot {
             self.rules.insert(name.clone(), settings.membership);
             namespaces.push((name, settings));
         }
-        self.next = Next::Invites(Uuid::nil());
+        self.next = Next::Campaigns;
         Ok(Page::Namespaces(namespaces))
+    }
+
+    async fn campaigns(&mut self) -> Result<Option<Page>, LedgerError> {
+        let rows = sql(format!(
+            "SELECT {CAMPAIGN} FROM campaigns WHERE partition = $1 ORDER BY namespace, name"
+        ))
+        .bind(self.partition.0)
+        .fetch_all(&mut self.tx)
+        .await
+        .map_err(LedgerError::of("reading a snapshot"))?;
+        let campaigns = rows.iter().map(Row::campaign).collect::<Result<Vec<_>, _>>()?;
+        self.next = Next::Invites(Uuid::nil());
+        Ok((!campaigns.is_empty()).then_some(Page::Campaigns(campaigns)))
+    }
+
+    /// What is held, but for what has long run out. The gate may have given away what had run out a moment ago, so of
+    /// each invite no more is loaded than it has uses: a clock that is behind must not revive the rest.
+    async fn reservations(
+        &mut self,
+        (invite, user): (Uuid, String),
+        limit: u32,
+    ) -> Result<Option<Page>, LedgerError> {
+        // By the clock of Redis, as far as the ledger has seen it.
+        let latest = sql(
+            "SELECT at FROM audit_log WHERE partition = $1 ORDER BY epoch DESC, seq DESC LIMIT 1",
+        )
+        .bind(self.partition.0)
+        .fetch_optional(&mut self.tx)
+        .await
+        .map_err(LedgerError::of("reading a snapshot"))?;
+        let latest = latest.map(|row| row.get::<i64>("at")).transpose()?.unwrap_or_default();
+        let columns: Vec<_> =
+            RESERVATION.split(", ").map(|column| format!("reservations.{column}")).collect();
+        let rows = sql(format!(
+            "SELECT {RESERVATION}, campaign FROM (
+                 SELECT {}, invites.campaign, invites.max_uses - invites.uses AS free, ROW_NUMBER() OVER (
+                     PARTITION BY reservations.invite ORDER BY reservations.held_until DESC, reservations.user_id
+                 ) AS place
+                 FROM reservations JOIN invites ON invites.id = reservations.invite
+                 WHERE reservations.partition = $1 AND reservations.state = 'held' AND invites.holds_code
+                     AND reservations.held_until > $5 - {RUN_OUT_MS}
+             ) AS held WHERE (free IS NULL OR place <= free) AND (invite, user_id) > ($2, $3)
+             ORDER BY invite, user_id LIMIT $4",
+            columns.join(", ")
+        ))
+        .bind(self.partition.0)
+        .bind(invite)
+        .bind(user)
+        .bind(limit)
+        .bind(latest)
+        .fetch_all(&mut self.tx)
+        .await
+        .map_err(LedgerError::of("reading a snapshot"))?;
+        let held = rows
+            .iter()
+            .map(|row| Ok((row.reservation()?, row.maybe_parsed("campaign", CampaignName::parse)?)))
+            .collect::<Result<Vec<(Reservation, _)>, LedgerError>>()?;
+        self.next = held.last().map_or(Next::Users(None), |(last, _)| {
+            Next::Reservations(last.invite.0, last.user.to_string())
+        });
+        Ok((!held.is_empty()).then_some(Page::Reservations(held)))
     }
 
     async fn invites(&mut self, after: Uuid, limit: u32) -> Result<Option<Page>, LedgerError> {
@@ -108,7 +186,10 @@ impl Snapshot {
             .map(|row| Ok((row.invite()?, row.get("holds_code")?)))
             .collect::<Result<_, LedgerError>>()?;
         let last: Option<&(Invite, bool)> = invites.last();
-        self.next = last.map_or(Next::Users(None), |(invite, _)| Next::Invites(invite.id.0));
+        self.next = last.map_or_else(
+            || Next::Reservations(Uuid::nil(), String::new()),
+            |(invite, _)| Next::Invites(invite.id.0),
+        );
         Ok((!invites.is_empty()).then_some(Page::Invites(invites)))
     }
 
@@ -142,7 +223,12 @@ impl Snapshot {
         {
             if let Some(user) = owner(&mut of_users, &row)? {
                 let counts = row.maybe_text("exclusive_key")?.is_some();
-                user.redemptions.push((row.redemption()?, row.text("request")?, counts));
+                user.redemptions.push(Remembered {
+                    redemption: row.redemption()?,
+                    request: row.text("request")?,
+                    counts,
+                    rolled_back_at: row.maybe_time("rolled_back_at")?,
+                });
             }
         }
         self.next = Next::Users(Some(last));

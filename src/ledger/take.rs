@@ -6,12 +6,18 @@ use super::{
     Lease, LeaseLost, Ledger, LedgerError,
     append::{in_bulk, write},
     claims::holds,
-    rows::{AuditRow, InviteRow, MemberRow, NamespaceRow, RedemptionRow, Rows},
+    rows::{
+        AuditRow, CampaignRow, InviteRow, MemberRow, NamespaceRow, RedemptionRow, ReservationRow,
+        Rollback, RolledBackRow, Rows,
+    },
     sql::sql,
 };
 use crate::domain::{
-    Cursor, Invite, MembershipRule, Namespace, RedemptionId, Settings, change::exclusive_key,
-    member::UserRecord,
+    Campaign, CampaignName, Cursor, Invite, MembershipRule, Namespace, RedemptionId, Reservation,
+    Settings,
+    change::exclusive_key,
+    member::{Remembered, UserRecord},
+    reservation::Held,
 };
 
 /// Users that are written in one transaction.
@@ -40,7 +46,7 @@ impl Ledger {
         Ok(besides)
     }
 
-    /// Writes a gate's namespaces and invites. An invite that the gate does not have any more was deleted, unless
+    /// Writes a gate's namespaces, campaigns, invites and what is held of them. An invite that the gate does not have any more was deleted, unless
     /// somebody redeemed it. `at` is newer than all that the ledger has of them.
     ///
     /// # Errors
@@ -49,8 +55,7 @@ impl Ledger {
         &self,
         lease: &Lease,
         at: Cursor,
-        namespaces: &[(Namespace, Settings)],
-        invites: &[(Invite, bool)],
+        taken: &TakenRows<'_>,
         audit: Vec<AuditRow>,
     ) -> Result<Result<(), LeaseLost>, LedgerError> {
         let failed = LedgerError::of("writing what the gate has");
@@ -70,13 +75,16 @@ impl Ledger {
             .execute(&mut tx)
             .await
             .map_err(&failed)?;
-        sql("UPDATE invites SET holds_code = FALSE WHERE partition = $1")
-            .bind(lease.partition.0)
-            .execute(&mut tx)
-            .await
-            .map_err(&failed)?;
+        for statement in [
+            "UPDATE invites SET holds_code = FALSE WHERE partition = $1",
+            "UPDATE reservations SET state = 'released' WHERE partition = $1 AND state = 'held'",
+            "DELETE FROM campaigns WHERE partition = $1",
+        ] {
+            sql(statement).bind(lease.partition.0).execute(&mut tx).await.map_err(&failed)?;
+        }
         let rows = Rows {
-            namespaces: namespaces
+            namespaces: taken
+                .namespaces
                 .iter()
                 .map(|(name, settings)| NamespaceRow {
                     name: name.clone(),
@@ -84,13 +92,28 @@ impl Ledger {
                     cursor: at,
                 })
                 .collect(),
-            invites: invites
+            invites: taken
+                .invites
                 .iter()
                 .map(|(invite, holds_code)| InviteRow {
                     invite: invite.clone(),
                     holds_code: *holds_code,
                     cursor: at,
                 })
+                .collect(),
+            reservations: taken
+                .reservations
+                .iter()
+                .map(|(reservation, _)| ReservationRow {
+                    reservation: reservation.clone(),
+                    held: Held::Held,
+                    cursor: at,
+                })
+                .collect(),
+            campaigns: taken
+                .campaigns
+                .iter()
+                .map(|campaign| CampaignRow { campaign: campaign.clone(), cursor: at })
                 .collect(),
             audit,
             ..Rows::default()
@@ -152,14 +175,24 @@ impl Ledger {
     }
 }
 
+/// What a gate has besides its users.
+#[derive(Debug, Clone, Copy)]
+#[expect(missing_docs, reason = "each field is a table's share")]
+pub struct TakenRows<'a> {
+    pub namespaces: &'a [(Namespace, Settings)],
+    pub campaigns: &'a [Campaign],
+    /// Whether each has its code.
+    pub invites: &'a [(Invite, bool)],
+    pub reservations: &'a [(Reservation, Option<CampaignName>)],
+}
+
 fn rows(users: &[UserRecord], metadata: impl Fn(RedemptionId) -> Option<String>) -> Rows {
     let mut rows = Rows::default();
     for user in users {
         for (group, cursor, joined_at) in &user.memberships {
-            let made_by =
-                user.redemptions.iter().map(|(redemption, ..)| redemption).find(|redemption| {
-                    redemption.position.cursor == *cursor && redemption.group == *group
-                });
+            let made_by = user.redemptions.iter().map(|one| &one.redemption).find(|redemption| {
+                redemption.position.cursor == *cursor && redemption.group == *group
+            });
             rows.members.push(MemberRow {
                 namespace: user.namespace.clone(),
                 user: user.user.clone(),
@@ -172,13 +205,21 @@ fn rows(users: &[UserRecord], metadata: impl Fn(RedemptionId) -> Option<String>)
                 cursor: *cursor,
             });
         }
-        for (redemption, request, counts) in &user.redemptions {
+        for Remembered { redemption, request, counts, rolled_back_at } in &user.redemptions {
+            let rollback =
+                rolled_back_at.map(|at| Rollback { at, actor: "rebuild".to_owned(), reason: None });
+            rows.rolled_back.extend(
+                rollback
+                    .clone()
+                    .map(|rollback| RolledBackRow { redemption: redemption.id, rollback }),
+            );
             let key = exclusive_key(user.rule, &redemption.group, Some(redemption.invite));
             rows.redemptions.push(RedemptionRow {
                 redemption: redemption.clone(),
                 request: request.clone(),
                 exclusive_key: key.filter(|_| *counts),
                 metadata: metadata(redemption.id),
+                rollback,
             });
         }
     }

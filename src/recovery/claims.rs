@@ -229,6 +229,7 @@ fn again(told: &Acknowledgement) -> Redeem {
             request: told.request.clone(),
             redemption: redemption.id,
             metadata: told.metadata.clone(),
+            reservation: None,
         },
     }
 }
@@ -244,7 +245,12 @@ enum Verdict {
 
 fn verdict(answer: &Answer) -> Verdict {
     match &answer.outcome {
-        Outcome::Granted(_) | Outcome::Replayed(_) | Outcome::Allowed => Verdict::Kept,
+        // One that was taken back since was there to be taken back.
+        Outcome::Granted(_)
+        | Outcome::Replayed(_)
+        | Outcome::Held { .. }
+        | Outcome::Allowed
+        | Outcome::Refused(Refusal::AlreadyRolledBack { .. }) => Verdict::Kept,
         Outcome::Refused(
             Refusal::RateLimited { .. } | Refusal::TooManyAttempts { .. } | Refusal::Overloaded,
         ) => Verdict::Undecided,
@@ -353,7 +359,16 @@ fn rows(claims: &[WaitingClaim], epoch: u64) -> Option<Rows> {
             namespace: redemption.namespace.clone(),
             at: redemption.redeemed_at,
             actor,
-            change: Change::Redeemed { redemption, request, uses: *uses, rule, metadata },
+            // The ledger follows the invite in what its campaign has, and what its user held.
+            change: Change::Redeemed {
+                redemption,
+                request,
+                uses: *uses,
+                rule,
+                metadata,
+                campaign: None,
+                reservation: None,
+            },
         });
     }
     let mut rows = plan::plan(&entries);

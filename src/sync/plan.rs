@@ -7,11 +7,14 @@ use std::collections::BTreeMap;
 
 use crate::{
     domain::{
-        Change, Cursor, Entry, Group, InviteId, MembershipRule, Namespace, RedemptionId, UserId,
-        change::{InviteAction, exclusive_key},
+        CampaignName, Change, Cursor, Entry, Group, InviteId, MembershipRule, Namespace,
+        RedemptionId, Reservation, ReservationId, UserId,
+        change::{InviteAction, MembershipLeft, RolledBack, exclusive_key},
+        reservation::Held,
     },
     ledger::rows::{
-        self, AuditRow, EndedRow, InviteRow, MemberRow, NamespaceRow, RedemptionRow, Rows, UsesRow,
+        self, AuditRow, CampaignRow, CampaignUsesRow, EndedRow, InviteRow, MemberRow, NamespaceRow,
+        RedemptionRow, ReservationRow, Rollback, RolledBackRow, Rows, UsesRow,
     },
 };
 
@@ -62,7 +65,10 @@ type MemberKey = (Namespace, UserId, Group);
 struct Fold {
     namespaces: BTreeMap<Namespace, NamespaceRow>,
     invites: BTreeMap<InviteId, InviteFold>,
-    members: BTreeMap<MemberKey, Result<MemberRow, EndedRow>>,
+    members: BTreeMap<MemberKey, MemberFold>,
+    reservations: BTreeMap<ReservationId, ReservationRow>,
+    campaigns: BTreeMap<(Namespace, CampaignName), CampaignFold>,
+    rolled_back: Vec<RolledBackRow>,
     redemptions: Vec<RedemptionRow>,
     /// Memberships that ended: what was redeemed for them counts no more under the rule.
     released: Vec<EndedRow>,
@@ -73,8 +79,33 @@ struct Fold {
 struct InviteFold {
     whole: Option<InviteRow>,
     uses: Option<UsesRow>,
+    /// It has lost its code at some point.
     displaced: bool,
+    /// It has its code again, since it was last lost or written whole.
+    reopened: bool,
     deleted: bool,
+}
+
+/// What ended, if anything did, and what is there after it.
+#[derive(Default)]
+struct MemberFold {
+    ended: Option<EndedRow>,
+    row: Option<MemberRow>,
+}
+
+#[derive(Default)]
+struct CampaignFold {
+    whole: Option<CampaignRow>,
+    uses: Option<CampaignUsesRow>,
+}
+
+impl InviteFold {
+    fn hold_code(&mut self, holds_code: bool) {
+        self.reopened = holds_code && self.whole.is_none();
+        if let Some(row) = &mut self.whole {
+            row.holds_code = holds_code;
+        }
+    }
 }
 
 impl Fold {
@@ -99,15 +130,18 @@ impl Fold {
                 if let Some(id) = displaced {
                     let ended = self.invites.entry(*id).or_default();
                     ended.displaced = true;
-                    if let Some(row) = &mut ended.whole {
-                        row.holds_code = false;
+                    ended.hold_code(false);
+                    for row in self.reservations.values_mut() {
+                        if row.reservation.invite == *id && row.held == Held::Held {
+                            row.held = Held::Released;
+                        }
                     }
                 }
                 let row =
                     InviteRow { invite: invite.clone(), holds_code: *holds_code, cursor: *cursor };
                 let fold = self.invites.entry(invite.id).or_default();
                 fold.whole = Some(row);
-                fold.uses = None;
+                (fold.uses, fold.reopened) = (None, false);
                 let action = match action {
                     InviteAction::Created => "invite_created",
                     InviteAction::Changed => "invite_changed",
@@ -131,15 +165,43 @@ impl Fold {
                 *fold = InviteFold { deleted: true, ..InviteFold::default() };
                 self.audit(entry, "invite_deleted", id.to_string());
             }
-            Change::Redeemed { redemption, request, uses, rule, metadata } => {
+            Change::Redeemed {
+                redemption,
+                request,
+                uses,
+                rule,
+                metadata,
+                campaign,
+                reservation,
+            } => {
                 self.spend(redemption.invite, *uses, redemption.ordinal, *cursor);
+                self.spend_of_campaign(entry, campaign.as_ref());
+                if let Some(reservation) = reservation {
+                    self.hold(*cursor, reservation, Held::Confirmed(redemption.id));
+                }
                 self.join(entry, &redemption.user, &redemption.group, *rule, Some(redemption.id));
                 self.redemptions.push(RedemptionRow {
                     redemption: redemption.clone(),
                     request: request.clone(),
                     exclusive_key: exclusive_key(*rule, &redemption.group, Some(redemption.invite)),
                     metadata: metadata.clone(),
+                    rollback: None,
                 });
+            }
+            Change::RolledBack(rolled_back) => self.roll_back(entry, rolled_back),
+            Change::Reserved { reservation, .. } => {
+                self.hold(*cursor, reservation, Held::Held);
+                self.audit(entry, "reserved", reservation.id.to_string());
+            }
+            Change::Released { reservation, .. } => {
+                self.hold(*cursor, reservation, Held::Released);
+                self.audit(entry, "reservation_released", reservation.id.to_string());
+            }
+            Change::Campaign(campaign) => {
+                let key = (namespace.clone(), campaign.name.clone());
+                let whole = CampaignRow { campaign: campaign.clone(), cursor: *cursor };
+                self.campaigns.insert(key, CampaignFold { whole: Some(whole), uses: None });
+                self.audit(entry, "campaign_put", campaign.name.to_string());
             }
             Change::Joined { user, group, rule } => {
                 self.join(entry, user, group, *rule, None);
@@ -164,6 +226,73 @@ impl Fold {
         }
     }
 
+    fn spend_of_campaign(&mut self, entry: &Entry, campaign: Option<&(CampaignName, u64)>) {
+        let Some((name, uses)) = campaign else { return };
+        let key = (entry.namespace.clone(), name.clone());
+        let fold = self.campaigns.entry(key).or_default();
+        if let Some(row) = &mut fold.whole {
+            row.campaign.uses = *uses;
+            row.cursor = entry.cursor;
+        } else {
+            fold.uses = Some(CampaignUsesRow {
+                namespace: entry.namespace.clone(),
+                name: name.clone(),
+                uses: *uses,
+                cursor: entry.cursor,
+            });
+        }
+    }
+
+    fn hold(&mut self, cursor: Cursor, reservation: &Reservation, held: Held) {
+        let row = ReservationRow { reservation: reservation.clone(), held, cursor };
+        self.reservations.insert(reservation.id, row);
+    }
+
+    fn roll_back(&mut self, entry: &Entry, rolled_back: &RolledBack) {
+        let Entry { cursor, namespace, .. } = entry;
+        let RolledBack { redemption, reason, invite, user, group, .. } = rolled_back;
+        self.spend(*invite, rolled_back.uses, rolled_back.granted, *cursor);
+        if rolled_back.reopened {
+            self.invites.entry(*invite).or_default().hold_code(true);
+        }
+        self.spend_of_campaign(entry, rolled_back.campaign.as_ref());
+        let rollback =
+            Rollback { at: entry.at, actor: entry.actor.clone(), reason: Some(reason.clone()) };
+        match self.redemptions.iter_mut().find(|row| row.redemption.id == *redemption) {
+            Some(row) => {
+                row.exclusive_key = None;
+                row.rollback = Some(rollback);
+            }
+            None => self.rolled_back.push(RolledBackRow { redemption: *redemption, rollback }),
+        }
+        let ended = EndedRow {
+            namespace: namespace.clone(),
+            user: user.clone(),
+            group: group.clone(),
+            cursor: *cursor,
+        };
+        let key = (namespace.clone(), user.clone(), group.clone());
+        match rolled_back.membership {
+            MembershipLeft::Untouched => {}
+            MembershipLeft::Ended => {
+                self.members.insert(key, MemberFold { ended: Some(ended), row: None });
+            }
+            MembershipLeft::By(redemption, since, joined_at) => {
+                let row = MemberRow {
+                    namespace: namespace.clone(),
+                    user: user.clone(),
+                    group: group.clone(),
+                    redemption: Some(redemption),
+                    joined_at,
+                    exclusive_key: None,
+                    cursor: since,
+                };
+                self.members.insert(key, MemberFold { ended: Some(ended), row: Some(row) });
+            }
+        }
+        self.audit(entry, "redemption_rolled_back", redemption.to_string());
+    }
+
     fn join(
         &mut self,
         entry: &Entry,
@@ -181,7 +310,8 @@ impl Fold {
             exclusive_key: (rule == MembershipRule::OneGroup).then(|| "*".to_owned()),
             cursor: entry.cursor,
         };
-        self.members.insert((entry.namespace.clone(), user.clone(), group.clone()), Ok(row));
+        let key = (entry.namespace.clone(), user.clone(), group.clone());
+        self.members.entry(key).or_default().row = Some(row);
     }
 
     fn release(&mut self, cursor: Cursor, namespace: &Namespace, user: &UserId, group: &Group) {
@@ -201,7 +331,7 @@ impl Fold {
             cursor,
         };
         self.released.push(row.clone());
-        self.members.insert(key, Err(row));
+        self.members.insert(key, MemberFold { ended: Some(row), row: None });
     }
 
     fn audit(&mut self, entry: &Entry, action: &'static str, subject: String) {
@@ -220,14 +350,18 @@ impl Fold {
             namespaces: self.namespaces.into_values().collect(),
             released: self.released,
             redemptions: self.redemptions,
+            rolled_back: self.rolled_back,
+            reservations: self.reservations.into_values().collect(),
             audit: self.audit,
             ..Rows::default()
         };
         for member in self.members.into_values() {
-            match member {
-                Ok(row) => rows.members.push(row),
-                Err(row) => rows.left.push(row),
-            }
+            rows.left.extend(member.ended);
+            rows.members.extend(member.row);
+        }
+        for campaign in self.campaigns.into_values() {
+            rows.campaigns.extend(campaign.whole);
+            rows.campaign_uses.extend(campaign.uses);
         }
         for (id, fold) in self.invites {
             if fold.deleted {
@@ -235,6 +369,9 @@ impl Fold {
             }
             if fold.displaced {
                 rows.displaced_invites.push(id);
+            }
+            if fold.reopened {
+                rows.reopened_invites.push(id);
             }
             rows.invites.extend(fold.whole);
             rows.uses.extend(fold.uses);
@@ -269,6 +406,8 @@ mod tests {
             code: Code::parse("OTHER", CodeCase::Sensitive).unwrap(),
             group: Group::parse("team").unwrap(),
             max_uses: None,
+            max_uses_per_user: None,
+            campaign: None,
             uses: 0,
             granted: 0,
             starts_at: None,

@@ -45,6 +45,8 @@ impl Audited {
             code: Code::parse("WELCOME", CodeCase::Sensitive).unwrap(),
             group: Group::parse("team").unwrap(),
             max_uses: None,
+            max_uses_per_user: None,
+            campaign: None,
             starts_at: None,
             expires_at: None,
             user: None,
@@ -79,6 +81,7 @@ impl Audited {
                 request: RequestId::from_uuid(Uuid::from_u128(id)),
                 redemption: RedemptionId(Uuid::from_u128(id + 1_000_000)),
                 metadata: None,
+                reservation: None,
             },
         };
         self.bench.gate.redeem(request).await.unwrap();

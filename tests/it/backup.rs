@@ -202,7 +202,7 @@ async fn a_backup_waits_until_the_ledger_is_as_far_as_the_gate_was() {
     let it = Deployment::start().await;
     it.grant(0..5).await;
     let bench = &it.bench;
-    let (at, _) = audit::read(&bench.gate, Partition(0), &[]).await.unwrap();
+    let at = audit::read(&bench.gate, Partition(0), &[]).await.unwrap().at;
     let looks = bench.redis.calls("evalsha").await;
     let come = async {
         let doubts = backup::come_as_far(&bench.gate, &bench.ledger, &bench.deployment).await;

@@ -34,6 +34,7 @@ fn request(namespace: &Namespace, number: u32) -> Redeem {
             request: RequestId::from_uuid(Uuid::from_u128(u128::from(number))),
             redemption: RedemptionId(Uuid::from_u128(1000 + u128::from(number))),
             metadata: None,
+            reservation: None,
         },
     }
 }
@@ -45,6 +46,8 @@ async fn invite(bench: &Bench, namespace: &Namespace, code: &str, max_uses: Opti
         code: Code::parse(code, CodeCase::Sensitive).unwrap(),
         group: Group::parse("team").unwrap(),
         max_uses,
+        max_uses_per_user: None,
+        campaign: None,
         starts_at: None,
         expires_at: None,
         user: None,

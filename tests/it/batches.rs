@@ -326,6 +326,8 @@ fn order_of(namespace: &str, id: u128, count: u64, pattern: &str) -> BatchOrder 
         alphabet: Alphabet::Unambiguous,
         group: Group::parse("team").unwrap(),
         max_uses: Some(1),
+        max_uses_per_user: None,
+        campaign: None,
         starts_at: None,
         expires_at: None,
         email_domains: Vec::new(),

@@ -163,7 +163,8 @@ async fn what_the_ledger_can_not_take_is_no_success() {
     // Something stands where the next use belongs.
     let mut writer = Sql::connect(&node.ledger_url()).await;
     let statement = format!(
-        "INSERT INTO redemptions SELECT '019ab000-0000-7000-8000-000000000000', namespace, partition, invite, code, grp,
+        "INSERT INTO redemptions (id, namespace, partition, invite, code, grp, user_id, request, ordinal, remaining,
+         redeemed_at, exclusive_key, metadata, epoch, seq) SELECT '019ab000-0000-7000-8000-000000000000', namespace, partition, invite, code, grp,
              'nobody', 'nothing', 2, remaining, redeemed_at, NULL, metadata, epoch, 1000000
          FROM redemptions WHERE invite = '{invite}'"
     );
@@ -280,7 +281,8 @@ async fn a_replayed_dead_letter_brings_nobody_back_who_has_left_since() {
     let mut sql = Sql::connect(&node.ledger_url()).await;
     let in_the_way = "019ab000-0000-7000-8000-000000000000";
     sql.execute(&format!(
-        "INSERT INTO redemptions SELECT '{in_the_way}', namespace, partition, invite, code, grp, 'nobody', 'nothing', 2,
+        "INSERT INTO redemptions (id, namespace, partition, invite, code, grp, user_id, request, ordinal, remaining,
+         redeemed_at, exclusive_key, metadata, epoch, seq) SELECT '{in_the_way}', namespace, partition, invite, code, grp, 'nobody', 'nothing', 2,
              remaining, redeemed_at, NULL, metadata, epoch, 1000000 FROM redemptions WHERE invite = '{invite}'"
     ))
     .await;
@@ -320,7 +322,8 @@ async fn a_dead_letter_is_listed_and_replayed_when_what_stood_in_its_way_is_gone
     let mut sql = Sql::connect(&node.ledger_url()).await;
     let in_the_way = "019ab000-0000-7000-8000-000000000000";
     sql.execute(&format!(
-        "INSERT INTO redemptions SELECT '{in_the_way}', namespace, partition, invite, code, grp, 'nobody', 'nothing', 2,
+        "INSERT INTO redemptions (id, namespace, partition, invite, code, grp, user_id, request, ordinal, remaining,
+         redeemed_at, exclusive_key, metadata, epoch, seq) SELECT '{in_the_way}', namespace, partition, invite, code, grp, 'nobody', 'nothing', 2,
              remaining, redeemed_at, NULL, metadata, epoch, 1000000 FROM redemptions WHERE invite = '{invite}'"
     ))
     .await;

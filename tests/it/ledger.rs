@@ -109,9 +109,9 @@ async fn another_number_of_partitions_is_refused_with_the_fix() {
 
 /// What the next version's migration may do to the tables: only add.
 const NEXT_VERSION: &str = "
-    ALTER TABLE invites ADD COLUMN campaign TEXT;
+    ALTER TABLE invites ADD COLUMN colour TEXT;
     ALTER TABLE redemptions ADD COLUMN channel TEXT;
-    CREATE TABLE campaigns (id TEXT PRIMARY KEY, cap BIGINT);
+    CREATE TABLE colours (id TEXT PRIMARY KEY, shade BIGINT);
     INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time)
         SELECT 9999, 'later', success, checksum, 0 FROM _sqlx_migrations WHERE version = 1;
     UPDATE deployment SET schema = schema + 1;
@@ -181,13 +181,15 @@ async fn the_laws_hold_in_the_tables_themselves() {
     let mut sql = Sql::connect(&url).await;
     let invite = |id: u8, code: &str, uses: u8| {
         format!(
-            "INSERT INTO invites VALUES ('00000000-0000-0000-0000-0000000000{id:02}', 'n', 0, '{code}', 'g', 2, {uses}, 0,
+            "INSERT INTO invites (id, namespace, partition, code, grp, max_uses, uses, granted, starts_at, expires_at, disabled,
+             user_id, email_domains, metadata, revision, created_at, updated_at, holds_code, epoch, seq, batch) VALUES ('00000000-0000-0000-0000-0000000000{id:02}', 'n', 0, '{code}', 'g', 2, {uses}, 0,
              NULL, NULL, FALSE, NULL, NULL, NULL, 1, 0, 0, TRUE, 1, {id}, NULL)"
         )
     };
     let redemption = |id: u8, user: &str, request: &str, ordinal: u8, exclusive: &str| {
         format!(
-            "INSERT INTO redemptions VALUES ('00000000-0000-0000-0000-0000000000{id:02}', 'n', 0,
+            "INSERT INTO redemptions (id, namespace, partition, invite, code, grp, user_id, request, ordinal, remaining,
+             redeemed_at, exclusive_key, metadata, epoch, seq) VALUES ('00000000-0000-0000-0000-0000000000{id:02}', 'n', 0,
              '00000000-0000-0000-0000-000000000001', 'CODE', 'g', '{user}', '{request}', {ordinal}, 1, 0, {exclusive},
              NULL, 1, {id})"
         )

@@ -27,6 +27,7 @@ mod openapi;
 mod race;
 mod race_conditions;
 mod recovery;
+mod reservations;
 mod scripts;
 mod support;
 mod tidy;

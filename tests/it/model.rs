@@ -16,19 +16,23 @@ use proptest::{
 };
 use redeemer::{
     domain::{
-        BatchId, Code, CodeCase, Cursor, EmailDomain, Entry, Group, InviteId, MembershipRule,
-        Millis, Namespace, Outcome, Partition, Quota, RedemptionId, Refusal, RequestId, UserId,
+        BatchId, CampaignName, Code, CodeCase, Cursor, EmailDomain, Entry, Group, InviteId,
+        MembershipRule, Millis, Namespace, Outcome, Partition, Quota, Redemption, RedemptionId,
+        Refusal, RequestId, Reservation, UserId,
         command::{
-            Action, BatchCreated, ChangeInvite, Changed, CreateBatch, CreateInvite, Created,
-            DeleteInvite, Deleted, InvitePatch, Join, Joined, Leave, Left, Mode, NamespacePut,
-            PutNamespace, Redeem, Rules, RulesPatch,
+            Action, BatchCreated, CampaignPut, ChangeInvite, Changed, CreateBatch, CreateInvite,
+            Created, DeleteInvite, Deleted, InvitePatch, Join, Joined, Leave, Left, Mode,
+            NamespacePut, PutCampaign, PutNamespace, Redeem, Release, ReleaseAnswer, Rollback,
+            RollbackAnswer, Rules, RulesPatch,
         },
         model::Model,
     },
     gate::{
         redeem,
+        show_campaign::ShowCampaign,
         show_invite::{ShowInvite, Which},
         show_member::ShowMember,
+        show_reservation::ShowReservation,
         survey,
     },
     ledger::Rebuild,
@@ -59,6 +63,8 @@ enum Op {
         code: u8,
         group: u8,
         max_uses: Option<u64>,
+        max_uses_per_user: Option<u64>,
+        campaign: Option<u8>,
         window: (Option<i64>, Option<i64>),
         bound: Bound,
     },
@@ -67,8 +73,18 @@ enum Op {
         slots: Vec<(u8, u8)>,
         group: u8,
         max_uses: Option<u64>,
+        campaign: Option<u8>,
         expires_in: Option<i64>,
     },
+    Campaign {
+        name: u8,
+        max_uses: Option<u64>,
+        expected: Option<u64>,
+    },
+    /// Of one that was granted before, counted back.
+    Rollback(u8),
+    /// Of one that was held before, counted back.
+    Release(u8),
     Change {
         id: u8,
         change: u8,
@@ -103,12 +119,21 @@ enum Op {
 
 #[derive(Debug, Clone)]
 struct Ask {
-    redeem: bool,
+    wanted: Wanted,
     code: u8,
     user: Option<u8>,
     request: u8,
     ip: Option<u8>,
     email: Option<u8>,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Wanted {
+    /// Perhaps naming one of the reservations that were made before, counted back.
+    Redeem(Option<u8>),
+    Validate,
+    /// For so many milliseconds.
+    Reserve(u64),
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -121,22 +146,29 @@ enum Bound {
 #[derive(Debug, Clone)]
 struct Patch {
     max_uses: Option<Option<u64>>,
+    max_uses_per_user: Option<Option<u64>>,
     starts_in: Option<Option<i64>>,
     expires_in: Option<Option<i64>>,
     disabled: Option<bool>,
 }
 
 fn ask() -> impl Strategy<Value = Ask> {
+    let wanted = prop_oneof![
+        6 => Just(Wanted::Redeem(None)),
+        2 => (0..3u8).prop_map(|back| Wanted::Redeem(Some(back))),
+        2 => Just(Wanted::Validate),
+        3 => select(vec![1, 1000, 60_000, 3_600_000]).prop_map(Wanted::Reserve),
+    ];
     (
-        0..10u8,
+        wanted,
         0..4u8,
         proptest::option::weighted(0.9, 0..4u8),
         0..8u8,
         proptest::option::of(0..2u8),
         proptest::option::of(0..3u8),
     )
-        .prop_map(|(redeem, code, user, request, ip, email)| Ask {
-            redeem: redeem > 1 && user.is_some(),
+        .prop_map(|(wanted, code, user, request, ip, email)| Ask {
+            wanted: if user.is_some() { wanted } else { Wanted::Validate },
             code,
             user,
             request,
@@ -153,28 +185,35 @@ fn op() -> impl Strategy<Value = Op> {
         1 => (0..4u8).prop_map(Bound::User),
         1 => (0..2u8).prop_map(Bound::Domain),
     ];
-    let patch = (
-        proptest::option::of(max_uses()),
-        proptest::option::weighted(0.3, moment()),
-        proptest::option::weighted(0.3, moment()),
-        proptest::option::of(any::<bool>()),
-    )
-        .prop_map(|(max_uses, starts_in, expires_in, disabled)| Patch {
-            max_uses,
-            starts_in,
-            expires_in,
-            disabled,
-        });
+    let per_user = || proptest::option::weighted(0.2, 1..3u64);
+    let campaign = || proptest::option::weighted(0.6, 0..2u8);
+    let patch =
+        (
+            proptest::option::of(max_uses()),
+            proptest::option::weighted(0.2, per_user()),
+            proptest::option::weighted(0.3, moment()),
+            proptest::option::weighted(0.3, moment()),
+            proptest::option::of(any::<bool>()),
+        )
+            .prop_map(|(max_uses, max_uses_per_user, starts_in, expires_in, disabled)| {
+                Patch { max_uses, max_uses_per_user, starts_in, expires_in, disabled }
+            });
     let expected = || proptest::option::weighted(0.2, 1..4u64);
     prop_oneof![
         3 => select(vec![0, 1, 999, 20_000, 61_000, 3_700_000, -5_000, -70_000]).prop_map(Op::Advance),
         12 => vec(ask(), 1..5).prop_map(Op::Redeem),
-        5 => (0..8u8, 0..3u8, 0..2u8, max_uses(), (moment(), moment()), bound).prop_map(
-            |(id, code, group, max_uses, window, bound)| Op::Create { id, code, group, max_uses, window, bound }
+        5 => (0..8u8, 0..3u8, 0..2u8, max_uses(), per_user(), campaign(), (moment(), moment()), bound).prop_map(
+            |(id, code, group, max_uses, max_uses_per_user, campaign, window, bound)| {
+                Op::Create { id, code, group, max_uses, max_uses_per_user, campaign, window, bound }
+            }
         ),
-        2 => (vec((0..4u8, 0..6u8), 1..4), 0..2u8, max_uses(), moment()).prop_map(
-            |(slots, group, max_uses, expires_in)| Op::Batch { slots, group, max_uses, expires_in }
+        2 => (vec((0..4u8, 0..6u8), 1..4), 0..2u8, max_uses(), campaign(), moment()).prop_map(
+            |(slots, group, max_uses, campaign, expires_in)| Op::Batch { slots, group, max_uses, campaign, expires_in }
         ),
+        4 => (0..2u8, max_uses(), expected())
+            .prop_map(|(name, max_uses, expected)| Op::Campaign { name, max_uses, expected }),
+        3 => (0..6u8).prop_map(Op::Rollback),
+        2 => (0..3u8).prop_map(Op::Release),
         6 => (0..8u8, 0..20u8, expected(), patch)
             .prop_map(|(id, change, expected, patch)| Op::Change { id, change, expected, patch }),
         1 => (0..8u8, expected()).prop_map(|(id, expected)| Op::Delete { id, expected }),
@@ -201,6 +240,9 @@ struct World<'a> {
     /// The first of the ids that belong to this history.
     ids: u128,
     redemptions: u128,
+    /// What was granted and held so far.
+    granted: Vec<Redemption>,
+    held: Vec<Reservation>,
     words: &'a mut BTreeSet<&'static str>,
     /// Whether the outbox keeps everything.
     keeps_outbox: bool,
@@ -242,15 +284,17 @@ impl World<'_> {
             // Long ones are kept as a digest.
             number => format!("{number}-{}", "x".repeat(usize::from(number) * 10)),
         };
-        let mode = if ask.redeem {
-            let request = RequestId::parse(&request).unwrap();
-            Mode::Redeem {
-                request,
+        let mode = match ask.wanted {
+            Wanted::Redeem(named) => Mode::Redeem {
+                request: RequestId::parse(&request).unwrap(),
                 redemption: self.redemption(),
                 metadata: (ask.code == 1).then(|| "{}".to_owned()),
-            }
-        } else {
-            Mode::Validate
+                reservation: named.map(|back| {
+                    back_from(&self.held, back).map(|held| held.until).unwrap_or_default()
+                }),
+            },
+            Wanted::Validate => Mode::Validate,
+            Wanted::Reserve(ttl_ms) => Mode::Reserve { ttl_ms },
         };
         Redeem {
             namespace: self.namespace.clone(),
@@ -266,6 +310,14 @@ impl World<'_> {
     fn saw(&mut self, word: &'static str) {
         self.words.insert(word);
     }
+}
+
+fn back_from<T>(all: &[T], back: u8) -> Option<&T> {
+    all.iter().rev().nth(usize::from(back))
+}
+
+fn campaign(number: u8) -> CampaignName {
+    CampaignName::parse(["spring", "spring-2"][usize::from(number)]).unwrap()
 }
 
 fn code(number: u8) -> Code {
@@ -301,7 +353,21 @@ async fn run(world: &mut World<'_>, ops: &[Op]) {
         let which = Which::Id(id);
         let shown =
             ShowInvite { namespace: namespace.clone(), which }.run(&bench.gate).await.unwrap();
-        assert_eq!(shown.map(|(invite, _)| invite), model.show_invite(namespace, id));
+        assert_eq!(shown, model.show_invite(namespace, id, bench.now()));
+    }
+    for number in 0..2 {
+        let World { bench, namespace, model, .. } = world;
+        let question = ShowCampaign { namespace: namespace.clone(), name: campaign(number) };
+        let shown = question.run(&bench.gate).await.unwrap();
+        assert_eq!(shown, model.show_campaign(namespace, &campaign(number), bench.now()));
+    }
+    for (number, holder) in (0..3).flat_map(|number| (0..4).map(move |user| (number, user))) {
+        let World { bench, namespace, model, .. } = world;
+        let (code, user) = (code(number), user(holder));
+        let question = ShowReservation { namespace: namespace.clone(), code, user };
+        let shown = question.run(&bench.gate).await.unwrap();
+        let ShowReservation { namespace, code, user } = &question;
+        assert_eq!(shown, model.show_reservation(namespace, code, user, bench.now()));
     }
     let World { bench, namespace, model, .. } = world;
     for number in 0..4 {
@@ -340,15 +406,76 @@ async fn step(world: &mut World<'_>, op: &Op) {
                 let meant = world.model.redeem(request, now);
                 world.words.insert(word(&meant.outcome));
                 assert_eq!(*said, meant, "{request:?}");
+                match meant.outcome {
+                    Outcome::Granted(redemption) => world.granted.push(redemption),
+                    Outcome::Held { reservation, .. } => world.held.push(reservation),
+                    _ => {}
+                }
             }
         }
-        Op::Create { id, code: number, group: group_number, max_uses, window, bound } => {
+        Op::Rollback(back) => {
+            let Some(redemption) = back_from(&world.granted, *back).cloned() else { return };
+            let rollback = Rollback { redemption, reason: "a reason".to_owned(), actor };
+            let (said, meant) =
+                (rollback.run(gate).await.unwrap(), world.model.rollback(&rollback, now));
+            world.saw(match meant {
+                RollbackAnswer::RolledBack { replayed: false, .. } => "rolled_back",
+                RollbackAnswer::RolledBack { replayed: true, .. } => "rollback: already",
+                RollbackAnswer::NotFound => "rollback: not_found",
+                RollbackAnswer::CodeTaken { .. } => "rollback: code_taken",
+                RollbackAnswer::NamespaceNotFound => "rollback: namespace_not_found",
+            });
+            assert_eq!(said, meant);
+        }
+        Op::Release(back) => {
+            let Some(reservation) = back_from(&world.held, *back).cloned() else { return };
+            let release = Release { reservation, actor };
+            let (said, meant) =
+                (release.run(gate).await.unwrap(), world.model.release(&release, now));
+            world.saw(match meant {
+                ReleaseAnswer::Released => "released",
+                ReleaseAnswer::NotHeld => "not_held",
+                ReleaseAnswer::NamespaceNotFound => "release: namespace_not_found",
+            });
+            assert_eq!(said, meant);
+        }
+        Op::Campaign { name, max_uses, expected } => {
+            let put = PutCampaign {
+                namespace,
+                name: campaign(*name),
+                max_uses: *max_uses,
+                expected_revision: *expected,
+                actor,
+            };
+            let (said, meant) = (put.run(gate).await.unwrap(), world.model.put_campaign(&put, now));
+            world.saw(match meant {
+                CampaignPut::Created(_) => "campaign created",
+                CampaignPut::Changed(_) => "campaign changed",
+                CampaignPut::PreconditionFailed { .. } => "campaign precondition_failed",
+                CampaignPut::LimitBelowUsed { .. } => "campaign limit_below_used",
+                CampaignPut::TooMany => "campaign too_many",
+                CampaignPut::NamespaceNotFound => "campaign namespace_not_found",
+            });
+            assert_eq!(said, meant);
+        }
+        Op::Create {
+            id,
+            code: number,
+            group: group_number,
+            max_uses,
+            max_uses_per_user,
+            campaign: campaign_number,
+            window,
+            bound,
+        } => {
             let create = CreateInvite {
                 id: world.id(*id),
                 namespace,
                 code: code(*number),
                 group: group(*group_number),
                 max_uses: *max_uses,
+                max_uses_per_user: *max_uses_per_user,
+                campaign: campaign_number.map(campaign),
                 starts_at: world.after(window.0),
                 expires_at: world.after(window.1),
                 user: if let Bound::User(number) = bound { Some(user(*number)) } else { None },
@@ -363,14 +490,21 @@ async fn step(world: &mut World<'_>, op: &Op) {
             let (said, meant) =
                 (create.run(gate).await.unwrap(), world.model.create_invite(&create, now));
             world.saw(match meant {
-                Created::Created { .. } => "created",
+                Created::Created(_) => "created",
                 Created::IdTaken { .. } => "id_taken",
                 Created::CodeTaken { .. } => "code_taken",
+                Created::CampaignNotFound => "create: campaign_not_found",
                 Created::NamespaceNotFound => "create: namespace_not_found",
             });
             assert_eq!(said, meant);
         }
-        Op::Batch { slots, group: group_number, max_uses, expires_in } => {
+        Op::Batch {
+            slots,
+            group: group_number,
+            max_uses,
+            campaign: campaign_number,
+            expires_in,
+        } => {
             let batch = world.batch();
             // A slot comes once in a call; what it asks for is its own.
             let slots: BTreeMap<_, _> = slots.iter().copied().collect();
@@ -382,6 +516,8 @@ async fn step(world: &mut World<'_>, op: &Op) {
                 invites: invites.collect(),
                 group: group(*group_number),
                 max_uses: *max_uses,
+                max_uses_per_user: None,
+                campaign: campaign_number.map(campaign),
                 starts_at: None,
                 expires_at: world.after(*expires_in),
                 email_domains: vec![domain(0)],
@@ -394,6 +530,7 @@ async fn step(world: &mut World<'_>, op: &Op) {
                 BatchCreated::Created { taken, .. } if taken.is_empty() => "batch: created",
                 BatchCreated::Created { .. } => "batch: taken",
                 BatchCreated::Overloaded => "batch: overloaded",
+                BatchCreated::CampaignNotFound => "batch: campaign_not_found",
                 BatchCreated::NamespaceNotFound => "batch: namespace_not_found",
             });
             assert_eq!(said, meant);
@@ -401,6 +538,7 @@ async fn step(world: &mut World<'_>, op: &Op) {
         Op::Change { id, change, expected, patch } => {
             let patch = InvitePatch {
                 max_uses: patch.max_uses,
+                max_uses_per_user: patch.max_uses_per_user,
                 starts_at: patch.starts_in.map(|after| world.after(after)),
                 expires_at: patch.expires_in.map(|after| world.after(after)),
                 disabled: patch.disabled,
@@ -417,7 +555,7 @@ async fn step(world: &mut World<'_>, op: &Op) {
             let (said, meant) =
                 (change.run(gate).await.unwrap(), world.model.change_invite(&change, now));
             world.saw(match meant {
-                Changed::Changed { .. } => "changed",
+                Changed::Changed(_) => "changed",
                 Changed::NotFound => "change: not_found",
                 Changed::PreconditionFailed { .. } => "change: precondition_failed",
                 Changed::LimitBelowUsed { .. } => "limit_below_used",
@@ -430,7 +568,7 @@ async fn step(world: &mut World<'_>, op: &Op) {
             let delete =
                 DeleteInvite { id: world.id(*id), namespace, expected_revision: *expected, actor };
             let (said, meant) =
-                (delete.run(gate).await.unwrap(), world.model.delete_invite(&delete));
+                (delete.run(gate).await.unwrap(), world.model.delete_invite(&delete, now));
             world.saw(match meant {
                 Deleted::Deleted => "deleted",
                 Deleted::NotFound => "delete: not_found",
@@ -509,6 +647,8 @@ fn word(outcome: &Outcome) -> &'static str {
     match outcome {
         Outcome::Granted(_) => "granted",
         Outcome::Replayed(_) => "replayed",
+        Outcome::Held { replayed: false, .. } => "held",
+        Outcome::Held { replayed: true, .. } => "held before",
         Outcome::Allowed => "allowed",
         Outcome::Refused(refusal) => match refusal {
             Refusal::NamespaceNotFound => "namespace_not_found",
@@ -523,13 +663,38 @@ fn word(outcome: &Outcome) -> &'static str {
             Refusal::UserNotAllowed => "user_not_allowed",
             Refusal::EmailDomainNotAllowed => "email_domain_not_allowed",
             Refusal::AlreadyMember { .. } => "already_member",
-            Refusal::Exhausted => "exhausted",
+            Refusal::AlreadyRolledBack { .. } => "already_rolled_back",
+            Refusal::UserLimitReached => "user_limit_reached",
+            Refusal::ReservationExpired => "reservation_expired",
+            Refusal::Exhausted { may_free_at: None } => "exhausted",
+            Refusal::Exhausted { may_free_at: Some(_) } => "exhausted, may free",
+            Refusal::CampaignExhausted => "campaign_exhausted",
         },
     }
 }
 
 /// Every reply word that a history can bring about.
-const WORDS: [&str; 46] = [
+const WORDS: [&str; 66] = [
+    "held",
+    "held before",
+    "already_rolled_back",
+    "user_limit_reached",
+    "reservation_expired",
+    "exhausted, may free",
+    "campaign_exhausted",
+    "create: campaign_not_found",
+    "batch: campaign_not_found",
+    "rolled_back",
+    "rollback: already",
+    "rollback: code_taken",
+    "rollback: namespace_not_found",
+    "released",
+    "not_held",
+    "release: namespace_not_found",
+    "campaign created",
+    "campaign changed",
+    "campaign precondition_failed",
+    "campaign limit_below_used",
     "batch: created",
     "batch: taken",
     "batch: overloaded",
@@ -606,6 +771,8 @@ fn the_scripts_do_what_the_model_says_on_random_histories() {
                     model: Model::new(Partition(0), cursor, OUTBOX_MAX),
                     ids: u128::from(case) << 64,
                     redemptions: 10_000,
+                    granted: Vec::new(),
+                    held: Vec::new(),
                     words: &mut seen,
                     keeps_outbox: false,
                 };
@@ -642,6 +809,8 @@ fn the_ledger_knows_all_that_the_gate_knows_on_random_histories() {
                     model: Model::new(Partition(0), cursor, u64::MAX),
                     ids: u128::from(case) << 64,
                     redemptions: 10_000,
+                    granted: Vec::new(),
+                    held: Vec::new(),
                     words: &mut words,
                     keeps_outbox: true,
                 };
@@ -702,7 +871,15 @@ async fn tables(entries: &[Entry], lengths: &[usize]) -> Vec<(&'static str, Vec<
     ledger.close().await;
     let mut sql = Sql::connect(&ledger::url_in(directory.path())).await;
     let mut all = Vec::new();
-    for table in ["namespaces", "invites", "redemptions", "members", "audit_log"] {
+    for table in [
+        "namespaces",
+        "campaigns",
+        "invites",
+        "reservations",
+        "redemptions",
+        "members",
+        "audit_log",
+    ] {
         // Both databases show a row as text, each in its own way.
         let columns = columns_of(table);
         let shown: Vec<_> =
@@ -715,11 +892,23 @@ async fn tables(entries: &[Entry], lengths: &[usize]) -> Vec<(&'static str, Vec<
     all
 }
 
-/// The columns of a table, from the migration that makes it.
+/// The columns of a table, from the migrations that make and change it.
 fn columns_of(table: &str) -> Vec<&'static str> {
-    let migration = include_str!("../../migrations/sqlite/0001_ledger.sql");
-    let (_, definition) = migration.split_once(&format!("CREATE TABLE {table} (")).unwrap();
-    let (definition, _) = definition.split_once(") STRICT").unwrap();
-    let first_words = definition.lines().filter_map(|line| line.split_whitespace().next());
-    first_words.filter(|word| word.starts_with(|c: char| c.is_ascii_lowercase())).collect()
+    const MIGRATIONS: [&str; 3] = [
+        include_str!("../../migrations/sqlite/0001_ledger.sql"),
+        include_str!("../../migrations/sqlite/0002_batches.sql"),
+        include_str!("../../migrations/sqlite/0003_reservations.sql"),
+    ];
+    let mut columns = Vec::new();
+    for migration in MIGRATIONS {
+        if let Some((_, definition)) = migration.split_once(&format!("CREATE TABLE {table} (")) {
+            let (definition, _) = definition.split_once(") STRICT").unwrap();
+            columns.extend(definition.lines().filter_map(|line| line.split_whitespace().next()));
+        }
+        let added = format!("ALTER TABLE {table} ADD COLUMN ");
+        let added = migration.lines().filter_map(|line| line.strip_prefix(&added));
+        columns.extend(added.filter_map(|line| line.split_whitespace().next()));
+    }
+    columns.retain(|word| word.starts_with(|c: char| c.is_ascii_lowercase()));
+    columns
 }

@@ -48,6 +48,8 @@ impl Deployment {
             code: Code::parse("WELCOME", CodeCase::Sensitive).unwrap(),
             group: Group::parse("team").unwrap(),
             max_uses: Some(100),
+            max_uses_per_user: None,
+            campaign: None,
             starts_at: None,
             expires_at: None,
             user: None,
@@ -71,6 +73,7 @@ impl Deployment {
                 request: RequestId::parse(&format!("request-{number}")).unwrap(),
                 redemption: RedemptionId(Uuid::from_u128(1000 + u128::from(number))),
                 metadata: None,
+                reservation: None,
             },
         };
         self.bench.gate.redeem(request).await.map(|answer| answer.outcome)
@@ -140,8 +143,8 @@ pub async fn carry(bench: &Bench) {
 }
 
 /// Every key of the partition and what it holds, but for what a rebuild need not bring back: the state of rate limits,
-/// meta and outbox, what makes repeats of administrators' changes recognisable, and moments of joining that a
-/// redemption has replaced.
+/// meta and outbox, what makes repeats of administrators' changes recognisable, moments of joining that a redemption has
+/// replaced, and reservations whose deadline has come at some time.
 pub async fn contents(bench: &Bench) -> BTreeMap<String, BTreeMap<String, String>> {
     let mut all = BTreeMap::new();
     let keys: Vec<String> = bench.redis.run(&["KEYS", "*"]).await;
@@ -151,9 +154,17 @@ pub async fn contents(bench: &Bench) -> BTreeMap<String, BTreeMap<String, String
         }
         let mut fields: BTreeMap<String, String> = if key.contains(":invite-id:") {
             BTreeMap::from([(String::new(), bench.redis.run(&["GET", &key]).await)])
+        } else if key.contains(":held:") || key.ends_with(":campaign-held") {
+            bench.redis.run(&["ZRANGE", &key, "0", "-1", "WITHSCORES"]).await
         } else {
             bench.redis.run(&["HGETALL", &key]).await
         };
+        let is_live = |until: &str| until.parse::<i64>().unwrap() > bench.latest_ms();
+        if key.contains(":held:") {
+            fields.retain(|_, until| is_live(until));
+        } else if key.ends_with(":campaign-held") {
+            fields.retain(|member, _| is_live(member.split(':').nth(1).unwrap()));
+        }
         fields.remove("last_change");
         let groups: Vec<String> = fields
             .iter()
@@ -415,7 +426,15 @@ async fn a_rebuild_that_takes_longer_than_a_lease_comes_to_its_end() {
             ..redemption.clone()
         };
         let request = format!("request-{number}");
-        let change = Change::Redeemed { redemption, request, uses: 1, rule, metadata: None };
+        let change = Change::Redeemed {
+            redemption,
+            request,
+            uses: 1,
+            rule,
+            metadata: None,
+            campaign: None,
+            reservation: None,
+        };
         Entry { cursor, change, ..template.clone() }
     });
     let all: Vec<Entry> = entries.iter().cloned().chain(many).collect();
@@ -553,9 +572,13 @@ async fn a_recovery_that_died_after_it_had_written_claims_is_ended_by_a_rebuild(
     it.assert_replayed(0..3).await;
     let member = bench.gate.keys().member(&it.namespace, &claim.redemption.user);
     assert_eq!(bench.redis.run::<u64>(&["EXISTS", &member]).await, 1, "the gate has it too");
-    let invite =
-        bench.ledger.invite(&it.namespace, claim.redemption.invite).await.unwrap().unwrap();
-    assert_eq!((invite.uses, invite.granted), (4, 4));
+    let invite = bench
+        .ledger
+        .invite(&it.namespace, claim.redemption.invite, bench.now())
+        .await
+        .unwrap()
+        .unwrap();
+    assert_eq!((invite.invite.uses, invite.invite.granted), (4, 4));
     assert!(bench.ledger.broken_laws(Partition(0)).await.unwrap().is_empty());
 }
 

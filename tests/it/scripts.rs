@@ -37,6 +37,8 @@ async fn namespace_with_an_invite(bench: &Bench) -> Namespace {
         code: Code::parse("WELCOME", CodeCase::Sensitive).unwrap(),
         group: Group::parse("team").unwrap(),
         max_uses: Some(100),
+        max_uses_per_user: None,
+        campaign: None,
         starts_at: None,
         expires_at: None,
         user: None,
@@ -66,6 +68,7 @@ async fn try_redeem(gate: &Gate, namespace: &Namespace, user: &str) -> Result<Ou
                 user.as_bytes()[i % user.len()]
             }))),
             metadata: None,
+            reservation: None,
         },
     };
     gate.redeem(request).await.map(|answer| answer.outcome)
@@ -229,11 +232,11 @@ async fn a_rebuild_takes_each_chunk_once_and_in_order_and_counts_what_it_loaded(
         reply.join(" ")
     };
     assert_eq!(step(&["begin", "1", ""], &[]).await, "done");
-    assert_eq!(step(&["load", "2", "1", "two"], &["key-2"]).await, "moved");
-    assert_eq!(step(&["load", "1", "1", "one"], &["key-1"]).await, "done");
-    assert_eq!(step(&["load", "1", "1", "again"], &["key-1"]).await, "done");
+    assert_eq!(step(&["load", "2", "string", "1", "two"], &["key-2"]).await, "moved");
+    assert_eq!(step(&["load", "1", "string", "1", "one"], &["key-1"]).await, "done");
+    assert_eq!(step(&["load", "1", "string", "1", "again"], &["key-1"]).await, "done");
     assert_eq!(bench.redis.run::<String>(&["GET", "key-1"]).await, "one");
-    assert_eq!(step(&["load", "3", "1", "three"], &["key-3"]).await, "moved");
+    assert_eq!(step(&["load", "3", "string", "1", "three"], &["key-3"]).await, "moved");
     assert_eq!(step(&["finish", "2", "1", "1-0"], &[]).await, "miscounted 1 1");
     assert_eq!(step(&["finish", "1", "2", "1-0"], &[]).await, "miscounted 1 1");
     assert_eq!(step(&["finish", "1", "1", "1-0"], &[]).await, "done");
@@ -252,7 +255,11 @@ async fn a_repair_touches_no_key_that_has_changed_since_it_was_looked_at() {
         repair::run(&bench.gate, PARTITION, &key, seen, wanted).await.unwrap()
     };
     let now = async || {
-        audit::read(&bench.gate, PARTITION, std::slice::from_ref(&key)).await.unwrap().1.remove(0)
+        audit::read(&bench.gate, PARTITION, std::slice::from_ref(&key))
+            .await
+            .unwrap()
+            .held
+            .remove(0)
     };
     let (good, text) = (held(&[("a", "1"), ("b", "2")]), held(&[("", "text")]));
     bench.redis.run::<()>(&["HSET", &key, "a", "1", "b", "2"]).await;

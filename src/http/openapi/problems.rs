@@ -28,7 +28,15 @@ pub(super) fn members(code: Code) -> Vec<(&'static str, Value, bool)> {
             ("redemption", nullable(reference("RedemptionId")), true),
         ],
         Code::CodeTaken => vec![("invite", reference("InviteId"), true)],
-        Code::LimitBelowUsed | Code::InviteInUse => vec![("uses", count(), true)],
+        Code::LimitBelowUsed | Code::InviteInUse => {
+            vec![("uses", count(), true), ("held", count(), true)]
+        }
+        Code::InviteExhausted => vec![("may_free_at", nullable(reference("Time")), true)],
+        Code::AlreadyRolledBack => vec![
+            ("redemption", reference("RedemptionId"), true),
+            ("rolled_back_at", reference("Time"), true),
+        ],
+        Code::ReservationConfirmed => vec![("redemption", reference("RedemptionId"), true)],
         Code::PreconditionFailed => vec![("revision", count(), true)],
         Code::RateLimited | Code::TooManyAttempts => vec![("policy", reference("Policy"), true)],
         Code::IdempotencyKeyReused => vec![("key", reference("KeyId"), false)],

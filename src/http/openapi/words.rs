@@ -12,9 +12,9 @@ use utoipa::{
 };
 
 use crate::domain::{
-    Alphabet, BatchId, BatchState, Code, CodeCase, DeliveryId, DeliveryState, Durability,
-    EmailDomain, Group, InviteId, InviteState, MembershipRule, Millis, Namespace, Policy, Position,
-    Quota, RedemptionId, Role, UserId, WebhookId, event,
+    Alphabet, BatchId, BatchState, CampaignName, Code, CodeCase, DeliveryId, DeliveryState,
+    Durability, EmailDomain, Group, InviteId, InviteState, MembershipRule, Millis, Namespace,
+    Policy, Position, Quota, RedemptionId, ReservationId, Role, UserId, WebhookId, event,
     invite::EMAIL_DOMAINS_MAX,
     webhook::{URL_BYTES_MAX, WebhookState},
 };
@@ -78,6 +78,11 @@ words! {
         DeliveryState::ALL.map(DeliveryState::as_str),
         "How a delivery goes: it is to be tried; the receiver has it; it was given up.",
     );
+    ReservationId, "ReservationId" = id("A reservation.");
+    CampaignName, "CampaignName" = json!({
+        "type": "string", "minLength": 1, "maxLength": 63, "pattern": "^[a-z0-9-]+$", "examples": ["spring"],
+        "description": "A limit that invites share.",
+    });
     Position, "Position" = json!({
         "type": "string", "pattern": "^[0-9]+/[0-9]+-[0-9]+$", "examples": ["6/1-3"],
         "description": "partition/epoch-seq: a change's place among all changes.",
@@ -123,14 +128,14 @@ words! {
     });
     ;
     "TypedCode" = json!({
-        "type": "string", "minLength": 1, "maxLength": 2 * Code::CHARS_MAX, "pattern": "^ *[A-Za-z0-9_-]{1,64} *$",
+        "type": "string", "minLength": 1, "maxLength": 2 * Code::CHARS_MAX, "pattern": "^[A-Za-z0-9_ -]+$",
         "examples": ["WELCOME"],
-        "description": "A code as a person typed it. A lenient namespace takes spaces within it too; one with check \
-                        characters wants the last one to fit.",
+        "description": "A code as a person typed it. It has 1 to 64 characters besides the spaces around it, and those \
+                        within it that a lenient namespace takes; one with check characters wants the last to fit.",
     });
     "Pattern" = json!({
         "type": "string", "minLength": 1, "maxLength": Code::CHARS_MAX, "examples": ["SPRING-####-####"],
-        "pattern": r"^[A-Za-z0-9_-]*(#[A-Za-z0-9_-]*){1,20}\*?$",
+        "pattern": r"^[A-Za-z0-9_#-]*#[A-Za-z0-9_#-]*\*?$",
         "description": "What codes look like: # is a random character (1 to 20 of them), * at the end a check \
                         character; the rest stands for itself.",
     });

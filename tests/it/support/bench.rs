@@ -35,6 +35,8 @@ pub struct Bench {
     pub deployment: Deployment,
     pub lease: Lease,
     pub clock: Arc<AtomicI64>,
+    /// The latest that the clock has ever been.
+    latest: AtomicI64,
     directory: TempDir,
 }
 
@@ -78,7 +80,8 @@ impl Bench {
         let deployment = ledger.deployment(1, uuid::Uuid::from_u128(1)).await.unwrap();
         let lease =
             ledger.take_leases("test", Duration::from_mins(10), true).await.unwrap().remove(0);
-        let bench = Self { redis, gate, ledger, deployment, lease, clock, directory };
+        let latest = AtomicI64::new(START);
+        let bench = Self { redis, gate, ledger, deployment, lease, clock, latest, directory };
         bench.admit().await;
         bench
     }
@@ -108,7 +111,13 @@ impl Bench {
     }
 
     pub fn advance(&self, ms: i64) {
-        self.clock.fetch_add(ms, Ordering::SeqCst);
+        let now = self.clock.fetch_add(ms, Ordering::SeqCst) + ms;
+        self.latest.fetch_max(now, Ordering::SeqCst);
+    }
+
+    /// The latest that the clock has ever been.
+    pub fn latest_ms(&self) -> i64 {
+        self.latest.load(Ordering::SeqCst)
     }
 
     /// Empties the outbox up to here, as the sync does.

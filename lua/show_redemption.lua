@@ -1,0 +1,44 @@
+#!lua flags=no-writes
+-- Whether a redemption still holds.
+--
+-- KEYS[1] meta, KEYS[2] outbox: see the head
+-- KEYS[3] member  hash  of the user
+-- ARGV[1] deployment, ARGV[2] lineage, ARGV[3] epoch, ARGV[4] now: see the head
+-- ARGV[5] id of the redemption
+-- ARGV[6] position   of the redemption
+-- replies   {'fenced'} | {'holds'} | {'rolled_back', at} | {'not_found'}
+-- The head, the same in every fenced script: KEYS[1] meta, KEYS[2] outbox, ARGV[1] deployment, ARGV[2] lineage,
+-- ARGV[3] epoch (all three from the ledger), ARGV[4] now (ms; empty for the clock of Redis).
+local meta = redis.call('HMGET', KEYS[1], 'deployment', 'lineage', 'epoch', 'seq')
+local lineage = string.match(redis.call('INFO', 'replication'), 'master_replid:(%x+)')
+if lineage ~= ARGV[2] or meta[1] ~= ARGV[1] or meta[2] ~= ARGV[2] or meta[3] ~= ARGV[3] then
+  return {'fenced'}
+end
+local epoch, seq = meta[3], tonumber(meta[4])
+local now = tonumber(ARGV[4])
+if not now then
+  local time = redis.call('TIME')
+  now = time[1] * 1000 + math.floor(time[2] / 1000)
+end
+local function int(number) return string.format('%d', number) end
+local at = int(now)
+-- Appends one change to the outbox; its id is the change's place. Once a script has called this, nothing may fail, and
+-- seq must be written.
+local function append(change, ns, actor, ...)
+  seq = seq + 1
+  local position = epoch .. '-' .. int(seq)
+  redis.call('XADD', KEYS[2], position, 'type', change, 'ns', ns, 'actor', actor, 'at', at, ...)
+  return position
+end
+-- Appends one change, the only one or the next, and writes seq.
+local function record(...)
+  local position = append(...)
+  redis.call('HSET', KEYS[1], 'seq', int(seq))
+  return position
+end
+-- End of the head.
+local made = redis.call('HGET', KEYS[3], ARGV[6])
+local id, rolled_back_at = string.match(made or '', '^(%S+) %d+ %S+ %d+ ?(%d*)$')
+if id ~= ARGV[5] then return {'not_found'} end
+if rolled_back_at ~= '' then return {'rolled_back', tonumber(rolled_back_at)} end
+return {'holds'}
