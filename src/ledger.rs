@@ -1,19 +1,22 @@
 //! The ledger: SQL, which remembers what the gate has decided. It never decides, and it never sees the gate.
 //!
 //! * [`rows`] is what the sync brings, `append` writes it together with the cursor in one transaction.
+//! * `audit_log` is who changed what.
 //! * `claims` are what nodes had told somebody when Redis lost it.
 //! * `partitions` holds what each partition is open on, and the leases of those who look after them.
 //! * `snapshot` reads a partition whole, for a rebuild; `read` answers the API; `keys` are the API keys,
-//!   `batches` what is made in bulk.
+//!   `batches` what is made in bulk, `webhooks` who is told; `events` reads what happened.
 //! * `backup` copies it, in SQLite.
 //! * `sqlite` and `postgres` open it; everything else is written once, for both (`sql`).
 
 mod append;
+mod audit_log;
 mod backup;
 mod batches;
 mod claims;
 mod columns;
 mod dead_letters;
+mod events;
 mod keys;
 mod laws;
 mod partitions;
@@ -24,12 +27,16 @@ mod snapshot;
 mod sql;
 mod sqlite;
 mod take;
+mod webhooks;
 
 pub use append::Appended;
+pub use audit_log::{AuditFilter, AuditLine, AuditPage, AuditPlace, By};
 pub use backup::{Contents, PartitionAt, contents};
 pub use batches::{BatchEnd, BatchJob};
 pub use claims::{Claim, Claimed, WaitingClaim};
 pub use dead_letters::DeadLetter;
+pub use events::EventPage;
+pub use keys::KeysVersion;
 pub use laws::Breach;
 pub use partitions::{Deployment, Lease, LeaseLost, Opened, PartitionRow, PartitionState, Rebuild};
 pub use postgres::PostgresOptions;
@@ -40,6 +47,7 @@ pub use read::{
 pub use snapshot::{Page, Snapshot};
 pub use sqlite::SqliteOptions;
 pub use take::TakenRows;
+pub use webhooks::{Attempt, NewWebhook, WebhookJob, WebhookPatch};
 
 use sqlx::migrate::MigrateError;
 

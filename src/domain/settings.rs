@@ -15,6 +15,9 @@ pub enum Durability {
 }
 
 impl Durability {
+    /// Every level, the weakest first.
+    pub const ALL: [Self; 3] = [Self::Gate, Self::Replicated, Self::Ledger];
+
     /// The word used in Redis, SQL and JSON.
     #[must_use]
     pub fn as_str(self) -> &'static str {

@@ -36,7 +36,11 @@ pub(super) enum Tag {
     Batches,
     Members,
     Namespaces,
+    Events,
+    Webhooks,
+    Exports,
     Keys,
+    Audit,
     Service,
 }
 
@@ -50,7 +54,11 @@ impl Tag {
         Self::Batches,
         Self::Members,
         Self::Namespaces,
+        Self::Events,
+        Self::Webhooks,
+        Self::Exports,
         Self::Keys,
+        Self::Audit,
         Self::Service,
     ];
 
@@ -66,7 +74,11 @@ impl Tag {
             Self::Batches => ("Batches", "Codes in bulk."),
             Self::Members => ("Members", "Who is in which group."),
             Self::Namespaces => ("Namespaces", "Isolated domains and their rules."),
+            Self::Events => ("Events", "What happens, as it happens."),
+            Self::Webhooks => ("Webhooks", "Who is told what happens."),
+            Self::Exports => ("Exports", "Everything, in and out."),
             Self::Keys => ("Keys", "Who may ask."),
+            Self::Audit => ("Audit log", "Who changed what."),
             Self::Service => ("Service", "Health, metrics and documentation."),
         }
     }

@@ -31,9 +31,11 @@ pub(super) const PARTITION: &str = "partition, state, reason, epoch, lineage, cu
      lease_expires_at, synced_at, requested, whole_from";
 pub(super) const CLAIM: &str = "id, namespace, partition, invite, code, grp, user_id, request, ordinal, remaining, \
      redeemed_at, rule, actor, metadata, epoch, seq";
+pub(super) const AUDIT: &str = "partition, epoch, seq, at, actor, action, namespace, subject";
+pub(super) const DEED: &str = "id, at, actor, action, namespace, subject, request_id";
 pub(super) const DEAD_LETTER: &str = "partition, epoch, seq, entry, reason, at";
 pub(super) const API_KEY: &str =
-    "id, name, role, namespaces, secret_sha256, created_at, revoked_at";
+    "id, name, role, namespaces, secret_sha256, created_at, expires_at, revoked_at";
 
 impl Row {
     pub(super) fn text(&self, name: &'static str) -> Result<String, LedgerError> {

@@ -36,9 +36,13 @@ pub struct RedemptionFilter {
     pub after: Option<Millis>,
     /// Redeemed before this moment.
     pub before: Option<Millis>,
+    /// Later among the changes of the partition than this place.
+    pub after_position: Option<Cursor>,
+    /// The order: the newest first unless this is set.
+    pub oldest_first: bool,
 }
 
-/// Some redemptions, the newest first.
+/// Some redemptions, in the order that was asked for.
 #[derive(Debug, Clone)]
 pub struct RedemptionPage {
     /// The redemptions.
@@ -130,7 +134,7 @@ impl Ledger {
         row.map(|row| record(&row)).transpose()
     }
 
-    /// Redemptions of a namespace, the newest first, before a place if one is given.
+    /// Redemptions of a namespace, from a place on if one is given.
     ///
     /// # Errors
     /// [`LedgerError`] when they can not be read.
@@ -138,7 +142,7 @@ impl Ledger {
         &self,
         namespace: &Namespace,
         filter: &RedemptionFilter,
-        before: Option<Cursor>,
+        from: Option<Cursor>,
         limit: u32,
     ) -> Result<RedemptionPage, LedgerError> {
         let mut query = sql(format!("SELECT {REDEMPTION} FROM redemptions WHERE namespace = $1"))
@@ -161,11 +165,14 @@ impl Ledger {
         if let Some(end) = filter.before {
             query.push(" AND redeemed_at < ").push_bind(end.as_ms());
         }
-        if let Some(place) = before {
-            query.push(" AND (epoch, seq) < (").push_bind(place.epoch);
+        let (later, order) =
+            if filter.oldest_first { (">", "epoch, seq") } else { ("<", "epoch DESC, seq DESC") };
+        for (compared, place) in [(later, from), (">", filter.after_position)] {
+            let Some(place) = place else { continue };
+            query.push(&format!(" AND (epoch, seq) {compared} (")).push_bind(place.epoch);
             query.push(", ").push_bind(place.seq).push(")");
         }
-        query.push(" ORDER BY epoch DESC, seq DESC LIMIT ").push_bind(limit + 1);
+        query.push(&format!(" ORDER BY {order} LIMIT ")).push_bind(limit + 1);
         let rows =
             query.fetch_all(&self.reader).await.map_err(LedgerError::of("listing redemptions"))?;
         let mut rows = rows.iter().map(record).collect::<Result<Vec<_>, _>>()?;
@@ -422,7 +429,7 @@ impl Ledger {
 }
 
 /// Cuts a page that was read one row too long; says whether it was.
-fn cut<T>(rows: &mut Vec<T>, limit: u32) -> bool {
+pub(super) fn cut<T>(rows: &mut Vec<T>, limit: u32) -> bool {
     let limit = usize::try_from(limit).unwrap_or(usize::MAX);
     let more = rows.len() > limit;
     rows.truncate(limit);

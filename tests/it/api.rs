@@ -508,6 +508,60 @@ async fn lists_come_in_pages_that_lead_on_and_can_be_filtered() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn redemptions_are_followed_by_position_and_none_is_seen_twice_or_missed() {
+    let node = Node::embedded();
+    node.invite("FOLLOW", "team", 100).await;
+    let mut told = Vec::new();
+    for number in 0..7 {
+        let redeemed = node.redeem("FOLLOW", &format!("user-{number}")).await;
+        told.push(redeemed.body["position"].as_str().unwrap().to_owned());
+    }
+    let list = format!("{DEFAULT}/redemptions?order=asc&limit=2");
+    // Whoever follows has read up to somewhere, and asks what is behind it, until he has all that was told.
+    let mut seen: Vec<String> = Vec::new();
+    eventually("all are listed", async || {
+        let after = seen.last().map(|last| format!("&after_position={last}")).unwrap_or_default();
+        let page = node.get(&format!("{list}{after}")).await;
+        assert_eq!(page.status, 200, "{}", page.text);
+        let rows = page.body["data"].as_array().unwrap();
+        seen.extend(rows.iter().map(|row| row["position"].as_str().unwrap().to_owned()));
+        seen.len() >= told.len()
+    })
+    .await;
+    assert_eq!(seen, told);
+    let end = format!("&after_position={}", told[6]);
+    assert_eq!(node.get(&format!("{list}{end}")).await.body["data"], json!([]));
+    // The pages go the same way, and the filters narrow them.
+    let mut paged = Vec::new();
+    let mut next = format!("{list}&after_position={}&group=team", told[0]);
+    loop {
+        let page = node.get(&next).await;
+        let rows = page.body["data"].as_array().unwrap();
+        paged.extend(rows.iter().map(|row| row["position"].as_str().unwrap().to_owned()));
+        let Some(cursor) = page.body["next_cursor"].as_str() else { break };
+        next = format!("{list}&after_position={}&group=team&cursor={cursor}", told[0]);
+    }
+    assert_eq!(paged, told[1..]);
+    // Newest first, it bounds the end of the list.
+    let newest =
+        node.get(&format!("{DEFAULT}/redemptions?order=desc&after_position={}", told[4])).await;
+    let rows = newest.body["data"].as_array().unwrap();
+    let newest: Vec<_> = rows.iter().map(|row| row["position"].as_str().unwrap()).collect();
+    assert_eq!(newest, [&told[6], &told[5]]);
+    let (partition, cursor) = told[0].split_once('/').unwrap();
+    let other = (partition.parse::<u16>().unwrap() + 1) % 16;
+    for bad in [
+        "order=up".to_owned(),
+        "after_position=7".to_owned(),
+        "after_position=x/1-2".to_owned(),
+        format!("after_position={other}/{cursor}"),
+    ] {
+        let reply = node.get(&format!("{DEFAULT}/redemptions?{bad}")).await;
+        assert_eq!((reply.status, reply.code()), (400, "invalid_request"), "{bad}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn while_the_gate_is_down_reads_come_from_the_ledger_and_say_so() {
     let redis = RedisServer::start().await;
     let proxy = Proxy::start(redis.socket()).await;

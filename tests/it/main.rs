@@ -7,8 +7,10 @@
 )]
 #![expect(unreachable_pub, reason = "nothing outside sees any of it")]
 
+mod access;
 mod api;
 mod audit;
+mod audit_log;
 mod backup;
 mod batch;
 mod batches;
@@ -17,6 +19,9 @@ mod cli;
 mod coarse;
 mod docs;
 mod durability;
+mod events;
+mod examples;
+mod export;
 mod faults;
 mod input;
 mod leaders;
@@ -31,3 +36,4 @@ mod scripts;
 mod support;
 mod tidy;
 mod torture;
+mod webhooks;

@@ -35,7 +35,7 @@ use redeemer::{
         show_reservation::ShowReservation,
         survey,
     },
-    ledger::Rebuild,
+    ledger::{By, Rebuild},
     recovery::Admission,
     sync::plan,
 };
@@ -853,7 +853,7 @@ async fn check_ledger(bench: &Bench, cuts: &[usize]) {
 
     // A new ledger that takes the gate for the truth holds as much as one that saw every change.
     let (other, deployment, lease, _directory) = recovery::another_ledger(9).await;
-    other.request_rebuild(None, Rebuild::FromGate).await.unwrap();
+    other.request_rebuild(None, Rebuild::FromGate, &By::node()).await.unwrap();
     for _ in 0..2 {
         let admitted = admit(&bench.gate, &other, &deployment, &lease).await;
         assert!(matches!(admitted, Admission::Open(..)), "{admitted:?}");

@@ -1,10 +1,12 @@
 //! Real servers for the tests: each test starts its own, on a socket or a free port, and leaves nothing behind.
 
 pub mod bench;
+pub mod input;
 pub mod ledger;
 pub mod node;
 pub mod postgres;
 pub mod proxy;
+pub mod receiver;
 pub mod redis;
 
 use std::time::Duration;

@@ -247,8 +247,14 @@ fn every_metric_is_documented() {
 fn links_between_documents_lead_somewhere() {
     let mut documents: Vec<PathBuf> = files("docs");
     documents.extend(
-        ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md"]
-            .map(|name| root().join(name)),
+        [
+            "README.md",
+            "ARCHITECTURE.md",
+            "CONTRIBUTING.md",
+            "CHANGELOG.md",
+            "examples/django/README.md",
+        ]
+        .map(|name| root().join(name)),
     );
     for path in documents
         .into_iter()
@@ -319,6 +325,17 @@ fn every_test_in_the_document_about_backups_exists() {
     assert!(named.len() > 5);
     for test in named {
         assert!(tests.contains(&format!("fn {test}()")), "no test {test}");
+    }
+}
+
+#[test]
+fn every_test_in_the_document_about_applications_exists() {
+    let tests = read("examples/django/signup/tests.py");
+    let text = read("docs/application.md");
+    let named: BTreeSet<_> = quoted(&text).into_iter().filter(|w| w.starts_with("test_")).collect();
+    assert!(named.len() > 5);
+    for test in named {
+        assert!(tests.contains(&format!("def {test}(")), "no test {test}");
     }
 }
 
