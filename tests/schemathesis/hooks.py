@@ -51,9 +51,14 @@ def mend_body(case, body):
     # A window that ends before the one that the invite has begins.
     if case.method.upper() == "PATCH" and (body.get("starts_at") or body.get("expires_at")):
         body["starts_at"] = None
-    # An admin key is never tied.
-    if body.get("role") == "admin":
-        body["namespaces"] = None
+    # A key ends in the future; one for admins is never tied.
+    if "role" in body:
+        body["expires_at"] = None
+        if body["role"] == "admin":
+            body["namespaces"] = None
+    # The name of a host must lead somewhere.
+    if isinstance(body.get("url"), str):
+        body["url"] = "http://127.0.0.1:9/hook"
     # A metadata object has at most 4096 bytes.
     if len(repr(body.get("metadata"))) > 500:
         body["metadata"] = None
