@@ -110,6 +110,8 @@ MUTANTS = [
      "local fixed = name == 'membership' or name == 'code_case' or", "local fixed = name == 'code_case' or"),
     ("put_namespace", "codes lose their check character", "or name == 'code_check'\n", "\n"),
     ("put_namespace", "brought back and still archived", "  removed[#removed + 1] = 'archived_at'\n", ""),
+    ("put_namespace", "made though a revision was asked for",
+     "if not exists and ARGV[9] ~= '' then return {'precondition_failed', 0} end\n", ""),
     ("put_namespace", "any revision will do", "if ARGV[9] ~= '' and ARGV[9] ~= settings.revision then", "if false then"),
     ("adopt", "a gate is adopted that is not where the ledger is", "if meta[6] or not same then", "if meta[6] then"),
     ("adopt", "one who was paused opens what a later recovery has closed",

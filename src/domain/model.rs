@@ -713,6 +713,9 @@ impl Model {
             let (Action::Put(rules) | Action::Ensure(rules)) = &put.action else {
                 return NamespacePut::NotFound;
             };
+            if put.expected_revision.is_some() {
+                return NamespacePut::PreconditionFailed { revision: 0 };
+            }
             let settings = new_settings(rules, now);
             self.spaces.insert(put.namespace.clone(), Space::new(settings.clone(), put.change));
             self.record(1);

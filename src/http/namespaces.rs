@@ -242,16 +242,25 @@ pub(super) async fn list(
     query: Query,
 ) -> Result<HttpResponse, Problem> {
     let page = query.page()?;
-    // A key that is tied to namespaces sees no others; there are few of them, so they come on one page.
+    let after = page.after(single)?;
+    // A key that is tied to namespaces sees no others, and they are few.
     if let Some(only) = &caller.0.namespaces {
+        let mut names: Vec<_> = only
+            .iter()
+            .filter(|name| after.as_deref().is_none_or(|after| name.as_str() > after))
+            .collect();
+        names.sort();
         let mut rows = Vec::new();
-        for name in only {
+        for name in names {
             let known = state.ledger.namespace(name).await?;
             rows.extend(known.map(|settings| View::new(name, &settings)));
         }
-        return Ok(page.answer(&rows, None, None));
+        let limit = usize::try_from(page.limit).unwrap_or(usize::MAX);
+        let is_last = rows.len() <= limit;
+        rows.truncate(limit);
+        let next = rows.last().filter(|_| !is_last).map(|last| [last.name.as_str()]);
+        return Ok(page.answer(&rows, next.as_ref().map(<[_; 1]>::as_slice), None));
     }
-    let after = page.after(single)?;
     let found = state.ledger.namespaces(after.as_deref(), page.limit).await?;
     let rows: Vec<_> =
         found.rows.iter().map(|(name, settings)| View::new(name, settings)).collect();

@@ -510,7 +510,7 @@ fn parameters(endpoint: &Endpoint, operation: &Operation) -> Vec<Value> {
     for condition in &operation.conditions {
         parameters.push(json!({
             "name": condition, "in": "header", "description": "The ETag of an earlier answer, or *.",
-            "schema": {"type": "string", "pattern": r#"^"[0-9]{1,19}"$"#, "examples": ["\"1\""]},
+            "schema": {"type": "string", "pattern": r#"^(\*|"[0-9]{1,19}")$"#, "examples": ["\"1\""]},
         }));
     }
     parameters.extend(operation.query.iter().cloned());

@@ -24,6 +24,7 @@ mod events;
 mod examples;
 mod export;
 mod faults;
+mod idempotency;
 mod input;
 mod leaders;
 mod ledger;
