@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     audit::{self, Mend},
     config::{self, Config, LedgerPlace},
-    domain::{CodeCase, Durability, MembershipRule, Token},
+    domain::{CodeCase, Durability, ErrorDetail, MembershipRule, Token},
     gate::{Gate, GateOptions, put_namespace::Rules, server},
     http::{self, Keys, Readiness, ServeOptions, State},
     jobs,
@@ -255,6 +255,7 @@ fn new_namespace(config: &Config) -> Rules {
         code_case: CodeCase::default(),
         code_check: false,
         durability: Durability::default(),
+        error_detail: ErrorDetail::default(),
         rate_user: limits.user,
         rate_ip: limits.ip,
         rate_code: limits.code,

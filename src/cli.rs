@@ -3,6 +3,7 @@
 mod audit;
 mod audit_log;
 mod backup;
+mod campaign;
 mod codes;
 mod config;
 mod dead_letters;
@@ -18,6 +19,7 @@ mod output;
 mod rebuild;
 mod redeem;
 mod redemption;
+mod reservation;
 mod serve;
 mod shell;
 mod status;
@@ -104,9 +106,15 @@ enum Command {
     Redeem(redeem::Redeem),
     /// Say what a redemption would be told, without one
     Validate(validate::Validate),
-    /// List and show redemptions
+    /// List and show redemptions, and take them back
     #[command(subcommand)]
     Redemption(redemption::Command),
+    /// Hold a use while a form or a payment completes
+    #[command(subcommand)]
+    Reservation(reservation::Command),
+    /// Make, change, list and show limits that invites share
+    #[command(subcommand)]
+    Campaign(campaign::Command),
     /// Let users join and leave another way than by a code, and show who is in
     #[command(subcommand)]
     Member(member::Command),
@@ -200,6 +208,8 @@ async fn execute(Cli { command, common }: Cli) -> anyhow::Result<ExitCode> {
         Command::Redeem(redeem) => redeem.run(&common).await?,
         Command::Validate(validate) => return validate.run(&common).await,
         Command::Redemption(command) => command.run(&common).await?,
+        Command::Reservation(command) => command.run(&common).await?,
+        Command::Campaign(command) => command.run(&common).await?,
         Command::Member(command) => command.run(&common).await?,
         Command::Inspect(inspect) => inspect.run(&common).await?,
         Command::Key(command) => command.run(&common).await?,

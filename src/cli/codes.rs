@@ -76,6 +76,12 @@ pub(super) struct Generate {
     /// Any number may redeem each
     #[arg(long, conflicts_with = "max_uses")]
     unlimited: bool,
+    /// How many of these one user may spend
+    #[arg(long, value_name = "N")]
+    max_uses_per_user: Option<u64>,
+    /// The campaign whose limit they share with others
+    #[arg(long, value_name = "NAME")]
+    campaign: Option<String>,
     /// From when on, such as 2026-12-24T00:00:00Z
     #[arg(long, value_name = "TIME")]
     starts_at: Option<String>,
@@ -154,8 +160,10 @@ impl Generate {
         body.insert("pattern".to_owned(), json!(self.pattern));
         body.insert("group".to_owned(), json!(self.group));
         body.insert("max_uses".to_owned(), json!(self.max_uses));
+        body.insert("max_uses_per_user".to_owned(), json!(self.max_uses_per_user));
         let optional = [
             ("alphabet", self.alphabet),
+            ("campaign", self.campaign),
             ("starts_at", self.starts_at),
             ("expires_at", self.expires_at),
         ];

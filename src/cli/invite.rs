@@ -61,6 +61,9 @@ pub(super) struct Change {
     /// Any number may redeem
     #[arg(long, conflicts_with = "max_uses")]
     unlimited: bool,
+    /// How many of these one user may spend, or none for any number
+    #[arg(long, value_name = "N", value_parser = number_or_none)]
+    max_uses_per_user: Option<Value>,
     /// From when on, or none
     #[arg(long, value_name = "TIME")]
     starts_at: Option<String>,
@@ -91,6 +94,12 @@ pub(super) struct Create {
     /// Any number may redeem
     #[arg(long, conflicts_with = "max_uses")]
     unlimited: bool,
+    /// How many of these one user may spend
+    #[arg(long, value_name = "N")]
+    max_uses_per_user: Option<u64>,
+    /// The campaign whose limit it shares with others
+    #[arg(long, value_name = "NAME")]
+    campaign: Option<String>,
     /// From when on, such as 2026-12-24T00:00:00Z
     #[arg(long, value_name = "TIME")]
     starts_at: Option<String>,
@@ -126,15 +135,17 @@ pub(super) struct List {
     batch: Option<String>,
 }
 
-const COLUMNS: [Column; 12] = [
+const COLUMNS: [Column; 14] = [
     ("CODE", "code"),
     ("STATE", "state"),
     ("GROUP", "group"),
     ("USES", "uses"),
+    ("HELD", "held"),
     ("MAX", "max_uses"),
     ("REMAINING", "remaining"),
     ("STARTS", "starts_at"),
     ("EXPIRES", "expires_at"),
+    ("CAMPAIGN", "campaign"),
     ("USER", "user"),
     ("DOMAINS", "email_domains"),
     ("METADATA", "metadata"),
@@ -191,6 +202,8 @@ impl Change {
         let mut patch = Map::new();
         let limit = self.max_uses.map(Value::from).or(self.unlimited.then_some(Value::Null));
         patch.extend(limit.map(|limit| ("max_uses".to_owned(), limit)));
+        let per_user = self.max_uses_per_user;
+        patch.extend(per_user.map(|limit| ("max_uses_per_user".to_owned(), limit)));
         let or_none = |text: String| if text == "none" { Value::Null } else { json!(text) };
         let optional =
             [("starts_at", self.starts_at), ("expires_at", self.expires_at), ("user", self.user)];
@@ -231,8 +244,10 @@ impl Create {
         let mut body = Map::new();
         body.insert("group".to_owned(), json!(self.group));
         body.insert("max_uses".to_owned(), json!(self.max_uses));
+        body.insert("max_uses_per_user".to_owned(), json!(self.max_uses_per_user));
         let optional = [
             ("code", self.code),
+            ("campaign", self.campaign),
             ("starts_at", self.starts_at),
             ("expires_at", self.expires_at),
             ("user", self.user),
@@ -297,6 +312,13 @@ pub(super) async fn some(
     }
     progress.finish_and_clear();
     Ok(rows)
+}
+
+fn number_or_none(text: &str) -> Result<Value, String> {
+    if text == "none" {
+        return Ok(Value::Null);
+    }
+    text.parse::<u64>().map(Value::from).map_err(|_| "neither a number nor none".to_owned())
 }
 
 pub(super) fn parse_json(text: &str) -> Result<Value, String> {

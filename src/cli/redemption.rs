@@ -1,7 +1,8 @@
-//! `redeemer redemption list|show`
+//! `redeemer redemption list|show|rollback`
 
 use clap::{Args, Subcommand};
 use reqwest::Method;
+use serde_json::json;
 
 use super::{
     Common,
@@ -16,7 +17,8 @@ use crate::domain::{InviteId, Position, RedemptionId};
   redeemer redemption list --user alice
   redeemer redemption list --code SPRING --after 2026-11-01T00:00:00Z --output csv
   redeemer redemption list --order asc --after-position 6/1-3 --limit 1000 --output json
-  redeemer redemption show 01a20967-45a7-7482-bb99-70136ac4558d")]
+  redeemer redemption show 01a20967-45a7-7482-bb99-70136ac4558d
+  redeemer redemption rollback 01a20967-45a7-7482-bb99-70136ac4558d --reason 'payment failed'")]
 pub(super) enum Command {
     /// List redemptions, as far as the ledger is
     List(List),
@@ -24,6 +26,14 @@ pub(super) enum Command {
     Show {
         /// Its id
         redemption: RedemptionId,
+    },
+    /// Take a redemption back: its use is free again, and the membership that it made ends
+    Rollback {
+        /// Its id
+        redemption: RedemptionId,
+        /// Why, for the record
+        #[arg(long)]
+        reason: String,
     },
 }
 
@@ -57,7 +67,7 @@ pub(super) struct List {
     limit: Option<usize>,
 }
 
-const COLUMNS: [Column; 10] = [
+const COLUMNS: [Column; 11] = [
     ("ID", "id"),
     ("USER", "user"),
     ("GROUP", "group"),
@@ -67,6 +77,7 @@ const COLUMNS: [Column; 10] = [
     ("AT", "redeemed_at"),
     ("DURABILITY", "durability"),
     ("POSITION", "position"),
+    ("ROLLED BACK", "rolled_back_at"),
     ("METADATA", "metadata"),
 ];
 
@@ -92,6 +103,11 @@ impl Command {
             Self::Show { redemption } => {
                 let path = common.path(&format!("/redemptions/{redemption}"));
                 common.output.one(&COLUMNS, &client.ask(Method::GET, &path, None).await?)
+            }
+            Self::Rollback { redemption, reason } => {
+                let path = common.path(&format!("/redemptions/{redemption}/rollback"));
+                let undone = client.post(&path, &json!({"reason": reason}), None).await?;
+                common.output.one(&COLUMNS, &undone)
             }
         }
     }

@@ -5,9 +5,9 @@ use std::net::IpAddr;
 use uuid::Uuid;
 
 use super::{
-    BatchId, CampaignName, Code, CodeCase, Cursor, Durability, EmailDomain, Group, InviteId,
-    Member, MembershipRule, Millis, Namespace, Quota, Redemption, RedemptionId, RequestId,
-    Reservation, Settings, UserId, campaign, invite,
+    BatchId, CampaignName, Code, CodeCase, Cursor, Durability, EmailDomain, ErrorDetail, Group,
+    InviteId, Member, MembershipRule, Millis, Namespace, Quota, Redemption, RedemptionId,
+    RequestId, Reservation, Settings, UserId, campaign, invite,
 };
 
 /// What is wanted of a request.
@@ -439,6 +439,7 @@ pub struct Rules {
     pub code_case: CodeCase,
     pub code_check: bool,
     pub durability: Durability,
+    pub error_detail: ErrorDetail,
     pub rate_user: Option<Quota>,
     pub rate_ip: Option<Quota>,
     pub rate_code: Option<Quota>,
@@ -451,6 +452,7 @@ pub struct Rules {
 #[expect(missing_docs, reason = "the fields are those of Settings")]
 pub struct RulesPatch {
     pub durability: Option<Durability>,
+    pub error_detail: Option<ErrorDetail>,
     pub rate_user: Option<Option<Quota>>,
     pub rate_ip: Option<Option<Quota>>,
     pub rate_code: Option<Option<Quota>>,

@@ -8,9 +8,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
-    Answer, Campaign, CampaignName, Code, Cursor, Group, Invite, InviteId, Member, MembershipRule,
-    Millis, Namespace, Outcome, Partition, Policy, Position, Quota, RateStatus, Redemption,
-    RedemptionId, Refusal, Reservation, Settings, UserId, campaign,
+    Answer, Campaign, CampaignName, Code, Cursor, ErrorDetail, Group, Invite, InviteId, Member,
+    MembershipRule, Millis, Namespace, Outcome, Partition, Policy, Position, Quota, RateStatus,
+    Redemption, RedemptionId, Refusal, Reservation, Settings, UserId, campaign,
     command::{
         Action, BatchCreated, CampaignPut, ChangeInvite, Changed, CreateBatch, CreateInvite,
         Created, DeleteInvite, Deleted, InvitePatch, Join, Joined, Leave, Left, Mode, NamespacePut,
@@ -234,17 +234,21 @@ impl Model {
             return refused(refusal, rates);
         }
 
-        // 4. to 6. The invite, the membership, the uses.
+        // 4. to 6. The invite, the membership, the uses. Where nothing is told of a code that can not be used, a member
+        // is not told of the membership by one that is used up.
+        let is_coarse = space.settings.error_detail == ErrorDetail::Coarse;
         let refusal = match &invite {
             None => Some(Refusal::NotFound),
             Some(invite) => refusal_of_invite(request, invite, is_named, now)
+                .or_else(|| is_coarse.then(|| space.refusal_of_uses(request, own, now)).flatten())
                 .or_else(|| refusal_of_membership(rule, user.as_ref(), &invite.group))
                 .or_else(|| (named.is_some() && !is_named).then_some(Refusal::ReservationExpired))
                 .or_else(|| space.refusal_of_uses(request, own, now)),
         };
+        let refusal = refusal.map(|refusal| if is_coarse { folded(refusal) } else { refusal });
 
         // 7. Whoever passed the limits is charged; a miss also charges the guessing budget.
-        let missed = refusal == Some(Refusal::NotFound);
+        let missed = matches!(refusal, Some(Refusal::NotFound | Refusal::Invalid));
         for budget in &budgets {
             if if budget.policy == Policy::Guess { missed } else { binding } {
                 space.charge(budget, now);
@@ -951,6 +955,21 @@ fn own_redemption<'a>(
     redemption.filter(|redemption| redemption.invite == invite.id)
 }
 
+/// What a namespace tells that hides which codes exist: of a code that can not be used, always the same.
+fn folded(refusal: Refusal) -> Refusal {
+    match refusal {
+        Refusal::NotFound
+        | Refusal::Disabled
+        | Refusal::NotStarted { .. }
+        | Refusal::Expired { .. }
+        | Refusal::UserNotAllowed
+        | Refusal::EmailDomainNotAllowed
+        | Refusal::Exhausted { .. }
+        | Refusal::CampaignExhausted => Refusal::Invalid,
+        other => other,
+    }
+}
+
 /// `is_named`: the request names its user's live reservation, for which the e-mail address was asked when it was made.
 fn refusal_of_invite(
     request: &Redeem,
@@ -1030,6 +1049,7 @@ fn new_settings(rules: &Rules, now: Millis) -> Settings {
         code_case: rules.code_case,
         code_check: rules.code_check,
         durability: rules.durability,
+        error_detail: rules.error_detail,
         rate_user: rules.rate_user,
         rate_ip: rules.rate_ip,
         rate_code: rules.rate_code,
@@ -1045,6 +1065,7 @@ fn new_settings(rules: &Rules, now: Millis) -> Settings {
 fn patched_settings(settings: &Settings, patch: &RulesPatch) -> Settings {
     Settings {
         durability: patch.durability.unwrap_or(settings.durability),
+        error_detail: patch.error_detail.unwrap_or(settings.error_detail),
         rate_user: patch.rate_user.unwrap_or(settings.rate_user),
         rate_ip: patch.rate_ip.unwrap_or(settings.rate_ip),
         rate_code: patch.rate_code.unwrap_or(settings.rate_code),

@@ -330,6 +330,7 @@ pub(super) async fn change(
     http: HttpRequest,
     mut body: Body,
 ) -> Result<HttpResponse, Problem> {
+    body.refuse_null(&["disabled"]);
     let patch = InvitePatch {
         max_uses: body.count("max_uses", MAX_USES_MAX).patch(),
         max_uses_per_user: body.count("max_uses_per_user", MAX_USES_MAX).patch(),
@@ -344,9 +345,7 @@ pub(super) async fn change(
         email_domains: email_domains(&mut body),
         metadata: body.metadata().patch(),
     };
-    for fixed in ["code", "group", "campaign"] {
-        body.typed::<()>(fixed, |_| Err("can not be changed; make another invite".to_owned()));
-    }
+    body.refuse(&["code", "group", "campaign"], "can not be changed; make another invite");
     body.finish()?;
     let id: InviteId = path.1.parse().map_err(|_| missing())?;
     let change = ChangeInvite {

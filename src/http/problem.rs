@@ -73,6 +73,7 @@ codes! {
     EmailDomainNotAllowed = "email_domain_not_allowed", 403, false, "The invite is for other e-mail domains";
     NotStarted = "not_started", 403, true, "The invite can not be used yet";
     InviteNotFound = "invite_not_found", 404, false, "There is no such invite";
+    InviteInvalid = "invite_invalid", 404, false, "The code can not be used";
     RedemptionNotFound = "redemption_not_found", 404, false, "There is no such redemption";
     ReservationNotFound = "reservation_not_found", 404, false, "There is no such reservation";
     CampaignNotFound = "campaign_not_found", 404, false, "There is no such campaign";
@@ -117,6 +118,7 @@ const REFUSALS: &[Code] = &[
     Code::EmailDomainNotAllowed,
     Code::NotStarted,
     Code::InviteNotFound,
+    Code::InviteInvalid,
     Code::AlreadyMember,
     Code::UserLimitReached,
     Code::ReservationExpired,
@@ -322,6 +324,10 @@ impl From<Refusal> for Problem {
             Refusal::NotFound => Self::new(
                 Code::InviteNotFound,
                 "No invite has this code. Check it for typing mistakes.",
+            ),
+            Refusal::Invalid => Self::new(
+                Code::InviteInvalid,
+                "This code can not be used. Check it for typing mistakes, or ask for a new one.",
             ),
             Refusal::Disabled => {
                 Self::new(Code::InviteDisabled, "This invite was switched off. Ask for a new one.")

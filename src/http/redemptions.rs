@@ -471,6 +471,7 @@ pub(super) mod docs {
         Code::EmailDomainNotAllowed,
         Code::NotStarted,
         Code::InviteNotFound,
+        Code::InviteInvalid,
         Code::NamespaceNotFound,
         Code::AlreadyMember,
         Code::UserLimitReached,

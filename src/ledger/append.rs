@@ -223,6 +223,7 @@ async fn namespaces(
             settings.code_case.as_str().into(),
             settings.code_check.into(),
             settings.durability.as_str().into(),
+            settings.error_detail.as_str().into(),
             quota(settings.rate_user),
             quota(settings.rate_ip),
             quota(settings.rate_code),
@@ -238,11 +239,12 @@ async fn namespaces(
     });
     in_bulk(
         tx,
-        "INSERT INTO namespaces (name, partition, membership, code_case, code_check, durability, rate_user, rate_ip,
+        "INSERT INTO namespaces (name, partition, membership, code_case, code_check, durability, error_detail, rate_user, rate_ip,
          rate_code, rate_namespace, rate_guess, revision, created_at, updated_at, archived_at, epoch, seq) ",
         values.collect(),
         " ON CONFLICT (name) DO UPDATE SET membership = excluded.membership, code_case = excluded.code_case,
-         code_check = excluded.code_check, durability = excluded.durability, rate_user = excluded.rate_user, rate_ip = excluded.rate_ip,
+         code_check = excluded.code_check, durability = excluded.durability,
+         error_detail = excluded.error_detail, rate_user = excluded.rate_user, rate_ip = excluded.rate_ip,
          rate_code = excluded.rate_code, rate_namespace = excluded.rate_namespace,
          rate_guess = excluded.rate_guess, revision = excluded.revision, created_at = excluded.created_at,
          updated_at = excluded.updated_at, archived_at = excluded.archived_at, epoch = excluded.epoch,

@@ -66,7 +66,7 @@ fn invites_are_made_listed_shown_and_disabled() {
     let table = stdout(&run(&node, &["invite", "list"]));
     assert!(table.starts_with(" CODE") && table.contains("SPRING"), "{table}");
     let csv = stdout(&run(&node, &["invite", "list", "--prefix", "spring", "--output", "csv"]));
-    assert!(csv.starts_with("code,state,group,uses,max_uses"), "{csv}");
+    assert!(csv.starts_with("code,state,group,uses,held,max_uses"), "{csv}");
     let disabled = json(&node, &["invite", "disable", "SPRING"]);
     assert_eq!(disabled["state"], "disabled");
     let shown = json(&node, &["invite", "show", made["id"].as_str().unwrap()]);
@@ -146,7 +146,7 @@ fn what_redis_holds_is_shown_with_commands_that_work() {
     json(&node, &["redeem", "WELCOME", "--user", "alice"]);
     let shown = stdout(&run(&node, &["inspect", "--code", "welcome", "--user", "bob"]));
     let commands: Vec<_> = shown.lines().filter(|line| line.starts_with("redis-cli ")).collect();
-    assert_eq!(commands.len(), 7, "{shown}");
+    assert_eq!(commands.len(), 9, "{shown}");
     assert!(shown.contains("uses  1"), "{shown}");
     for command in &commands {
         let output = std::process::Command::new("bash")
@@ -410,6 +410,40 @@ fn members_are_added_listed_shown_and_removed() {
     let gone = run(&node, &["member", "show", "bob"]);
     assert_eq!(gone.status.code(), Some(1));
     assert!(stderr(&gone).contains("member_not_found"), "{}", stderr(&gone));
+}
+
+#[test]
+fn uses_are_held_spent_given_back_and_taken_back() {
+    let node = Node::embedded();
+    let campaign = json(&node, &["campaign", "put", "spring", "--max-uses", "2"]);
+    assert_eq!((&campaign["max_uses"], &campaign["uses"]), (&2.into(), &0.into()));
+    let create = ["invite", "create", "SEAT", "--group", "team", "--unlimited"];
+    let invite =
+        json(&node, &[&create[..], &["--campaign", "spring", "--max-uses-per-user", "1"]].concat());
+    assert_eq!((&invite["campaign"], &invite["max_uses_per_user"]), (&"spring".into(), &1.into()));
+    let changed = json(&node, &["invite", "change", "SEAT", "--max-uses-per-user", "none"]);
+    assert!(changed["max_uses_per_user"].is_null(), "{changed}");
+    let hold = |user: &str| {
+        let held =
+            json(&node, &["reservation", "create", "SEAT", "--user", user, "--ttl-seconds", "900"]);
+        held["id"].as_str().unwrap().to_owned()
+    };
+    let (alice, bob) = (hold("alice"), hold("bob"));
+    assert_eq!(json(&node, &["campaign", "show", "spring"])["held"], 2);
+    let full = run(&node, &["redeem", "SEAT", "--user", "carol"]);
+    assert!(stderr(&full).contains("campaign_exhausted"), "{}", stderr(&full));
+    let released = run(&node, &["reservation", "release", &bob]);
+    assert!(stdout(&released).contains("holds nothing any more"), "{}", stdout(&released));
+    assert_eq!(json(&node, &["reservation", "show", &bob])["state"], "released");
+    let paid = r#"{"paid": 5}"#;
+    let confirmed = json(&node, &["reservation", "confirm", &alice, "--metadata", paid]);
+    assert_eq!(confirmed["user"], "alice");
+    let held = hold("dave");
+    let spent = json(&node, &["redeem", "SEAT", "--user", "dave", "--reservation", &held]);
+    let id = spent["id"].as_str().unwrap();
+    let undone = json(&node, &["redemption", "rollback", id, "--reason", "test"]);
+    assert!(undone["rolled_back_at"].is_string(), "{undone}");
+    wait_until("the ledger has it", || json(&node, &["campaign", "list"])[0]["uses"] == 1);
 }
 
 #[test]

@@ -16,6 +16,7 @@ mod batch;
 mod batches;
 mod claims;
 mod cli;
+mod coarse;
 mod docs;
 mod durability;
 mod examples;

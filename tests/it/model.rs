@@ -16,9 +16,9 @@ use proptest::{
 };
 use redeemer::{
     domain::{
-        BatchId, CampaignName, Code, CodeCase, Cursor, EmailDomain, Entry, Group, InviteId,
-        MembershipRule, Millis, Namespace, Outcome, Partition, Quota, Redemption, RedemptionId,
-        Refusal, RequestId, Reservation, UserId,
+        BatchId, CampaignName, Code, CodeCase, Cursor, EmailDomain, Entry, ErrorDetail, Group,
+        InviteId, MembershipRule, Millis, Namespace, Outcome, Partition, Quota, Redemption,
+        RedemptionId, Refusal, RequestId, Reservation, UserId,
         command::{
             Action, BatchCreated, CampaignPut, ChangeInvite, Changed, CreateBatch, CreateInvite,
             Created, DeleteInvite, Deleted, InvitePatch, Join, Joined, Leave, Left, Mode,
@@ -106,6 +106,7 @@ enum Op {
     Patch {
         change: u8,
         rates: [Option<u8>; 3],
+        detail: Option<ErrorDetail>,
         expected: Option<u64>,
     },
     Put {
@@ -219,8 +220,13 @@ fn op() -> impl Strategy<Value = Op> {
         1 => (0..8u8, expected()).prop_map(|(id, expected)| Op::Delete { id, expected }),
         2 => (0..4u8, 0..2u8).prop_map(|(user, group)| Op::Join { user, group }),
         3 => (0..4u8, proptest::option::of(0..2u8)).prop_map(|(user, group)| Op::Leave { user, group }),
-        1 => (0..6u8, [proptest::option::of(0..3u8), proptest::option::of(0..3u8), proptest::option::of(0..3u8)], expected())
-            .prop_map(|(change, rates, expected)| Op::Patch { change, rates, expected }),
+        1 => (
+            0..6u8,
+            [proptest::option::of(0..3u8), proptest::option::of(0..3u8), proptest::option::of(0..3u8)],
+            proptest::option::weighted(0.5, select(ErrorDetail::ALL.to_vec())),
+            expected(),
+        )
+            .prop_map(|(change, rates, detail, expected)| Op::Patch { change, rates, detail, expected }),
         1 => (0..6u8, rule()).prop_map(|(change, rule)| Op::Put { change, rule }),
         1 => Just(Op::Ensure),
         1 => proptest::bool::weighted(0.2).prop_map(|archive| if archive { Op::Archive } else { Op::Trim }),
@@ -600,9 +606,16 @@ async fn step(world: &mut World<'_>, op: &Op) {
             });
             assert_eq!(said, meant);
         }
-        Op::Patch { change, rates, expected } => {
+        Op::Patch { change, rates, detail, expected } => {
             let [rate_user, rate_ip, rate_guess] = rates.map(|rate| rate.map(quota));
-            let patch = RulesPatch { rate_user, rate_ip, rate_guess, ..RulesPatch::default() };
+            let error_detail = *detail;
+            let patch = RulesPatch {
+                error_detail,
+                rate_user,
+                rate_ip,
+                rate_guess,
+                ..RulesPatch::default()
+            };
             put(world, Action::Patch(patch), *change, *expected).await;
         }
         Op::Put { change, rule } => put(world, Action::Put(limited(*rule)), *change, None).await,
@@ -657,6 +670,7 @@ fn word(outcome: &Outcome) -> &'static str {
             Refusal::RateLimited { .. } => "rate_limited",
             Refusal::TooManyAttempts { .. } => "too_many_attempts",
             Refusal::NotFound => "not_found",
+            Refusal::Invalid => "invalid",
             Refusal::Disabled => "disabled",
             Refusal::NotStarted { .. } => "not_started",
             Refusal::Expired { .. } => "expired",
@@ -674,7 +688,7 @@ fn word(outcome: &Outcome) -> &'static str {
 }
 
 /// Every reply word that a history can bring about.
-const WORDS: [&str; 66] = [
+const WORDS: [&str; 67] = [
     "held",
     "held before",
     "already_rolled_back",
@@ -708,6 +722,7 @@ const WORDS: [&str; 66] = [
     "rate_limited",
     "too_many_attempts",
     "not_found",
+    "invalid",
     "disabled",
     "not_started",
     "expired",

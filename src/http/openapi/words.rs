@@ -12,9 +12,9 @@ use utoipa::{
 };
 
 use crate::domain::{
-    Alphabet, BatchId, BatchState, CampaignName, Code, CodeCase, Durability, EmailDomain, Group,
-    InviteId, InviteState, MembershipRule, Millis, Namespace, Policy, Position, Quota,
-    RedemptionId, ReservationId, Role, UserId, invite::EMAIL_DOMAINS_MAX,
+    Alphabet, BatchId, BatchState, CampaignName, Code, CodeCase, Durability, EmailDomain,
+    ErrorDetail, Group, InviteId, InviteState, MembershipRule, Millis, Namespace, Policy, Position,
+    Quota, RedemptionId, ReservationId, Role, UserId, invite::EMAIL_DOMAINS_MAX,
 };
 
 /// Text without control characters.
@@ -91,6 +91,10 @@ words! {
     Durability, "Durability" = one_of(
         Durability::ALL.map(Durability::as_str),
         "What an answer promises: Redis has it, replicas have it, SQL has committed it.",
+    );
+    ErrorDetail, "ErrorDetail" = one_of(
+        ErrorDetail::ALL.map(ErrorDetail::as_str),
+        "How much refusals tell: what is the matter, or of a code that can not be used nothing, not even whether it exists.",
     );
     InviteState, "InviteState" = one_of(
         InviteState::ALL.map(InviteState::as_str),
