@@ -8,6 +8,7 @@ mod codes;
 mod config;
 mod dead_letters;
 mod demo;
+mod export;
 mod healthcheck;
 mod inspect;
 mod invite;
@@ -102,6 +103,8 @@ enum Command {
     /// Make codes in bulk, and download them
     #[command(subcommand)]
     Codes(codes::Command),
+    /// Download everything of a kind: as CSV, or with --output json as NDJSON
+    Export(export::Export),
     /// Spend one use of a code for a user
     Redeem(redeem::Redeem),
     /// Say what a redemption would be told, without one
@@ -205,6 +208,7 @@ async fn execute(Cli { command, common }: Cli) -> anyhow::Result<ExitCode> {
         Command::Namespace(command) => command.run(&common).await?,
         Command::Invite(command) => command.run(&common).await?,
         Command::Codes(command) => return command.run(&common).await,
+        Command::Export(export) => return export.run(&common).await,
         Command::Redeem(redeem) => redeem.run(&common).await?,
         Command::Validate(validate) => return validate.run(&common).await,
         Command::Redemption(command) => command.run(&common).await?,

@@ -35,6 +35,8 @@ pub struct Config {
     pub sync: Sync,
     pub auth: Auth,
     pub rate_limit: RateLimit,
+    pub events: Events,
+    pub webhooks: Webhooks,
     pub log: Log,
     /// Each setting as text, secrets masked, with where it came from.
     pub settings: Vec<Setting>,
@@ -132,6 +134,26 @@ pub struct RateLimit {
     pub guess: Option<Quota>,
 }
 
+#[derive(Debug, Clone, Copy)]
+#[expect(missing_docs, reason = "config/default.toml says what each is")]
+pub struct Events {
+    pub streams_max: usize,
+}
+
+#[derive(Debug, Clone, Copy)]
+#[expect(missing_docs, reason = "config/default.toml says what each is")]
+pub struct Webhooks {
+    pub allow_private: bool,
+    pub namespace_max: u32,
+    pub calls_max: usize,
+    pub timeout: Duration,
+    pub attempts_max: u32,
+    pub retry_first: Duration,
+    pub failing_max: Duration,
+    pub secret_overlap: Duration,
+    pub keep: Duration,
+}
+
 #[derive(Debug, Clone)]
 #[expect(missing_docs, reason = "config/default.toml says what each is")]
 pub struct Log {
@@ -189,6 +211,8 @@ impl Config {
         let sync = Sync::read(read);
         let auth = Auth::read(read);
         let rate_limit = RateLimit::read(read);
+        let events = Events::read(read);
+        let webhooks = Webhooks::read(read);
         let log = Log::read(read);
         if let (Some(http), Some(gate)) = (&http, &gate) {
             read.cross_check(http, gate);
@@ -205,6 +229,8 @@ impl Config {
             sync: sync?,
             auth: auth?,
             rate_limit: rate_limit?,
+            events: events?,
+            webhooks: webhooks?,
             log: log?,
             settings: read.layers.settings(),
         })
@@ -380,6 +406,39 @@ impl RateLimit {
             Self { user: user?, ip: ip?, code: code?, namespace: namespace?, guess: guess? };
         let off = Self { user: None, ip: None, code: None, namespace: None, guess: None };
         Some(if enabled? { limits } else { off })
+    }
+}
+
+impl Events {
+    fn read(read: &mut Read) -> Option<Self> {
+        Some(Self { streams_max: read.number("events.streams_max", 0..=10_000)? })
+    }
+}
+
+impl Webhooks {
+    fn read(read: &mut Read) -> Option<Self> {
+        let allow_private = read
+            .parsed("webhooks.allow_private", |text| text.parse().map_err(|_| "use true or false"));
+        let namespace_max = read.number("webhooks.namespace_max", 0..=1000);
+        let calls_max = read.number("webhooks.calls_max", 1..=1000);
+        let timeout = read.millis("webhooks.timeout_ms", 100..=60_000);
+        let attempts_max = read.number("webhooks.attempts_max", 1..=20);
+        let retry_first = read.millis("webhooks.retry_first_ms", 10..=3_600_000);
+        let mut seconds = |key, range| read.number(key, range).map(Duration::from_secs);
+        let failing_max = seconds("webhooks.failing_max_seconds", 1..=31_536_000);
+        let secret_overlap = seconds("webhooks.secret_overlap_seconds", 0..=2_592_000);
+        let keep = seconds("webhooks.keep_seconds", 3600..=31_536_000);
+        Some(Self {
+            allow_private: allow_private?,
+            namespace_max: namespace_max?,
+            calls_max: calls_max?,
+            timeout: timeout?,
+            attempts_max: attempts_max?,
+            retry_first: retry_first?,
+            failing_max: failing_max?,
+            secret_overlap: secret_overlap?,
+            keep: keep?,
+        })
     }
 }
 

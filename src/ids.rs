@@ -6,7 +6,10 @@ use jiff::Timestamp;
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
-use crate::domain::{BatchId, InviteId, Millis, Namespace, RedemptionId, RequestId, Token};
+use crate::domain::{
+    BatchId, Cursor, DeliveryId, InviteId, Millis, Namespace, RedemptionId, RequestId, Token,
+    WebhookId, webhook,
+};
 
 /// A UUID v7 (RFC 9562 §5.7). Its random part comes from this thread's generator: asking the kernel for each would cost
 /// every request some system calls.
@@ -45,11 +48,37 @@ pub fn batch(namespace: &Namespace, caller: &str, request: Option<&RequestId>) -
     }))
 }
 
+/// An id for a new webhook, in the same way.
+#[must_use]
+pub fn webhook(namespace: &Namespace, caller: &str, request: Option<&RequestId>) -> WebhookId {
+    WebhookId(request.map_or_else(unique, |request| {
+        following_from(&["webhook", namespace.as_str(), caller, request.as_str()])
+    }))
+}
+
+/// The id of an event's delivery to a webhook: whoever makes it again makes the same one.
+#[must_use]
+pub fn delivery(webhook: WebhookId, event: Cursor) -> DeliveryId {
+    DeliveryId(following_from(&["delivery", &webhook.to_string(), &event.to_string()]))
+}
+
+/// A random number from 0 to 1.
+#[must_use]
+pub fn fraction() -> f64 {
+    rand::random()
+}
+
 /// A UUID v8 (RFC 9562 §5.8) that the same parts always give.
 fn following_from(parts: &[&str]) -> Uuid {
     let mut bytes = [0; 16];
     bytes.copy_from_slice(&digest(parts)[..16]);
     uuid::Builder::from_custom_bytes(bytes).into_uuid()
+}
+
+/// A new secret of a webhook: nobody can guess it.
+#[must_use]
+pub fn webhook_secret() -> webhook::Secret {
+    webhook::Secret::new(rand::random())
 }
 
 /// What the codes of a batch follow from: nobody can guess it.

@@ -42,7 +42,7 @@ const MADE_UP_TRIES: usize = 3;
 /// An invite as clients see it.
 #[derive(Serialize, ToSchema)]
 #[schema(as = Invite)]
-struct View<'a> {
+pub(super) struct View<'a> {
     id: InviteId,
     namespace: &'a Namespace,
     code: &'a InviteCode,
@@ -91,7 +91,7 @@ struct View<'a> {
 }
 
 impl<'a> View<'a> {
-    fn new(Shown { invite, held, now }: &'a Shown) -> Result<Self, Problem> {
+    pub(super) fn new(Shown { invite, held, now }: &'a Shown) -> Result<Self, Problem> {
         Ok(Self {
             id: invite.id,
             namespace: &invite.namespace,

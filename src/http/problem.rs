@@ -81,6 +81,8 @@ codes! {
     NamespaceNotFound = "namespace_not_found", 404, false, "There is no such namespace";
     KeyNotFound = "key_not_found", 404, false, "There is no such API key";
     BatchNotFound = "batch_not_found", 404, false, "There is no such batch";
+    WebhookNotFound = "webhook_not_found", 404, false, "There is no such webhook";
+    DeliveryNotFound = "delivery_not_found", 404, false, "There is no such delivery";
     RouteNotFound = "route_not_found", 404, false, "There is no such path";
     MethodNotAllowed = "method_not_allowed", 405, false, "The path does not have this method";
     NotAcceptable = "not_acceptable", 406, false, "Answers are JSON";
@@ -93,6 +95,7 @@ codes! {
     AlreadyRolledBack = "already_rolled_back", 409, false, "The redemption was rolled back";
     ReservationConfirmed = "reservation_confirmed", 409, false, "The reservation has become a redemption";
     TooManyCampaigns = "too_many_campaigns", 409, false, "The namespace has as many campaigns as it may";
+    TooManyWebhooks = "too_many_webhooks", 409, false, "The namespace has as many webhooks as it may";
     InviteExhausted = "invite_exhausted", 410, false, "All uses of the invite are spent or held";
     CampaignExhausted = "campaign_exhausted", 410, false, "All uses of the campaign are spent or held";
     ReservationExpired = "reservation_expired", 410, false, "The reservation holds nothing any more";

@@ -37,7 +37,7 @@ use crate::{
 /// A redemption as clients see it.
 #[derive(Serialize, ToSchema)]
 #[schema(as = Redemption)]
-struct View<'a> {
+pub(super) struct View<'a> {
     id: RedemptionId,
     namespace: &'a Namespace,
     invite: InviteId,
@@ -72,7 +72,7 @@ struct View<'a> {
 }
 
 impl<'a> View<'a> {
-    fn new(redemption: &'a Redemption, replayed: bool, reached: Durability) -> Self {
+    pub(super) fn new(redemption: &'a Redemption, replayed: bool, reached: Durability) -> Self {
         let Redemption { id, namespace, invite, code, group, user, .. } = redemption;
         Self {
             id: *id,
@@ -93,12 +93,12 @@ impl<'a> View<'a> {
         }
     }
 
-    fn rolled_back(mut self, at: Option<Millis>, reason: Option<String>) -> Self {
+    pub(super) fn rolled_back(mut self, at: Option<Millis>, reason: Option<String>) -> Self {
         (self.rolled_back_at, self.rollback_reason) = (at, reason);
         self
     }
 
-    fn with_metadata(mut self, metadata: Option<String>) -> Result<Self, Problem> {
+    pub(super) fn with_metadata(mut self, metadata: Option<String>) -> Result<Self, Problem> {
         self.metadata = stored_metadata(metadata)?;
         Ok(self)
     }

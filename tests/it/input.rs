@@ -226,6 +226,8 @@ async fn bad_paths_queries_and_headers_are_refused() {
         ("/v1/namespaces/default/invites/by-code/NOBODY", 404, "invite_not_found"),
         ("/v1/namespaces/default/invites/by-code/A%3AB", 400, "code_malformed"),
         ("/v1/namespaces/default/redemptions/not-an-id", 404, "redemption_not_found"),
+        ("/v1/namespaces/default/webhooks/not-an-id", 404, "webhook_not_found"),
+        ("/v1/namespaces/default/webhooks/not-an-id/deliveries", 404, "webhook_not_found"),
         ("/v1/namespaces/default/members/nobody", 404, "member_not_found"),
         ("/v1/namespaces/default/members/a%00b", 400, "invalid_request"),
         ("/v1/namespaces/default/members/%ff", 400, "invalid_request"),
