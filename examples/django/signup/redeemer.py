@@ -22,6 +22,7 @@ MESSAGES = {
     "invite_invalid": "This code can not be used.",
     "not_started": "This code is not valid yet.",
     "already_member": "You are in a group already.",
+    "already_rolled_back": "Your place was given back. Send it again if you want one.",
     "user_limit_reached": "You have used this code already.",
     "user_not_allowed": "This code is not for you.",
     "email_domain_not_allowed": "This code is not for your e-mail address.",
