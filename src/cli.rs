@@ -26,6 +26,7 @@ mod shell;
 mod status;
 mod torture;
 mod validate;
+mod webhook;
 
 use std::{collections::BTreeMap, path::PathBuf, process::ExitCode};
 
@@ -123,6 +124,9 @@ enum Command {
     Member(member::Command),
     /// Show what Redis holds of a code or a user, with the redis-cli commands that show it
     Inspect(inspect::Inspect),
+    /// Have events sent to a URL, and see what became of them
+    #[command(subcommand)]
+    Webhook(webhook::Command),
     /// Make, list and revoke API keys
     #[command(subcommand)]
     Key(key::Command),
@@ -216,6 +220,7 @@ async fn execute(Cli { command, common }: Cli) -> anyhow::Result<ExitCode> {
         Command::Campaign(command) => command.run(&common).await?,
         Command::Member(command) => command.run(&common).await?,
         Command::Inspect(inspect) => inspect.run(&common).await?,
+        Command::Webhook(command) => command.run(&common).await?,
         Command::Key(command) => command.run(&common).await?,
         Command::Status => return status::run(&common).await,
         Command::Rebuild(rebuild) => rebuild.run(&common).await?,
@@ -335,6 +340,20 @@ mod tests {
     #[test]
     fn the_command_line_is_sound() {
         Cli::command().debug_assert();
+        // Or one would silently be taken for the other.
+        let command = Cli::command();
+        let of_all: Vec<_> = command.get_arguments().map(|one| one.get_id().clone()).collect();
+        let mut open: Vec<_> = command.get_subcommands().collect();
+        while let Some(command) = open.pop() {
+            open.extend(command.get_subcommands());
+            let mut own = command.get_arguments().map(clap::Arg::get_id);
+            let name = command.get_name();
+            assert_eq!(
+                own.find(|id| of_all.contains(id)),
+                None,
+                "{name} takes it in another sense"
+            );
+        }
     }
 
     #[test]
