@@ -21,6 +21,8 @@ pub mod delete_invite;
 mod failure;
 mod fields;
 mod find_code;
+pub mod import_invites;
+pub mod import_members;
 pub mod inspect;
 pub mod join;
 mod kept;
