@@ -8,6 +8,7 @@ mod dead_letters;
 mod demo;
 mod export;
 mod healthcheck;
+mod import;
 mod inspect;
 mod invite;
 mod key;
@@ -94,6 +95,8 @@ enum Command {
     Codes(codes::Command),
     /// Download everything of a kind: as CSV, or with --output json as NDJSON
     Export(export::Export),
+    /// Take over invites with spent uses, or members who joined elsewhere
+    Import(import::Import),
     /// Spend one use of a code for a user
     Redeem(redeem::Redeem),
     /// Show what Redis holds of a code or a user, with the redis-cli commands that show it
@@ -169,6 +172,7 @@ async fn execute(Cli { command, common }: Cli) -> anyhow::Result<ExitCode> {
         Command::Invite(command) => command.run(&common).await?,
         Command::Codes(command) => return command.run(&common).await,
         Command::Export(export) => return export.run(&common).await,
+        Command::Import(import) => return import.run(&common).await,
         Command::Redeem(redeem) => redeem.run(&common).await?,
         Command::Inspect(inspect) => inspect.run(&common).await?,
         Command::Key(command) => command.run(&common).await?,

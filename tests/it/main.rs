@@ -19,6 +19,7 @@ mod durability;
 mod events;
 mod export;
 mod faults;
+mod import;
 mod input;
 mod leaders;
 mod ledger;
