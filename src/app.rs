@@ -335,6 +335,8 @@ impl App {
             metrics: self.metrics.clone(),
             new_namespace: new_namespace(&config),
             body_bytes_max: config.http.body_bytes_max,
+            import_bytes_max: config.http.import_bytes_max,
+            imports: Arc::new(Semaphore::new(IMPORTS_MAX)),
             request_timeout: config.http.request_timeout,
         };
         let serve_options = ServeOptions {
@@ -483,6 +485,9 @@ impl App {
         ended.map_or(Ok(()), Err)
     }
 }
+
+/// Imports of a node at the same time: each keeps the gate busy for milliseconds at a stretch.
+const IMPORTS_MAX: usize = 2;
 
 /// What the watched server is called among the tasks.
 const EMBEDDED_REDIS: &str = "the embedded Redis";

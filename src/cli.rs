@@ -10,6 +10,7 @@ mod dead_letters;
 mod demo;
 mod export;
 mod healthcheck;
+mod import;
 mod inspect;
 mod invite;
 mod key;
@@ -106,6 +107,8 @@ enum Command {
     Codes(codes::Command),
     /// Download everything of a kind: as CSV, or with --output json as NDJSON
     Export(export::Export),
+    /// Take over invites with spent uses, or members who joined elsewhere
+    Import(import::Import),
     /// Spend one use of a code for a user
     Redeem(redeem::Redeem),
     /// Say what a redemption would be told, without one
@@ -213,6 +216,7 @@ async fn execute(Cli { command, common }: Cli) -> anyhow::Result<ExitCode> {
         Command::Invite(command) => command.run(&common).await?,
         Command::Codes(command) => return command.run(&common).await,
         Command::Export(export) => return export.run(&common).await,
+        Command::Import(import) => return import.run(&common).await,
         Command::Redeem(redeem) => redeem.run(&common).await?,
         Command::Validate(validate) => return validate.run(&common).await,
         Command::Redemption(command) => command.run(&common).await?,

@@ -47,6 +47,7 @@ pub struct Config {
 pub struct Http {
     pub bind: SocketAddr,
     pub body_bytes_max: usize,
+    pub import_bytes_max: u64,
     pub request_timeout: Duration,
     pub keep_alive: Duration,
     pub connections_max: usize,
@@ -241,6 +242,7 @@ impl Http {
     fn read(read: &mut Read) -> Option<Self> {
         let bind = read.address("http.bind");
         let body_bytes_max = read.number("http.body_bytes_max", 256..=1_048_576);
+        let import_bytes_max = read.number("http.import_bytes_max", 1024..=1_099_511_627_776);
         let request_timeout = read.millis("http.request_timeout_ms", 100..=60_000);
         let keep_alive = read.number("http.keep_alive_seconds", 1..=3600).map(Duration::from_secs);
         let connections_max = read.number("http.connections_max", 1..=1_000_000);
@@ -254,6 +256,7 @@ impl Http {
         Some(Self {
             bind: bind?,
             body_bytes_max: body_bytes_max?,
+            import_bytes_max: import_bytes_max?,
             request_timeout: request_timeout?,
             keep_alive: keep_alive?,
             connections_max: connections_max?,

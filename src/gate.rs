@@ -22,6 +22,8 @@ pub mod erase_user;
 mod failure;
 mod fields;
 mod find_code;
+pub mod import_invites;
+pub mod import_members;
 pub mod inspect;
 pub mod join;
 mod kept;

@@ -14,6 +14,7 @@ mod events;
 mod export;
 mod guard;
 mod health;
+mod import;
 mod invites;
 mod keys;
 mod manual;
@@ -88,6 +89,10 @@ pub struct State {
     pub new_namespace: Rules,
     /// Longest request body, in bytes.
     pub body_bytes_max: usize,
+    /// Longest body of an import, in bytes.
+    pub import_bytes_max: u64,
+    /// Turns to import.
+    pub imports: Arc<Semaphore>,
     /// How long a body may take to arrive, and an answer to be reached; what is stuck otherwise gets twice as long.
     pub request_timeout: Duration,
 }
@@ -147,6 +152,7 @@ impl Endpoint {
     fn is_json(&self) -> bool {
         !["/metrics", CODES, EVENTS, DOCS, DOCS_FILE].contains(&self.path)
             && !self.path.contains("/export/")
+            && !self.path.contains("/import/")
     }
 }
 
@@ -221,6 +227,8 @@ pub(crate) static ENDPOINTS: &[Endpoint] = &[
     endpoint!(GET "/v1/namespaces/{ns}/export/redemptions", Some(Role::Read), export::redemptions),
     endpoint!(GET "/v1/namespaces/{ns}/export/invites", Some(Role::Read), export::invites),
     endpoint!(GET "/v1/namespaces/{ns}/export/members", Some(Role::Read), export::members),
+    endpoint!(POST "/v1/namespaces/{ns}/import/invites", Some(Role::Manage), import::invites),
+    endpoint!(POST "/v1/namespaces/{ns}/import/members", Some(Role::Manage), import::members),
     endpoint!(GET EVENTS, Some(Role::Read), events::stream),
     endpoint!(POST "/v1/namespaces/{ns}/webhooks", Some(Role::Manage), webhooks::create),
     endpoint!(GET "/v1/namespaces/{ns}/webhooks", Some(Role::Manage), webhooks::list),

@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use crate::domain::{
     BatchId, Cursor, DeliveryId, InviteId, Millis, Namespace, RedemptionId, RequestId, Token,
-    WebhookId, webhook,
+    UserId, WebhookId, command::ImportedInvite, webhook,
 };
 
 /// A UUID v7 (RFC 9562 §5.7). Its random part comes from this thread's generator: asking the kernel for each would cost
@@ -79,6 +79,30 @@ fn following_from(parts: &[&str]) -> Uuid {
     let mut bytes = [0; 16];
     bytes.copy_from_slice(&digest(parts)[..16]);
     uuid::Builder::from_custom_bytes(bytes).into_uuid()
+}
+
+/// The id of an invite that was made elsewhere: it follows from all that the invite is, so that the same one is known
+/// when it comes again.
+#[must_use]
+pub fn imported_invite(namespace: &Namespace, invite: &ImportedInvite) -> InviteId {
+    let number = |number: Option<u64>| number.map_or_else(String::new, |number| number.to_string());
+    let time = |time: Option<Millis>| time.map_or_else(String::new, |time| time.to_string());
+    let domains: Vec<_> = invite.email_domains.iter().map(ToString::to_string).collect();
+    InviteId(following_from(&[
+        "import",
+        namespace.as_str(),
+        invite.code.as_str(),
+        invite.group.as_str(),
+        &number(invite.max_uses),
+        &number(invite.max_uses_per_user),
+        &invite.uses.to_string(),
+        &time(invite.starts_at),
+        &time(invite.expires_at),
+        if invite.disabled { "disabled" } else { "" },
+        invite.user.as_ref().map(UserId::as_str).unwrap_or_default(),
+        &domains.join(","),
+        invite.metadata.as_deref().unwrap_or_default(),
+    ]))
 }
 
 /// A new secret of a webhook: nobody can guess it.

@@ -28,6 +28,8 @@ pub struct Entry {
 pub enum InviteAction {
     /// It was made.
     Created,
+    /// It was made elsewhere and taken over.
+    Imported,
     /// Its limit, window, restrictions, metadata or switch was changed.
     Changed,
 }
@@ -112,6 +114,8 @@ pub enum Change {
         group: Group,
         /// The rule under which the user joined.
         rule: MembershipRule,
+        /// Since when.
+        since: Millis,
     },
     /// A user left; the use stays spent.
     Left {

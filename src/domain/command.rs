@@ -153,6 +153,94 @@ pub enum BatchCreated {
     NamespaceNotFound,
 }
 
+/// Invites that were made elsewhere.
+#[derive(Debug, Clone)]
+pub struct ImportInvites {
+    /// Where to.
+    pub namespace: Namespace,
+    /// The invites.
+    pub invites: Vec<ImportedInvite>,
+    /// Who does it: the id of an API key.
+    pub actor: String,
+}
+
+/// An invite that was made elsewhere.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the fields are those of Invite")]
+pub struct ImportedInvite {
+    /// It follows from all the rest, so that the same invite again makes nothing new.
+    pub id: InviteId,
+    pub code: Code,
+    pub group: Group,
+    pub max_uses: Option<u64>,
+    pub max_uses_per_user: Option<u64>,
+    /// How many were spent elsewhere: at most `max_uses`.
+    pub uses: u64,
+    pub starts_at: Option<Millis>,
+    pub expires_at: Option<Millis>,
+    pub disabled: bool,
+    pub user: Option<UserId>,
+    pub email_domains: Vec<EmailDomain>,
+    pub metadata: Option<String>,
+}
+
+/// What was decided.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Imported<T> {
+    /// Each line has its answer.
+    Done {
+        /// In the order of the lines.
+        told: Vec<T>,
+        /// The place of the last change of the partition: once the ledger is there, it has them.
+        cursor: Cursor,
+    },
+    /// The outbox is full.
+    Overloaded,
+    /// The namespace does not exist or was archived.
+    NamespaceNotFound,
+}
+
+/// What became of an invite that was made elsewhere.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum InviteImport {
+    /// It stands.
+    Imported,
+    /// It has stood since an earlier import.
+    Unchanged,
+    /// Another invite has its code.
+    CodeTaken {
+        /// Which.
+        by: InviteId,
+    },
+}
+
+/// Members who joined elsewhere.
+#[derive(Debug, Clone)]
+pub struct ImportMembers {
+    /// Where to.
+    pub namespace: Namespace,
+    /// Who, what, and since when; nothing means since now.
+    pub members: Vec<(UserId, Group, Option<Millis>)>,
+    /// Who does it: the id of an API key.
+    pub actor: String,
+}
+
+/// What became of a member who joined elsewhere.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum MemberImport {
+    /// The user is a member.
+    Imported,
+    /// The user has been one since an earlier import, or joined at that very moment.
+    Unchanged,
+    /// The rule allows no more, or the user came into the group otherwise.
+    AlreadyMember {
+        /// The group that the user is in.
+        group: Group,
+        /// By which redemption, if by one.
+        redemption: Option<RedemptionId>,
+    },
+}
+
 /// What to change; an outer `None` leaves a field as it is, an inner one removes it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct InvitePatch {

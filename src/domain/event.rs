@@ -6,13 +6,14 @@ use super::{Malformed, Millis, Namespace, Position, Redemption};
 pub const REDEEMED: &str = "redeemed";
 
 /// Every type of event: a redemption, and what the audit log calls the other changes.
-pub const TYPES: [&str; 13] = [
+pub const TYPES: [&str; 14] = [
     REDEEMED,
     "redemption_rolled_back",
     "reserved",
     "reservation_released",
     "campaign_put",
     "invite_created",
+    "invite_imported",
     "invite_changed",
     "invite_deleted",
     "invites_created",

@@ -13,9 +13,10 @@ use super::{
     Redemption, RedemptionId, Refusal, Reservation, Settings, UserId, campaign,
     command::{
         Action, BatchCreated, CampaignPut, ChangeInvite, Changed, CreateBatch, CreateInvite,
-        Created, DeleteInvite, Deleted, EraseUser, Erased, InvitePatch, Join, Joined, Leave, Left,
-        Mode, NamespacePut, PutCampaign, PutNamespace, Redeem, Release, ReleaseAnswer, Rollback,
-        RollbackAnswer, Rules, RulesPatch,
+        Created, DeleteInvite, Deleted, EraseUser, Erased, ImportInvites, ImportMembers, Imported,
+        InviteImport, InvitePatch, Join, Joined, Leave, Left, MemberImport, Mode, NamespacePut,
+        PutCampaign, PutNamespace, Redeem, Release, ReleaseAnswer, Rollback, RollbackAnswer, Rules,
+        RulesPatch,
     },
     invite,
     rate_limit::{self, Verdict},
@@ -324,6 +325,7 @@ impl Model {
             max_uses_per_user: create.max_uses_per_user,
             campaign: create.campaign.clone(),
             uses: 0,
+            imported: 0,
             granted: 0,
             starts_at: create.starts_at,
             expires_at: create.expires_at,
@@ -377,6 +379,7 @@ impl Model {
                 max_uses_per_user: create.max_uses_per_user,
                 campaign: create.campaign.clone(),
                 uses: 0,
+                imported: 0,
                 granted: 0,
                 starts_at: create.starts_at,
                 expires_at: create.expires_at,
@@ -397,6 +400,99 @@ impl Model {
             self.record(1);
         }
         BatchCreated::Created { taken, cursor: self.cursor }
+    }
+
+    /// `lua/import_invites.lua`.
+    pub fn import_invites(
+        &mut self,
+        import: &ImportInvites,
+        now: Millis,
+    ) -> Imported<InviteImport> {
+        let Some(space) = live(&mut self.spaces, &import.namespace) else {
+            return Imported::NamespaceNotFound;
+        };
+        if self.outbox_len >= self.outbox_max {
+            return Imported::Overloaded;
+        }
+        let mut told = Vec::new();
+        let mut changes = 0;
+        for one in &import.invites {
+            if space.codes.contains_key(&one.id) {
+                told.push(InviteImport::Unchanged);
+            } else if let Some(holder) = space.current.get(&one.code) {
+                told.push(InviteImport::CodeTaken { by: holder.invite.id });
+            } else {
+                let invite = Invite {
+                    id: one.id,
+                    namespace: import.namespace.clone(),
+                    code: one.code.clone(),
+                    group: one.group.clone(),
+                    max_uses: one.max_uses,
+                    max_uses_per_user: one.max_uses_per_user,
+                    campaign: None,
+                    uses: one.uses,
+                    imported: one.uses,
+                    granted: one.uses,
+                    starts_at: one.starts_at,
+                    expires_at: one.expires_at,
+                    disabled: one.disabled,
+                    user: one.user.clone(),
+                    email_domains: one.email_domains.clone(),
+                    metadata: one.metadata.clone(),
+                    batch: None,
+                    revision: 1,
+                    created_at: now,
+                    updated_at: now,
+                };
+                space.codes.insert(one.id, one.code.clone());
+                space.current.insert(one.code.clone(), Kept::new(invite));
+                told.push(InviteImport::Imported);
+                changes += 1;
+            }
+        }
+        self.record(changes);
+        Imported::Done { told, cursor: self.cursor }
+    }
+
+    /// `lua/import_members.lua`.
+    pub fn import_members(
+        &mut self,
+        import: &ImportMembers,
+        now: Millis,
+    ) -> Imported<MemberImport> {
+        let Some(space) = live(&mut self.spaces, &import.namespace) else {
+            return Imported::NamespaceNotFound;
+        };
+        if self.outbox_len >= self.outbox_max {
+            return Imported::Overloaded;
+        }
+        let rule = space.settings.membership;
+        let mut told = Vec::new();
+        let mut changes = 0;
+        for (user, group, since) in &import.members {
+            let groups = &mut space.users.entry(user.clone()).or_default().groups;
+            let found = groups
+                .get_key_value(group)
+                .or_else(|| groups.first_key_value().filter(|_| rule == MembershipRule::OneGroup));
+            told.push(match found {
+                Some((found, Membership::Joined(at)))
+                    if found == group && since.is_none_or(|since| since == *at) =>
+                {
+                    MemberImport::Unchanged
+                }
+                Some((found, membership)) => MemberImport::AlreadyMember {
+                    group: found.clone(),
+                    redemption: membership.redemption().map(|redemption| redemption.id),
+                },
+                None => {
+                    groups.insert(group.clone(), Membership::Joined(since.unwrap_or(now)));
+                    changes += 1;
+                    MemberImport::Imported
+                }
+            });
+        }
+        self.record(changes);
+        Imported::Done { told, cursor: self.cursor }
     }
 
     /// `lua/change_invite.lua`.

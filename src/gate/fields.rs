@@ -78,6 +78,7 @@ impl Fields {
             max_uses_per_user: self.optional("max_uses_per_user", str::parse)?,
             campaign: self.optional("campaign", CampaignName::parse)?,
             uses: self.number("uses")?,
+            imported: self.optional("imported", str::parse)?.unwrap_or_default(),
             granted: self.number("granted")?,
             starts_at: self.optional("starts_at", millis)?,
             expires_at: self.optional("expires_at", millis)?,
@@ -158,6 +159,7 @@ pub(super) fn of_invite(invite: &Invite) -> Vec<(&'static str, String)> {
     let mut optional =
         |name, value: Option<String>| fields.extend(value.map(|value| (name, value)));
     optional("max_uses", invite.max_uses.map(|max| max.to_string()));
+    optional("imported", (invite.imported > 0).then(|| invite.imported.to_string()));
     optional("max_uses_per_user", invite.max_uses_per_user.map(|max| max.to_string()));
     optional("campaign", invite.campaign.as_ref().map(ToString::to_string));
     optional("starts_at", invite.starts_at.map(|time| time.as_ms().to_string()));

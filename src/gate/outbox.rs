@@ -464,6 +464,12 @@ fn entry(cursor: Cursor, fields: &Fields) -> Result<Entry, Malformed> {
             holds_code: true,
             displaced: fields.optional("displaced", str::parse)?,
         },
+        "invite_imported" => Change::Invite {
+            action: InviteAction::Imported,
+            invite: fields.invite(&namespace)?,
+            holds_code: true,
+            displaced: None,
+        },
         "invite_changed" => Change::Invite {
             action: InviteAction::Changed,
             invite: fields.invite(&namespace)?,
@@ -479,6 +485,7 @@ fn entry(cursor: Cursor, fields: &Fields) -> Result<Entry, Malformed> {
             user: fields.parsed("user", UserId::parse)?,
             group: fields.parsed("group", Group::parse)?,
             rule: fields.parsed("rule", MembershipRule::parse)?,
+            since: fields.optional("joined_at", millis)?.unwrap_or(at),
         },
         "left" => Change::Left {
             user: fields.parsed("user", UserId::parse)?,

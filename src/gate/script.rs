@@ -36,6 +36,8 @@ scripts! {
     REDEEM = "redeem",
     CREATE_INVITE = "create_invite",
     CREATE_BATCH = "create_batch",
+    IMPORT_INVITES = "import_invites",
+    IMPORT_MEMBERS = "import_members",
     CHANGE_INVITE = "change_invite",
     DELETE_INVITE = "delete_invite",
     FIND_CODE = "find_code",

@@ -126,7 +126,7 @@ fn missing() -> Problem {
     Problem::new(Code::InviteNotFound, "No invite of this namespace has this code or id.")
 }
 
-fn taken(code: &str, by: InviteId) -> Problem {
+pub(super) fn taken(code: &str, by: InviteId) -> Problem {
     Problem::new(
         Code::CodeTaken,
         format!(

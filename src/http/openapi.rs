@@ -94,6 +94,8 @@ pub(super) struct Operation {
     conditions: Vec<&'static str>,
     query: Vec<Value>,
     body: Option<Value>,
+    /// The types that it takes instead of JSON.
+    text_types: &'static [&'static str],
     answers: Vec<Answer>,
     problems: Vec<Code>,
     /// Whether its answers may say what is left of rate limits.
@@ -122,6 +124,7 @@ impl Operation {
             conditions: Vec::new(),
             query: Vec::new(),
             body: None,
+            text_types: &[],
             answers: Vec::new(),
             problems: Vec::new(),
             rated: false,
@@ -157,6 +160,12 @@ impl Operation {
         let name = format!("{name}Request");
         self.body = Some(reference(&name));
         self.schemas.insert(name, fields.schema());
+        self
+    }
+
+    /// It takes text of one of these types.
+    pub(super) fn takes_text(mut self, types: &'static [&'static str]) -> Self {
+        self.text_types = types;
         self
     }
 
@@ -483,6 +492,13 @@ fn described(endpoint: &Endpoint, operation: &Operation) -> Value {
         if endpoint.method == Method::PATCH {
             content["application/merge-patch+json"] = json!({"schema": schema});
         }
+        described["requestBody"] = json!({"required": true, "content": content});
+    }
+    if !operation.text_types.is_empty() {
+        let types = operation.text_types.iter();
+        let content: Map<String, Value> = types
+            .map(|media| ((*media).to_owned(), json!({"schema": {"type": "string"}})))
+            .collect();
         described["requestBody"] = json!({"required": true, "content": content});
     }
     described["responses"] = responses(endpoint, operation);

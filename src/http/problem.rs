@@ -224,6 +224,14 @@ impl Problem {
         self
     }
 
+    /// What is wrong, without what belongs to an answer of its own.
+    pub(super) fn about(&self) -> Value {
+        let mut about = self.parts.members.clone();
+        about.insert("code".to_owned(), self.code.as_str().into());
+        about.insert("detail".to_owned(), self.parts.detail.as_str().into());
+        Value::Object(about)
+    }
+
     /// The cause, for the log.
     pub(super) fn cause(&self) -> Option<&str> {
         self.parts.cause.as_deref()

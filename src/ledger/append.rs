@@ -326,6 +326,7 @@ async fn invites(
             (!domains.is_empty()).then(|| domains.join(",")).into(),
             invite.metadata.as_deref().into(),
             invite.batch.map(|batch| batch.0).into(),
+            invite.imported.into(),
             invite.max_uses_per_user.into(),
             invite.campaign.as_ref().map(CampaignName::as_str).into(),
             invite.revision.into(),
@@ -340,8 +341,8 @@ async fn invites(
     in_bulk(
         tx,
         "INSERT INTO invites (id, namespace, partition, code, grp, max_uses, uses, granted, starts_at, expires_at,
-         disabled, user_id, email_domains, metadata, batch, max_uses_per_user, campaign, revision, created_at,
-         updated_at, holds_code, epoch, seq) ",
+         disabled, user_id, email_domains, metadata, batch, imported, max_uses_per_user, campaign, revision,
+         created_at, updated_at, holds_code, epoch, seq) ",
         values.collect(),
         " ON CONFLICT (id) DO UPDATE SET max_uses = excluded.max_uses, uses = excluded.uses,
          granted = excluded.granted, starts_at = excluded.starts_at, expires_at = excluded.expires_at,

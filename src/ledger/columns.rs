@@ -15,7 +15,7 @@ use crate::domain::{
 pub(super) const NAMESPACE: &str = "name, partition, membership, code_case, code_check, durability, error_detail, rate_user, rate_ip, \
      rate_code, rate_namespace, rate_guess, revision, created_at, updated_at, archived_at, epoch, seq";
 pub(super) const INVITE: &str = "id, namespace, partition, code, grp, max_uses, uses, granted, starts_at, expires_at, \
-     disabled, user_id, email_domains, metadata, batch, max_uses_per_user, campaign, revision, created_at, updated_at, \
+     disabled, user_id, email_domains, metadata, batch, imported, max_uses_per_user, campaign, revision, created_at, updated_at, \
      holds_code, epoch, seq";
 pub(super) const BATCH: &str = "id, namespace, pattern, alphabet, total, done, grp, max_uses, starts_at, expires_at, \
      email_domains, metadata, max_uses_per_user, campaign, actor, secret, state, reason, created_at, started_at, finished_at, lease_token";
@@ -139,6 +139,7 @@ impl Row {
             max_uses_per_user: self.maybe_number("max_uses_per_user")?,
             campaign: self.maybe_parsed("campaign", CampaignName::parse)?,
             uses: self.number("uses")?,
+            imported: self.number("imported")?,
             granted: self.number("granted")?,
             starts_at: self.maybe_time("starts_at")?,
             expires_at: self.maybe_time("expires_at")?,

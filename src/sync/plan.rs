@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use crate::{
     domain::{
-        CampaignName, Change, Cursor, Entry, Group, InviteId, MembershipRule, Namespace,
+        CampaignName, Change, Cursor, Entry, Group, InviteId, MembershipRule, Millis, Namespace,
         RedemptionId, Reservation, ReservationId, UserId,
         change::{InviteAction, MembershipLeft, RolledBack, exclusive_key},
         reservation::Held,
@@ -145,6 +145,7 @@ impl Fold {
                 (fold.uses, fold.reopened) = (None, false);
                 let action = match action {
                     InviteAction::Created => "invite_created",
+                    InviteAction::Imported => "invite_imported",
                     InviteAction::Changed => "invite_changed",
                 };
                 self.audit(entry, action, invite.id.to_string());
@@ -180,7 +181,7 @@ impl Fold {
                 if let Some(reservation) = reservation {
                     self.hold(*cursor, reservation, Held::Confirmed(redemption.id));
                 }
-                self.join(entry, &redemption.user, &redemption.group, *rule, Some(redemption.id));
+                self.join(entry, &redemption.user, &redemption.group, *rule, Ok(redemption.id));
                 self.redemptions.push(RedemptionRow {
                     redemption: redemption.clone(),
                     request: request.clone(),
@@ -205,8 +206,8 @@ impl Fold {
                 self.campaigns.insert(key, CampaignFold { whole: Some(whole), uses: None });
                 self.audit(entry, "campaign_put", campaign.name.to_string());
             }
-            Change::Joined { user, group, rule } => {
-                self.join(entry, user, group, *rule, None);
+            Change::Joined { user, group, rule, since } => {
+                self.join(entry, user, group, *rule, Err(*since));
                 self.audit(entry, "joined", format!("{user} in {group}"));
                 self.audited_user(user);
             }
@@ -303,14 +304,15 @@ impl Fold {
         user: &UserId,
         group: &Group,
         rule: MembershipRule,
-        redemption: Option<RedemptionId>,
+        // By which redemption, or since when.
+        how: Result<RedemptionId, Millis>,
     ) {
         let row = MemberRow {
             namespace: entry.namespace.clone(),
             user: user.clone(),
             group: group.clone(),
-            redemption,
-            joined_at: entry.at,
+            redemption: how.ok(),
+            joined_at: how.err().unwrap_or(entry.at),
             exclusive_key: (rule == MembershipRule::OneGroup).then(|| "*".to_owned()),
             cursor: entry.cursor,
         };
@@ -455,7 +457,7 @@ impl Fold {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::{BatchId, Code, CodeCase, Invite, Millis};
+    use crate::domain::{BatchId, Code, CodeCase, Invite};
 
     fn at(epoch: u64, seq: u64) -> Cursor {
         Cursor { epoch, seq }
@@ -481,6 +483,7 @@ mod tests {
             max_uses_per_user: None,
             campaign: None,
             uses: 0,
+            imported: 0,
             granted: 0,
             starts_at: None,
             expires_at: None,

@@ -25,6 +25,7 @@ mod examples;
 mod export;
 mod faults;
 mod idempotency;
+mod import;
 mod input;
 mod leaders;
 mod ledger;

@@ -21,9 +21,10 @@ use redeemer::{
         RedemptionId, Refusal, RequestId, Reservation, UserId,
         command::{
             Action, BatchCreated, CampaignPut, ChangeInvite, Changed, CreateBatch, CreateInvite,
-            Created, DeleteInvite, Deleted, EraseUser, Erased, InvitePatch, Join, Joined, Leave,
-            Left, Mode, NamespacePut, PutCampaign, PutNamespace, Redeem, Release, ReleaseAnswer,
-            Rollback, RollbackAnswer, Rules, RulesPatch,
+            Created, DeleteInvite, Deleted, EraseUser, Erased, ImportInvites, ImportMembers,
+            Imported, ImportedInvite, InviteImport, InvitePatch, Join, Joined, Leave, Left,
+            MemberImport, Mode, NamespacePut, PutCampaign, PutNamespace, Redeem, Release,
+            ReleaseAnswer, Rollback, RollbackAnswer, Rules, RulesPatch,
         },
         model::Model,
     },
@@ -95,6 +96,10 @@ enum Op {
         id: u8,
         expected: Option<u64>,
     },
+    /// Lines: id, code, group, limit, uses (at most the limit), until when, whether it is switched off.
+    ImportInvites(Vec<(u8, u8, u8, Option<u64>, u64, Option<i64>, bool)>),
+    /// Lines: user, group, since when.
+    ImportMembers(Vec<(u8, u8, Option<i64>)>),
     Join {
         user: u8,
         group: u8,
@@ -219,6 +224,10 @@ fn op() -> impl Strategy<Value = Op> {
         6 => (0..8u8, 0..20u8, expected(), patch)
             .prop_map(|(id, change, expected, patch)| Op::Change { id, change, expected, patch }),
         1 => (0..8u8, expected()).prop_map(|(id, expected)| Op::Delete { id, expected }),
+        3 => vec((0..6u8, 0..4u8, 0..2u8, max_uses(), 0..4u64, moment(), proptest::bool::weighted(0.1)), 1..4)
+            .prop_map(Op::ImportInvites),
+        2 => vec((0..4u8, 0..2u8, proptest::option::of(select(vec![-5_000_000, -1, 0]))), 1..4)
+            .prop_map(Op::ImportMembers),
         2 => (0..4u8, 0..2u8).prop_map(|(user, group)| Op::Join { user, group }),
         3 => (0..4u8, proptest::option::of(0..2u8)).prop_map(|(user, group)| Op::Leave { user, group }),
         1 => (
@@ -585,6 +594,73 @@ async fn step(world: &mut World<'_>, op: &Op) {
             });
             assert_eq!(said, meant);
         }
+        Op::ImportInvites(lines) => {
+            let invite = |(id, number, group_number, max_uses, uses, expires_in, disabled): &(
+                _,
+                _,
+                _,
+                Option<u64>,
+                u64,
+                _,
+                _,
+            )| {
+                ImportedInvite {
+                    id: world.id(*id),
+                    code: code(*number),
+                    group: group(*group_number),
+                    max_uses: *max_uses,
+                    max_uses_per_user: (*number == 2).then_some(1),
+                    uses: max_uses.map_or(*uses, |max| max.min(*uses)),
+                    starts_at: None,
+                    expires_at: world.after(*expires_in),
+                    disabled: *disabled,
+                    user: (*number == 3).then(|| user(1)),
+                    email_domains: if *number == 0 { vec![domain(1)] } else { Vec::new() },
+                    metadata: (*number == 1).then(|| "{\"a\":3}".to_owned()),
+                }
+            };
+            let import =
+                ImportInvites { namespace, invites: lines.iter().map(invite).collect(), actor };
+            let said = import.run(gate).await.unwrap();
+            let meant = world.model.import_invites(&import, now);
+            match &meant {
+                Imported::Done { told, .. } => {
+                    for one in told {
+                        world.saw(match one {
+                            InviteImport::Imported => "invite imported",
+                            InviteImport::Unchanged => "invite unchanged",
+                            InviteImport::CodeTaken { .. } => "import: code_taken",
+                        });
+                    }
+                }
+                Imported::Overloaded => world.saw("import: overloaded"),
+                Imported::NamespaceNotFound => world.saw("import: namespace_not_found"),
+            }
+            assert_eq!(said, meant);
+        }
+        Op::ImportMembers(lines) => {
+            let member = |(number, group_number, since): &(u8, u8, Option<i64>)| {
+                (user(*number), group(*group_number), world.after(*since))
+            };
+            let import =
+                ImportMembers { namespace, members: lines.iter().map(member).collect(), actor };
+            let said = import.run(gate).await.unwrap();
+            let meant = world.model.import_members(&import, now);
+            match &meant {
+                Imported::Done { told, .. } => {
+                    for one in told {
+                        world.saw(match one {
+                            MemberImport::Imported => "member imported",
+                            MemberImport::Unchanged => "member unchanged",
+                            MemberImport::AlreadyMember { .. } => "import: already_member",
+                        });
+                    }
+                }
+                Imported::Overloaded => world.saw("members: overloaded"),
+                Imported::NamespaceNotFound => world.saw("members: namespace_not_found"),
+            }
+            assert_eq!(said, meant);
+        }
         Op::Join { user: user_number, group: group_number } => {
             let join =
                 Join { namespace, user: user(*user_number), group: group(*group_number), actor };
@@ -708,7 +784,7 @@ fn word(outcome: &Outcome) -> &'static str {
 }
 
 /// Every reply word that a history can bring about.
-const WORDS: [&str; 68] = [
+const WORDS: [&str; 78] = [
     "erased",
     "held",
     "held before",
@@ -734,6 +810,16 @@ const WORDS: [&str; 68] = [
     "batch: taken",
     "batch: overloaded",
     "batch: namespace_not_found",
+    "invite imported",
+    "invite unchanged",
+    "import: code_taken",
+    "import: overloaded",
+    "import: namespace_not_found",
+    "member imported",
+    "member unchanged",
+    "import: already_member",
+    "members: overloaded",
+    "members: namespace_not_found",
     "granted",
     "replayed",
     "allowed",
@@ -930,11 +1016,12 @@ async fn tables(entries: &[Entry], lengths: &[usize]) -> Vec<(&'static str, Vec<
 
 /// The columns of a table, from the migrations that make and change it.
 fn columns_of(table: &str) -> Vec<&'static str> {
-    const MIGRATIONS: [&str; 4] = [
+    const MIGRATIONS: [&str; 5] = [
         include_str!("../../migrations/sqlite/0001_ledger.sql"),
         include_str!("../../migrations/sqlite/0002_batches.sql"),
         include_str!("../../migrations/sqlite/0003_reservations.sql"),
         include_str!("../../migrations/sqlite/0008_erasing.sql"),
+        include_str!("../../migrations/sqlite/0006_imports_and_outcomes.sql"),
     ];
     let mut columns = Vec::new();
     for migration in MIGRATIONS {
