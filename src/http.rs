@@ -25,6 +25,7 @@ pub mod problem;
 mod redemptions;
 mod reservations;
 mod scope;
+mod users;
 mod validations;
 mod webhooks;
 
@@ -213,6 +214,7 @@ pub(crate) static ENDPOINTS: &[Endpoint] = &[
     endpoint!(GET "/v1/namespaces/{ns}/members/{user}/{group}", Some(Role::Read), members::show_one),
     endpoint!(PUT "/v1/namespaces/{ns}/members/{user}/{group}", Some(Role::Manage), members::join),
     endpoint!(DELETE "/v1/namespaces/{ns}/members/{user}/{group}", Some(Role::Manage), members::leave),
+    endpoint!(DELETE "/v1/namespaces/{ns}/users/{user}", Some(Role::Manage), users::erase),
     endpoint!(GET "/v1/namespaces/{ns}/consistency", Some(Role::Manage), consistency::show),
     endpoint!(GET "/v1/namespaces/{ns}/audit", Some(Role::Manage), audit_log::list),
     endpoint!(GET "/v1/audit", Some(Role::Admin), audit_log::list_all),

@@ -348,6 +348,33 @@ pub enum CampaignPut {
     NamespaceNotFound,
 }
 
+/// The user to forget.
+#[derive(Debug, Clone)]
+pub struct EraseUser {
+    /// Where.
+    pub namespace: Namespace,
+    /// Who.
+    pub user: UserId,
+    /// What is put in the user's place: nobody's id.
+    pub alias: UserId,
+    /// The invites that are bound to the user.
+    pub invites: Vec<(InviteId, Code)>,
+    /// Who does it: the id of an API key.
+    pub actor: String,
+}
+
+/// What was decided.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Erased {
+    /// Nothing has the user's id any more, once the ledger has come to this place.
+    Erased {
+        /// The last change of the partition.
+        cursor: Cursor,
+    },
+    /// The namespace does not exist.
+    NamespaceNotFound,
+}
+
 /// The membership to make. The namespace's rule holds as it does for redemptions.
 #[derive(Debug, Clone)]
 pub struct Join {

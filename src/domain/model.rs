@@ -13,9 +13,9 @@ use super::{
     Redemption, RedemptionId, Refusal, Reservation, Settings, UserId, campaign,
     command::{
         Action, BatchCreated, CampaignPut, ChangeInvite, Changed, CreateBatch, CreateInvite,
-        Created, DeleteInvite, Deleted, InvitePatch, Join, Joined, Leave, Left, Mode, NamespacePut,
-        PutCampaign, PutNamespace, Redeem, Release, ReleaseAnswer, Rollback, RollbackAnswer, Rules,
-        RulesPatch,
+        Created, DeleteInvite, Deleted, EraseUser, Erased, InvitePatch, Join, Joined, Leave, Left,
+        Mode, NamespacePut, PutCampaign, PutNamespace, Redeem, Release, ReleaseAnswer, Rollback,
+        RollbackAnswer, Rules, RulesPatch,
     },
     invite,
     rate_limit::{self, Verdict},
@@ -90,6 +90,17 @@ impl User {
             redemption.invite == invite && undone.is_none()
         };
         self.requests.values().filter(holds).count() as u64
+    }
+
+    fn rename(&mut self, to: &UserId) {
+        let memberships = self.groups.values_mut().filter_map(|membership| match membership {
+            Membership::Redeemed(redemption) => Some(redemption),
+            Membership::Joined(_) => None,
+        });
+        let answers = self.requests.values_mut().map(|(redemption, _)| redemption);
+        for redemption in memberships.chain(self.invites.values_mut()).chain(answers) {
+            redemption.user = to.clone();
+        }
     }
 
     /// A redemption ceases to hold, and the membership ends if it was this redemption's. Where each invite counts by
@@ -651,6 +662,33 @@ impl Model {
         }
         self.record(groups.len() as u64);
         Left::Left(groups)
+    }
+
+    /// `lua/erase_user.lua`.
+    pub fn erase_user(&mut self, erase: &EraseUser) -> Erased {
+        let Some(space) = self.spaces.get_mut(&erase.namespace) else {
+            return Erased::NamespaceNotFound;
+        };
+        if let Some(mut user) = space.users.remove(&erase.user) {
+            // Request ids are the application's own words.
+            let answers = std::mem::take(&mut user.requests).into_values();
+            user.requests =
+                answers.map(|(answer, undone)| (answer.id.to_string(), (answer, undone))).collect();
+            user.rename(&erase.alias);
+            space.users.insert(erase.alias.clone(), user);
+        }
+        for kept in space.current.values_mut().chain(space.retired.values_mut()) {
+            let invite = &mut kept.invite;
+            if invite.user.as_ref() == Some(&erase.user)
+                && erase.invites.iter().any(|(id, _)| *id == invite.id)
+            {
+                invite.user = Some(erase.alias.clone());
+            }
+        }
+        space.budgets.remove(&(Policy::User, erase.user.to_string()));
+        space.budgets.remove(&(Policy::Guess, format!("user:{}", erase.user)));
+        self.record(1);
+        Erased::Erased { cursor: self.cursor }
     }
 
     /// `lua/show_member.lua`.

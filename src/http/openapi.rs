@@ -527,6 +527,8 @@ fn path_schema(collection: &str, name: &str) -> Value {
         ("invites", "id") => "InviteId",
         ("redemptions", "id") => "RedemptionId",
         ("batches", "id") => "BatchId",
+        ("webhooks", "id") => "WebhookId",
+        ("deliveries", "id") => "DeliveryId",
         ("reservations", "id") => "ReservationId",
         ("campaigns", "name") => "CampaignName",
         ("keys", "id") => "KeyId",

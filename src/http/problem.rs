@@ -78,6 +78,7 @@ codes! {
     ReservationNotFound = "reservation_not_found", 404, false, "There is no such reservation";
     CampaignNotFound = "campaign_not_found", 404, false, "There is no such campaign";
     MemberNotFound = "member_not_found", 404, false, "The user is not a member";
+    UserNotFound = "user_not_found", 404, false, "Nothing is known of such a user";
     NamespaceNotFound = "namespace_not_found", 404, false, "There is no such namespace";
     KeyNotFound = "key_not_found", 404, false, "There is no such API key";
     BatchNotFound = "batch_not_found", 404, false, "There is no such batch";
@@ -94,6 +95,7 @@ codes! {
     UserLimitReached = "user_limit_reached", 409, false, "The user has spent as many uses as one user may";
     AlreadyRolledBack = "already_rolled_back", 409, false, "The redemption was rolled back";
     ReservationConfirmed = "reservation_confirmed", 409, false, "The reservation has become a redemption";
+    DeadLettersWait = "dead_letters_wait", 409, true, "The ledger could not take some changes";
     TooManyCampaigns = "too_many_campaigns", 409, false, "The namespace has as many campaigns as it may";
     TooManyWebhooks = "too_many_webhooks", 409, false, "The namespace has as many webhooks as it may";
     InviteExhausted = "invite_exhausted", 410, false, "All uses of the invite are spent or held";

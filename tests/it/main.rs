@@ -19,6 +19,7 @@ mod cli;
 mod coarse;
 mod docs;
 mod durability;
+mod erasing;
 mod events;
 mod examples;
 mod export;

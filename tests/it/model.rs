@@ -21,9 +21,9 @@ use redeemer::{
         RedemptionId, Refusal, RequestId, Reservation, UserId,
         command::{
             Action, BatchCreated, CampaignPut, ChangeInvite, Changed, CreateBatch, CreateInvite,
-            Created, DeleteInvite, Deleted, InvitePatch, Join, Joined, Leave, Left, Mode,
-            NamespacePut, PutCampaign, PutNamespace, Redeem, Release, ReleaseAnswer, Rollback,
-            RollbackAnswer, Rules, RulesPatch,
+            Created, DeleteInvite, Deleted, EraseUser, Erased, InvitePatch, Join, Joined, Leave,
+            Left, Mode, NamespacePut, PutCampaign, PutNamespace, Redeem, Release, ReleaseAnswer,
+            Rollback, RollbackAnswer, Rules, RulesPatch,
         },
         model::Model,
     },
@@ -103,6 +103,7 @@ enum Op {
         user: u8,
         group: Option<u8>,
     },
+    Erase(u8),
     Patch {
         change: u8,
         rates: [Option<u8>; 3],
@@ -213,7 +214,7 @@ fn op() -> impl Strategy<Value = Op> {
         ),
         4 => (0..2u8, max_uses(), expected())
             .prop_map(|(name, max_uses, expected)| Op::Campaign { name, max_uses, expected }),
-        3 => (0..6u8).prop_map(Op::Rollback),
+        6 => (0..6u8).prop_map(Op::Rollback),
         2 => (0..3u8).prop_map(Op::Release),
         6 => (0..8u8, 0..20u8, expected(), patch)
             .prop_map(|(id, change, expected, patch)| Op::Change { id, change, expected, patch }),
@@ -227,6 +228,7 @@ fn op() -> impl Strategy<Value = Op> {
             expected(),
         )
             .prop_map(|(change, rates, detail, expected)| Op::Patch { change, rates, detail, expected }),
+        1 => (0..4u8).prop_map(Op::Erase),
         1 => (0..6u8, rule()).prop_map(|(change, rule)| Op::Put { change, rule }),
         1 => Just(Op::Ensure),
         1 => proptest::bool::weighted(0.2).prop_map(|archive| if archive { Op::Archive } else { Op::Trim }),
@@ -606,6 +608,24 @@ async fn step(world: &mut World<'_>, op: &Op) {
             });
             assert_eq!(said, meant);
         }
+        Op::Erase(number) => {
+            // Every invite that may be bound to the user, whether it is or not.
+            let invites = (0..8).flat_map(|id| (0..6).map(move |number| (id, number)));
+            let invites = invites.map(|(id, number)| (world.id(id), code(number))).collect();
+            let alias = UserId::erased(world.redemption().0);
+            let erase =
+                EraseUser { namespace, user: user(*number), alias: alias.clone(), invites, actor };
+            let gate = &world.bench.gate;
+            let (said, meant) = (erase.run(gate).await.unwrap(), world.model.erase_user(&erase));
+            world.saw(match meant {
+                Erased::Erased { .. } => "erased",
+                Erased::NamespaceNotFound => "erase: namespace_not_found",
+            });
+            assert_eq!(said, meant);
+            let question = ShowMember { namespace: erase.namespace.clone(), user: alias.clone() };
+            let shown = question.run(gate).await.unwrap();
+            assert_eq!(shown, world.model.show_member(&erase.namespace, &alias));
+        }
         Op::Patch { change, rates, detail, expected } => {
             let [rate_user, rate_ip, rate_guess] = rates.map(|rate| rate.map(quota));
             let error_detail = *detail;
@@ -688,7 +708,8 @@ fn word(outcome: &Outcome) -> &'static str {
 }
 
 /// Every reply word that a history can bring about.
-const WORDS: [&str; 67] = [
+const WORDS: [&str; 68] = [
+    "erased",
     "held",
     "held before",
     "already_rolled_back",
@@ -909,10 +930,11 @@ async fn tables(entries: &[Entry], lengths: &[usize]) -> Vec<(&'static str, Vec<
 
 /// The columns of a table, from the migrations that make and change it.
 fn columns_of(table: &str) -> Vec<&'static str> {
-    const MIGRATIONS: [&str; 3] = [
+    const MIGRATIONS: [&str; 4] = [
         include_str!("../../migrations/sqlite/0001_ledger.sql"),
         include_str!("../../migrations/sqlite/0002_batches.sql"),
         include_str!("../../migrations/sqlite/0003_reservations.sql"),
+        include_str!("../../migrations/sqlite/0008_erasing.sql"),
     ];
     let mut columns = Vec::new();
     for migration in MIGRATIONS {
