@@ -17,6 +17,7 @@ mod output;
 mod rebuild;
 mod redeem;
 mod serve;
+mod stats;
 mod status;
 mod torture;
 
@@ -97,6 +98,8 @@ enum Command {
     Export(export::Export),
     /// Take over invites with spent uses, or members who joined elsewhere
     Import(import::Import),
+    /// Show how requests ended over time, what is left, and how far the ledger is
+    Stats(stats::Stats),
     /// Spend one use of a code for a user
     Redeem(redeem::Redeem),
     /// Show what Redis holds of a code or a user, with the redis-cli commands that show it
@@ -173,6 +176,7 @@ async fn execute(Cli { command, common }: Cli) -> anyhow::Result<ExitCode> {
         Command::Codes(command) => return command.run(&common).await,
         Command::Export(export) => return export.run(&common).await,
         Command::Import(import) => return import.run(&common).await,
+        Command::Stats(stats) => return stats.run(&common).await,
         Command::Redeem(redeem) => redeem.run(&common).await?,
         Command::Inspect(inspect) => inspect.run(&common).await?,
         Command::Key(command) => command.run(&common).await?,

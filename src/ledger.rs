@@ -17,6 +17,7 @@ mod dead_letters;
 mod events;
 mod keys;
 mod laws;
+mod outcomes;
 mod partitions;
 mod postgres;
 mod read;
@@ -34,6 +35,7 @@ pub use claims::{Claim, Claimed, WaitingClaim};
 pub use dead_letters::DeadLetter;
 pub use events::EventPage;
 pub use laws::Breach;
+pub use outcomes::InviteTotals;
 pub use partitions::{Deployment, Lease, LeaseLost, Opened, PartitionRow, PartitionState, Rebuild};
 pub use postgres::PostgresOptions;
 pub use read::{

@@ -96,8 +96,7 @@ enum Op {
         id: u8,
         expected: Option<u64>,
     },
-    /// Lines: id, code, group, limit, uses (at most the limit), until when, whether it is switched off.
-    ImportInvites(Vec<(u8, u8, u8, Option<u64>, u64, Option<i64>, bool)>),
+    ImportInvites(Vec<InviteLine>),
     /// Lines: user, group, since when.
     ImportMembers(Vec<(u8, u8, Option<i64>)>),
     Join {
@@ -121,6 +120,9 @@ enum Op {
     Archive,
     Trim,
 }
+
+/// Id, code, group, limit, uses (at most the limit), until when, whether it is switched off.
+type InviteLine = (u8, u8, u8, Option<u64>, u64, Option<i64>, bool);
 
 #[derive(Debug, Clone)]
 struct Ask {
