@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     audit::{self, Mend},
     config::{self, Config, LedgerPlace},
-    domain::{CodeCase, Durability, MembershipRule, Token},
+    domain::{CodeCase, Durability, ErrorDetail, MembershipRule, Token},
     feed::Feed,
     gate::{Gate, GateOptions, put_namespace::Rules, server},
     http::{self, Keys, Readiness, ServeOptions, State},
@@ -162,7 +162,7 @@ async fn open_ledger(config: &Config) -> Result<(Ledger, Deployment, Arc<Keys>),
         .filter_map(|key| Token::parse(key.expose_secret()).ok())
         .collect();
     let keys = Keys::new(&configured);
-    keys.refresh(ledger.keys().await.map_err(explain)?);
+    keys.catch_up(&ledger).await.map_err(explain)?;
     Ok((ledger, deployment, Arc::new(keys)))
 }
 
@@ -262,6 +262,7 @@ fn new_namespace(config: &Config) -> Rules {
         code_case: CodeCase::default(),
         code_check: false,
         durability: Durability::default(),
+        error_detail: ErrorDetail::default(),
         rate_user: limits.user,
         rate_ip: limits.ip,
         rate_code: limits.code,
@@ -610,17 +611,19 @@ async fn audit_own(
     }
 }
 
-/// Reads the API keys anew every now and then, so that other nodes' changes arrive.
+/// Looks every now and then whether another node has made or revoked an API key.
 async fn refresh_keys(keys: Arc<Keys>, ledger: Ledger, every: Duration) {
+    let mut could = true;
     loop {
         tokio::time::sleep(every).await;
-        match ledger.keys().await {
-            Ok(known) => keys.refresh(known),
-            Err(error) => tracing::warn!(
-                error = chain(&error),
-                "the API keys can not be read; those known stay"
-            ),
+        let caught_up = keys.catch_up(&ledger).await;
+        // Once, and not four times a second.
+        if let Err(error) = &caught_up
+            && could
+        {
+            tracing::warn!(error = chain(error), "the API keys can not be read; those known stay");
         }
+        could = caught_up.is_ok();
     }
 }
 

@@ -1,7 +1,9 @@
 //! The command line: parse, call, print. It decides nothing.
 
 mod audit;
+mod audit_log;
 mod backup;
+mod campaign;
 mod codes;
 mod config;
 mod dead_letters;
@@ -12,19 +14,26 @@ mod import;
 mod inspect;
 mod invite;
 mod key;
+mod member;
+mod namespace;
 mod openapi;
 mod output;
 mod rebuild;
 mod redeem;
+mod redemption;
+mod reservation;
 mod serve;
+mod shell;
 mod stats;
 mod status;
 mod torture;
+mod validate;
+mod webhook;
 
 use std::{collections::BTreeMap, path::PathBuf, process::ExitCode};
 
 use anyhow::Context as _;
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use secrecy::SecretString;
 
 use self::output::Output;
@@ -33,7 +42,7 @@ use crate::{
     client::{Client, ClientError},
     config::{Config, Problems, Sources},
     domain::Namespace,
-    ledger::Ledger,
+    ledger::{By, Ledger},
 };
 
 /// Wrong usage or configuration; clap uses the same.
@@ -88,7 +97,10 @@ pub(crate) struct Common {
 enum Command {
     /// Run the service
     Serve(serve::Serve),
-    /// Make, list, show and disable invites
+    /// Make, list, show, change and archive namespaces
+    #[command(subcommand)]
+    Namespace(namespace::Command),
+    /// Make, list, show, change and delete invites
     #[command(subcommand)]
     Invite(invite::Command),
     /// Make codes in bulk, and download them
@@ -102,17 +114,40 @@ enum Command {
     Stats(stats::Stats),
     /// Spend one use of a code for a user
     Redeem(redeem::Redeem),
+    /// Say what a redemption would be told, without one
+    Validate(validate::Validate),
+    /// List and show redemptions, and take them back
+    #[command(subcommand)]
+    Redemption(redemption::Command),
+    /// Hold a use while a form or a payment completes
+    #[command(subcommand)]
+    Reservation(reservation::Command),
+    /// Make, change, list and show limits that invites share
+    #[command(subcommand)]
+    Campaign(campaign::Command),
+    /// Let users join and leave another way than by a code, and show who is in
+    #[command(subcommand)]
+    Member(member::Command),
     /// Show what Redis holds of a code or a user, with the redis-cli commands that show it
     Inspect(inspect::Inspect),
+    /// Have events sent to a URL, and see what became of them
+    #[command(subcommand)]
+    Webhook(webhook::Command),
     /// Make, list and revoke API keys
     #[command(subcommand)]
     Key(key::Command),
     /// Show whether the service is well, and how far each partition's ledger is
+    #[command(after_help = "Exit code 0: ready for requests; 1: not.
+
+Example:
+  redeemer status --output json")]
     Status,
     /// Throw away what Redis has and build it anew from the ledger
     Rebuild(rebuild::Rebuild),
     /// Compare what Redis holds with what the ledger says
     Audit(audit::Audit),
+    /// Show who changed what
+    AuditLog(audit_log::AuditLog),
     /// Show the changes that the ledger could not take, and try them again
     #[command(subcommand)]
     DeadLetters(dead_letters::Command),
@@ -124,13 +159,21 @@ enum Command {
     #[command(subcommand)]
     Config(config::Command),
     /// Print the OpenAPI document of the HTTP API
+    #[command(after_help = "Example:
+  redeemer openapi > openapi.json")]
     Openapi,
     /// Exit with 0 if the service is ready for requests
+    #[command(after_help = "Example:
+  redeemer healthcheck --url http://127.0.0.1:8080")]
     Healthcheck,
     /// Let 10,000 users rush a code with 1,000 uses, then prove what came of it
     Demo(demo::Demo),
     /// Let users rush a deployment of its own while nodes and Redis are killed, then prove what came of it
     Torture(torture::Torture),
+    /// Print what a shell needs to complete commands
+    Completions(shell::Completions),
+    /// Print the man page, or write those of all commands
+    Man(shell::ManPages),
 }
 
 /// Runs the command that the arguments name, and says how it went.
@@ -172,17 +215,25 @@ fn exit_code(error: &anyhow::Error) -> ExitCode {
 async fn execute(Cli { command, common }: Cli) -> anyhow::Result<ExitCode> {
     match command {
         Command::Serve(serve) => serve.run(&common).await?,
+        Command::Namespace(command) => command.run(&common).await?,
         Command::Invite(command) => command.run(&common).await?,
         Command::Codes(command) => return command.run(&common).await,
         Command::Export(export) => return export.run(&common).await,
         Command::Import(import) => return import.run(&common).await,
         Command::Stats(stats) => return stats.run(&common).await,
         Command::Redeem(redeem) => redeem.run(&common).await?,
+        Command::Validate(validate) => return validate.run(&common).await,
+        Command::Redemption(command) => command.run(&common).await?,
+        Command::Reservation(command) => command.run(&common).await?,
+        Command::Campaign(command) => command.run(&common).await?,
+        Command::Member(command) => command.run(&common).await?,
         Command::Inspect(inspect) => inspect.run(&common).await?,
+        Command::Webhook(command) => command.run(&common).await?,
         Command::Key(command) => command.run(&common).await?,
         Command::Status => return status::run(&common).await,
         Command::Rebuild(rebuild) => rebuild.run(&common).await?,
         Command::Audit(audit) => return audit.run(&common).await,
+        Command::AuditLog(log) => log.run(&common).await?,
         Command::DeadLetters(command) => return command.run(&common).await,
         Command::Backup(backup) => backup.run(&common).await?,
         Command::Restore(restore) => restore.run(&common).await?,
@@ -191,6 +242,8 @@ async fn execute(Cli { command, common }: Cli) -> anyhow::Result<ExitCode> {
         Command::Healthcheck => return healthcheck::run(&common).await,
         Command::Demo(demo) => return demo.run(&common).await,
         Command::Torture(torture) => return torture.run(&common).await,
+        Command::Completions(completions) => completions.run(Cli::command())?,
+        Command::Man(pages) => pages.run(Cli::command())?,
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -259,6 +312,14 @@ async fn ledger(config: &Config) -> anyhow::Result<Ledger> {
     app::ledger(config).await.map_err(anyhow::Error::msg)
 }
 
+/// Whoever uses this program on the ledger itself, without an API key: what the system calls them.
+fn by_hand() -> By {
+    let name = ["USER", "LOGNAME"].into_iter().find_map(|name| std::env::var(name).ok());
+    let name = name.filter(|name| (1..=64).contains(&name.len()));
+    let name = name.unwrap_or_else(|| rustix::process::getuid().as_raw().to_string());
+    By { actor: format!("cli:{name}"), request_id: None }
+}
+
 /// Where a service that listens on `bind` can be reached from this machine.
 fn reachable(mut bind: std::net::SocketAddr) -> std::net::SocketAddr {
     if bind.ip().is_unspecified() {
@@ -286,7 +347,40 @@ mod tests {
 
     #[test]
     fn the_command_line_is_sound() {
-        use clap::CommandFactory as _;
         Cli::command().debug_assert();
+        // Or one would silently be taken for the other.
+        let command = Cli::command();
+        let of_all: Vec<_> = command.get_arguments().map(|one| one.get_id().clone()).collect();
+        let mut open: Vec<_> = command.get_subcommands().collect();
+        while let Some(command) = open.pop() {
+            open.extend(command.get_subcommands());
+            let mut own = command.get_arguments().map(clap::Arg::get_id);
+            let name = command.get_name();
+            assert_eq!(
+                own.find(|id| of_all.contains(id)),
+                None,
+                "{name} takes it in another sense"
+            );
+        }
+    }
+
+    #[test]
+    fn every_command_has_an_example() {
+        fn look(command: &clap::Command, words: &str, above: &str, lacking: &mut Vec<String>) {
+            let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+            let words = format!("{words} {}", command.get_name());
+            let has_example = help.contains(&words) || above.contains(&words);
+            if command.get_subcommands().next().is_none() && !has_example {
+                lacking.push(words.clone());
+            }
+            for below in command.get_subcommands() {
+                look(below, &words, &help, lacking);
+            }
+        }
+        let mut lacking = Vec::new();
+        for command in Cli::command().get_subcommands() {
+            look(command, "redeemer", "", &mut lacking);
+        }
+        assert_eq!(lacking, [""; 0]);
     }
 }

@@ -398,7 +398,7 @@ impl Auth {
                 Token::parse(text).map(|_| Some(SecretString::from(text))).map_err(|error| error.0)
             })
         };
-        let refresh = read.millis("auth.refresh_ms", 50..=60_000);
+        let refresh = read.millis("auth.refresh_ms", 50..=900);
         Some(Self { admin_key: admin_key?, refresh: refresh? })
     }
 }

@@ -44,6 +44,6 @@ pub use pattern::{Alphabet, Codes, Pattern};
 pub use rate_limit::{Policy, Quota, RateStatus};
 pub use redemption::{Acknowledgement, Answer, Outcome, Redemption, Refusal};
 pub use reservation::Reservation;
-pub use settings::{Durability, Settings};
+pub use settings::{Durability, ErrorDetail, Settings};
 pub use time::Millis;
 pub use webhook::{Delivery, DeliveryState, Webhook};

@@ -18,6 +18,7 @@ pub mod contents;
 pub mod create_batch;
 pub mod create_invite;
 pub mod delete_invite;
+pub mod erase_user;
 mod failure;
 mod fields;
 mod find_code;

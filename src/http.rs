@@ -4,6 +4,7 @@
 //! so that a route without a role can not exist. `guard` is the one middleware: request id, key, role, time limit,
 //! log line and metrics. [`problem`] is the only place that knows status codes.
 
+mod audit_log;
 mod auth;
 mod batches;
 mod body;
@@ -26,6 +27,7 @@ mod redemptions;
 mod reservations;
 mod scope;
 mod stats;
+mod users;
 mod validations;
 mod webhooks;
 
@@ -222,7 +224,10 @@ pub(crate) static ENDPOINTS: &[Endpoint] = &[
     endpoint!(GET "/v1/namespaces/{ns}/members/{user}/{group}", Some(Role::Read), members::show_one),
     endpoint!(PUT "/v1/namespaces/{ns}/members/{user}/{group}", Some(Role::Manage), members::join),
     endpoint!(DELETE "/v1/namespaces/{ns}/members/{user}/{group}", Some(Role::Manage), members::leave),
+    endpoint!(DELETE "/v1/namespaces/{ns}/users/{user}", Some(Role::Manage), users::erase),
     endpoint!(GET "/v1/namespaces/{ns}/consistency", Some(Role::Manage), consistency::show),
+    endpoint!(GET "/v1/namespaces/{ns}/audit", Some(Role::Manage), audit_log::list),
+    endpoint!(GET "/v1/audit", Some(Role::Admin), audit_log::list_all),
     endpoint!(GET "/v1/namespaces/{ns}/export/redemptions", Some(Role::Read), export::redemptions),
     endpoint!(GET "/v1/namespaces/{ns}/export/invites", Some(Role::Read), export::invites),
     endpoint!(GET "/v1/namespaces/{ns}/export/members", Some(Role::Read), export::members),

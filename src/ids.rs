@@ -19,6 +19,12 @@ pub fn unique() -> Uuid {
     uuid::Builder::from_unix_timestamp_millis(now, &rand::random()).into_uuid()
 }
 
+/// A UUID v4 (RFC 9562 §5.4): all random, so that not even the time can be read from it.
+#[must_use]
+pub fn random() -> Uuid {
+    uuid::Builder::from_random_bytes(rand::random()).into_uuid()
+}
+
 /// An id for a new redemption.
 #[must_use]
 pub fn redemption() -> RedemptionId {

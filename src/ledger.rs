@@ -1,6 +1,7 @@
 //! The ledger: SQL, which remembers what the gate has decided. It never decides, and it never sees the gate.
 //!
 //! * [`rows`] is what the sync brings, `append` writes it together with the cursor in one transaction.
+//! * `audit_log` is who changed what.
 //! * `claims` are what nodes had told somebody when Redis lost it.
 //! * `partitions` holds what each partition is open on, and the leases of those who look after them.
 //! * `snapshot` reads a partition whole, for a rebuild; `read` answers the API; `keys` are the API keys,
@@ -9,6 +10,7 @@
 //! * `sqlite` and `postgres` open it; everything else is written once, for both (`sql`).
 
 mod append;
+mod audit_log;
 mod backup;
 mod batches;
 mod claims;
@@ -29,11 +31,13 @@ mod take;
 mod webhooks;
 
 pub use append::Appended;
+pub use audit_log::{AuditFilter, AuditLine, AuditPage, AuditPlace, By};
 pub use backup::{Contents, PartitionAt, contents};
 pub use batches::{BatchEnd, BatchJob};
 pub use claims::{Claim, Claimed, WaitingClaim};
 pub use dead_letters::DeadLetter;
 pub use events::EventPage;
+pub use keys::KeysVersion;
 pub use laws::Breach;
 pub use outcomes::InviteTotals;
 pub use partitions::{Deployment, Lease, LeaseLost, Opened, PartitionRow, PartitionState, Rebuild};

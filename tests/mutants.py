@@ -34,7 +34,7 @@ PATIENCE_S = 900
 
 # Script, what the fault means, the exact text, what stands there instead.
 MUTANTS = [
-    ("redeem", "one use too many", "invite.uses >= invite.max then", "invite.uses > invite.max then"),
+    ("redeem", "one use too many", "invite.uses >= invite.max or", "invite.uses > invite.max or"),
     ("redeem", "a repeat is a new request", "    if position then\n      local before", "    if false then\n      local before"),
     ("redeem", "a key that was used for another code gets that answer",
      "if before.code ~= kind.code then return {'refused', 'request_id_reused', '', ''} end", ""),
@@ -60,6 +60,10 @@ MUTANTS = [
     ("redeem", "charges are not kept", "tats[key], changed_tats[key] = tat, tat", "tats[key] = tat"),
     ("redeem", "one attempt too few", "if over_us > 0 and not blocked then", "if over_us >= 0 and not blocked then"),
     ("redeem", "every attempt counts as a guess", "if policy == GUESS then charged = missed end", ""),
+    ("redeem", "a code that is used up is told from one that nobody knows", "email_domain_not_allowed = true, exhausted = true",
+     "email_domain_not_allowed = true"),
+    ("redeem", "a member is told by a code that is used up", "if not reason and rules.coarse then", "if false then"),
+    ("redeem", "a dead code is no guess where nobody is to know of it", " or reason == 'invalid'\n", "\n"),
     ("redeem", "a clock that went back leaves a budget spent for long", " elseif tat > latest then tat = latest end",
      " end"),
     ("redeem", "rate limits stay in memory for ever",
@@ -125,6 +129,8 @@ MUTANTS = [
      "local fixed = name == 'membership' or name == 'code_case' or", "local fixed = name == 'code_case' or"),
     ("put_namespace", "codes lose their check character", "or name == 'code_check'\n", "\n"),
     ("put_namespace", "brought back and still archived", "  removed[#removed + 1] = 'archived_at'\n", ""),
+    ("put_namespace", "made though a revision was asked for",
+     "if not exists and ARGV[9] ~= '' then return {'precondition_failed', 0} end\n", ""),
     ("put_namespace", "any revision will do", "if ARGV[9] ~= '' and ARGV[9] ~= settings.revision then", "if false then"),
     ("adopt", "a gate is adopted that is not where the ledger is", "if meta[6] or not same then", "if meta[6] then"),
     ("adopt", "one who was paused opens what a later recovery has closed",

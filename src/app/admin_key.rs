@@ -10,7 +10,7 @@ use std::{
 use crate::{
     config::Config,
     domain::{ApiKey, Role, Token},
-    ledger::{Ledger, LedgerError},
+    ledger::{By, Ledger, LedgerError},
     sync::chain,
 };
 
@@ -33,14 +33,15 @@ pub(super) async fn ensure(config: &Config, ledger: &Ledger) -> Result<(), Strin
             if keys.iter().any(|key| key.id == token.id()) {
                 return Ok(());
             }
-            insert(ledger, &token).await
+            insert(ledger, &token, &By::node()).await
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            let is_admin = |key: &ApiKey| key.role == Role::Admin && key.revoked_at.is_none();
+            let now = crate::ids::now();
+            let is_admin = |key: &ApiKey| key.role == Role::Admin && key.is_live(now);
             if !config.is_embedded() && keys.iter().any(is_admin) {
                 return Ok(());
             }
-            make(ledger, &path).await.map(drop)
+            make(ledger, &path, &By::node()).await
         }
         Err(error) => Err(format!("{} can not be read: {error}", path.display())),
     }
@@ -50,12 +51,12 @@ pub(super) async fn ensure(config: &Config, ledger: &Ledger) -> Result<(), Strin
 ///
 /// # Errors
 /// A sentence for the operator.
-pub async fn reset(config: &Config, ledger: &Ledger) -> Result<(), String> {
+pub async fn reset(config: &Config, ledger: &Ledger, by: &By) -> Result<(), String> {
     let failed = |error: LedgerError| chain(&error);
     let path = config.admin_key_file();
     for key in ledger.keys().await.map_err(failed)? {
         if key.role == Role::Admin && key.revoked_at.is_none() {
-            ledger.revoke_key(&key.id, crate::ids::now()).await.map_err(failed)?;
+            ledger.revoke_key(&key.id, crate::ids::now(), by).await.map_err(failed)?;
         }
     }
     match fs::remove_file(&path) {
@@ -64,15 +65,15 @@ pub async fn reset(config: &Config, ledger: &Ledger) -> Result<(), String> {
         }
         _ => {}
     }
-    make(ledger, &path).await
+    make(ledger, &path, by).await
 }
 
-async fn make(ledger: &Ledger, path: &Path) -> Result<(), String> {
+async fn make(ledger: &Ledger, path: &Path, by: &By) -> Result<(), String> {
     let token = crate::ids::token("", None);
     // The file first: a key that nobody can read is worse than a file without its key, which the next start mends.
     write(path, &token)
         .map_err(|error| format!("{} can not be written: {error}", path.display()))?;
-    insert(ledger, &token).await
+    insert(ledger, &token, by).await
 }
 
 fn write(path: &Path, token: &Token) -> io::Result<()> {
@@ -84,7 +85,7 @@ fn write(path: &Path, token: &Token) -> io::Result<()> {
     file.sync_all()
 }
 
-async fn insert(ledger: &Ledger, token: &Token) -> Result<(), String> {
+async fn insert(ledger: &Ledger, token: &Token, by: &By) -> Result<(), String> {
     let key = ApiKey {
         id: token.id().to_owned(),
         name: "admin.key".to_owned(),
@@ -92,7 +93,8 @@ async fn insert(ledger: &Ledger, token: &Token) -> Result<(), String> {
         namespaces: None,
         secret_sha256: token.secret_sha256(),
         created_at: crate::ids::now(),
+        expires_at: None,
         revoked_at: None,
     };
-    ledger.insert_key(&key).await.map_err(|error| chain(&error))
+    ledger.insert_key(&key, by).await.map_err(|error| chain(&error))
 }

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::{
     Common,
-    output::{Output, say},
+    output::{Column, Output, say},
 };
 use crate::{
     app,
@@ -21,10 +21,11 @@ use crate::{
 #[derive(Debug, Args)]
 #[command(
     after_help = "It reads Redis and the ledger themselves, also while nodes are running. Exit code 0: everything agrees; 1: it
-does not, or could not be looked at.
+does not, or could not be looked at. (`redeemer audit-log` is something else: it shows who changed what.)
 
-Example:
-  redeemer audit --output json"
+Examples:
+  redeemer audit --output json
+  redeemer audit --repair --partition 6"
 )]
 pub(super) struct Audit {
     /// Make every key that differs hold what the ledger says, also while nodes run
@@ -62,6 +63,10 @@ impl Audit {
                 () = progress::look(progress.clone(), ledger.clone()) => bail!("it never ends by itself"),
             };
             let report = report.with_context(|| format!("comparing partition {partition}"))?;
+            if !report.repaired.is_empty() {
+                let what = format!("partition {partition}, {} keys", report.repaired.len());
+                ledger.record_deed(&super::by_hand(), "keys_repaired", &what).await?;
+            }
             bar.set_message(format!("{} keys", report.compared));
             bar.inc(1);
             reports.push((partition, report));
@@ -73,6 +78,9 @@ impl Audit {
             let all: Vec<Value> =
                 reports.iter().map(|(partition, report)| view(partition.0, report)).collect();
             say(&serde_json::to_string_pretty(&json!({"clean": is_clean, "partitions": all}))?);
+        } else if common.output == Output::Csv {
+            let rows: Vec<_> = reports.iter().map(|(one, report)| count(one.0, report)).collect();
+            common.output.rows(&COUNTS, &rows)?;
         } else {
             for (partition, report) in &reports {
                 tell(partition.0, report);
@@ -100,6 +108,27 @@ fn view(partition: u16, report: &Report) -> Value {
         "broken": report.broken,
         "busy": report.busy,
         "repaired": report.repaired,
+    })
+}
+
+const COUNTS: [Column; 6] = [
+    ("PARTITION", "partition"),
+    ("COMPARED", "compared"),
+    ("DIFFERENCES", "differences"),
+    ("BROKEN LAWS", "broken"),
+    ("BUSY", "busy"),
+    ("REPAIRED", "repaired"),
+];
+
+/// How many of each.
+fn count(partition: u16, report: &Report) -> Value {
+    json!({
+        "partition": partition,
+        "compared": report.compared,
+        "differences": report.differences.len(),
+        "broken": report.broken.len(),
+        "busy": report.busy.len(),
+        "repaired": report.repaired.len(),
     })
 }
 

@@ -101,6 +101,10 @@ impl Restore {
         let manifest = backup::restore(&self.directory, &file).await;
         bar.finish_and_clear();
         let manifest = manifest?;
+        let ledger = super::ledger(&config).await?;
+        let from = self.directory.display().to_string();
+        ledger.record_deed(&super::by_hand(), "ledger_restored", &from).await?;
+        ledger.close().await;
         if common.output != Output::Table {
             return common.output.one(&COLUMNS, &view(&manifest, &self.directory)?);
         }

@@ -17,11 +17,12 @@ use serde_json::{Map, Value, json};
 use super::{
     Common,
     invite::parse_json,
+    namespace::words,
     output::{Column, Output, complain, pass_on},
 };
 use crate::{
     client::{Client, ClientError},
-    domain::BatchId,
+    domain::{Alphabet, BatchId},
 };
 
 /// How often it looks how far the service is.
@@ -30,15 +31,15 @@ const LOOK: Duration = Duration::from_millis(200);
 const PATIENCE: u32 = 300;
 
 #[derive(Debug, Subcommand)]
-pub(super) enum Command {
-    /// Make many codes; the service goes on also when this command is ended
-    #[command(
-        after_help = "In a pattern # is a random character, and * at the end a check character.
+#[command(after_help = "In a pattern # is a random character, and * at the end a check character.
 
 Examples:
   redeemer codes generate --count 1000000 --pattern 'SPRING-####-####' --group team --max-uses 1
-  redeemer codes generate --count 50 --pattern '######' --alphabet digits --group team --max-uses 1"
-    )]
+  redeemer codes generate --count 50 --pattern '######' --alphabet digits --group team --max-uses 1
+  redeemer codes show 01a20967-45a7-7482-bb99-70136ac4558d
+  redeemer codes download 01a20967-45a7-7482-bb99-70136ac4558d --file codes.csv")]
+pub(super) enum Command {
+    /// Make many codes; the service goes on also when this command is ended
     Generate(Generate),
     /// Show how far a batch is
     Show {
@@ -63,8 +64,8 @@ pub(super) struct Generate {
     /// What they look like
     #[arg(long)]
     pattern: String,
-    /// unambiguous (digits and letters that nobody mistakes, the default), digits or letters
-    #[arg(long, value_name = "NAME")]
+    /// What random characters are; unambiguous, the default, has digits and letters that nobody mistakes
+    #[arg(long, value_name = "NAME", value_parser = words(Alphabet::ALL.map(Alphabet::as_str)))]
     alphabet: Option<String>,
     /// What a redemption lets the user into
     #[arg(long)]
@@ -75,6 +76,12 @@ pub(super) struct Generate {
     /// Any number may redeem each
     #[arg(long, conflicts_with = "max_uses")]
     unlimited: bool,
+    /// How many of these one user may spend
+    #[arg(long, value_name = "N")]
+    max_uses_per_user: Option<u64>,
+    /// The campaign whose limit they share with others
+    #[arg(long, value_name = "NAME")]
+    campaign: Option<String>,
     /// From when on, such as 2026-12-24T00:00:00Z
     #[arg(long, value_name = "TIME")]
     starts_at: Option<String>,
@@ -153,8 +160,10 @@ impl Generate {
         body.insert("pattern".to_owned(), json!(self.pattern));
         body.insert("group".to_owned(), json!(self.group));
         body.insert("max_uses".to_owned(), json!(self.max_uses));
+        body.insert("max_uses_per_user".to_owned(), json!(self.max_uses_per_user));
         let optional = [
             ("alphabet", self.alphabet),
+            ("campaign", self.campaign),
             ("starts_at", self.starts_at),
             ("expires_at", self.expires_at),
         ];
@@ -216,7 +225,15 @@ async fn download(client: &Client, path: &str, file: Option<PathBuf>) -> anyhow:
     let options = options.write(true).create(true).truncate(true).mode(0o600);
     let cannot = || format!("{} can not be written", name.display());
     let mut writer = io::BufWriter::new(options.open(&name).with_context(cannot)?);
-    client.download(path, |bytes| writer.write_all(bytes).with_context(cannot)).await?;
+    let style = ProgressStyle::with_template("{spinner} {bytes} {bytes_per_sec}")?;
+    let bar = ProgressBar::new_spinner().with_style(style);
+    client
+        .download(path, |bytes| {
+            bar.inc(bytes.len() as u64);
+            writer.write_all(bytes).with_context(cannot)
+        })
+        .await?;
+    bar.finish_and_clear();
     writer.flush().with_context(cannot)
 }
 

@@ -4,11 +4,12 @@ use std::process::ExitCode;
 
 use anyhow::bail;
 use clap::Subcommand;
+use indicatif::ProgressBar;
 use serde_json::{Value, json};
 
 use super::{
     Common,
-    output::{Column, say},
+    output::{Column, Output, say},
 };
 use crate::{
     domain::Position,
@@ -17,6 +18,10 @@ use crate::{
 };
 
 #[derive(Debug, Subcommand)]
+#[command(after_help = "Examples:
+  redeemer dead-letters list
+  redeemer dead-letters replay
+  redeemer dead-letters drop 6/3-17")]
 pub(super) enum Command {
     /// Show the changes that the ledger could not take, with the reason
     List,
@@ -27,8 +32,6 @@ be applied."
     )]
     Replay,
     /// Give one up: the ledger goes on without it
-    #[command(after_help = "Example:
-  redeemer dead-letters drop 6/3-17")]
     Drop {
         /// Its position, as `list` shows it
         position: Position,
@@ -49,17 +52,25 @@ impl Command {
                 ExitCode::SUCCESS
             }
             Self::Replay => {
-                let mut left = 0;
+                let (mut left, mut rows) = (0, Vec::new());
+                let bar = ProgressBar::new(letters.len() as u64);
                 for letter in &letters {
-                    match dead_letters::replay(&ledger, letter).await? {
-                        Replayed::Applied => say(&format!("{}: applied", position(letter))),
-                        Replayed::Refused(reason) => {
-                            left += 1;
-                            say(&format!("{}: still not possible: {reason}", position(letter)));
-                        }
-                    }
+                    let outcome =
+                        match dead_letters::replay(&ledger, letter, &super::by_hand()).await? {
+                            Replayed::Applied => "applied".to_owned(),
+                            Replayed::Refused(reason) => {
+                                left += 1;
+                                format!("still not possible: {reason}")
+                            }
+                        };
+                    rows.push(json!({"position": position(letter), "outcome": outcome}));
+                    bar.inc(1);
                 }
-                say(&format!("{} of {} applied.", letters.len() - left, letters.len()));
+                bar.finish_and_clear();
+                common.output.rows(&[("POSITION", "position"), ("OUTCOME", "outcome")], &rows)?;
+                if common.output == Output::Table {
+                    say(&format!("{} of {} applied.", letters.len() - left, letters.len()));
+                }
                 if left == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
             }
             Self::Drop { position: wanted } => {
@@ -68,8 +79,9 @@ impl Command {
                         "there is no dead letter at {wanted}; `redeemer dead-letters list` shows them"
                     );
                 };
-                ledger.settle_dead_letter(letter, None).await?;
-                say(&format!("The ledger goes on without {wanted}."));
+                ledger.settle_dead_letter(letter, None, &super::by_hand()).await?;
+                let sentence = format!("The ledger goes on without {wanted}.");
+                common.output.done(&json!({"dropped": wanted}), &sentence)?;
                 ExitCode::SUCCESS
             }
         };

@@ -30,6 +30,10 @@ const PAUSE: Duration = Duration::from_secs(1);
 const ROW_BYTES_MAX: u64 = 64 * 1024;
 
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  redeemer export redemptions --file redemptions.csv
+  redeemer export invites --output json --file invites.ndjson     resumes where it was cut
+  redeemer export members --spreadsheet > members.csv")]
 pub(super) struct Export {
     /// What
     #[arg(value_enum)]

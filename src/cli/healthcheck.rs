@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use secrecy::SecretString;
+use serde_json::json;
 
 use super::{Common, output};
 use crate::client::Client;
@@ -13,7 +14,7 @@ pub(super) async fn run(common: &Common) -> anyhow::Result<ExitCode> {
     let client = Client::new(&common.service(&config), SecretString::default())?;
     let readiness = client.readiness().await?;
     if readiness["ready"] == true {
-        output::say("ready");
+        common.output.done(&json!({"ready": true}), "ready")?;
         return Ok(ExitCode::SUCCESS);
     }
     output::complain("not ready; `redeemer status` says why");

@@ -60,6 +60,23 @@ impl Output {
     }
 }
 
+impl Output {
+    /// Prints what was done: a sentence for people, the same in fields for programs.
+    pub(super) fn done(self, what: &Value, sentence: &str) -> anyhow::Result<()> {
+        match (self, what) {
+            (Self::Table, _) => say(sentence),
+            (Self::Csv, Value::Object(fields)) => {
+                let mut writer = csv::Writer::from_writer(Vec::new());
+                writer.write_record(fields.keys())?;
+                writer.write_record(fields.values().map(text))?;
+                say(String::from_utf8(writer.into_inner()?)?.trim_end());
+            }
+            (Self::Csv | Self::Json, _) => say(&serde_json::to_string_pretty(what)?),
+        }
+        Ok(())
+    }
+}
+
 /// A value in a cell.
 fn text(value: &Value) -> String {
     match value {

@@ -6,7 +6,9 @@ use anyhow::bail;
 use clap::{ArgGroup, Args};
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::{Common, output::say};
+use serde_json::json;
+
+use super::Common;
 use crate::{
     domain::Partition,
     ledger::{PartitionRow, PartitionState, Rebuild as From},
@@ -59,7 +61,8 @@ impl Rebuild {
             );
         }
         let from = if self.from_gate { From::FromGate } else { From::FromLedger };
-        let total = ledger.request_rebuild(self.partition.map(Partition), from).await?;
+        let total =
+            ledger.request_rebuild(self.partition.map(Partition), from, &super::by_hand()).await?;
         if total == 0 {
             bail!("there is no such partition");
         }
@@ -98,8 +101,8 @@ impl Rebuild {
         }
         let (what, from) =
             if self.from_gate { ("the ledger", "Redis") } else { ("Redis", "the ledger") };
-        say(&format!("Rebuilt {total} partition(s) of {what} from {from}."));
-        Ok(())
+        let sentence = format!("Rebuilt {total} partition(s) of {what} from {from}.");
+        common.output.done(&json!({"rebuilt": what, "from": from, "partitions": total}), &sentence)
     }
 
     fn concerns(&self, row: &PartitionRow) -> bool {

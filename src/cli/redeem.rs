@@ -4,7 +4,8 @@ use anyhow::Context as _;
 use clap::Args;
 use serde_json::{Map, Value, json};
 
-use super::{Common, invite::parse_json, output::Column};
+use super::{Common, invite::parse_json, namespace::words, output::Column};
+use crate::domain::{Durability, ReservationId};
 
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
@@ -25,15 +26,18 @@ pub(super) struct Redeem {
     /// What makes a repeat recognisable
     #[arg(long, value_name = "KEY")]
     idempotency_key: Option<String>,
-    /// What the answer is to promise: gate or ledger
-    #[arg(long, value_name = "LEVEL")]
+    /// The user's reservation that is to be spent, and nothing else
+    #[arg(long, value_name = "ID")]
+    reservation: Option<ReservationId>,
+    /// What the answer is to promise, if more than the namespace asks for
+    #[arg(long, value_name = "LEVEL", value_parser = words(Durability::ALL.map(Durability::as_str)))]
     durability: Option<String>,
     /// A JSON object of your own
     #[arg(long, value_name = "JSON", value_parser = parse_json)]
     metadata: Option<Value>,
 }
 
-const COLUMNS: [Column; 9] = [
+pub(super) const COLUMNS: [Column; 9] = [
     ("ID", "id"),
     ("USER", "user"),
     ("GROUP", "group"),
@@ -55,6 +59,7 @@ impl Redeem {
         let optional = [
             ("ip", self.ip.map(Value::from)),
             ("email", self.email.map(Value::from)),
+            ("reservation", self.reservation.map(|id| json!(id))),
             ("metadata", self.metadata),
             ("durability", self.durability.map(Value::from)),
         ];

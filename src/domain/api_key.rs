@@ -71,11 +71,19 @@ pub struct ApiKey {
     pub secret_sha256: [u8; 32],
     /// When it was made.
     pub created_at: Millis,
+    /// From when on it opens nothing, if it has an end.
+    pub expires_at: Option<Millis>,
     /// Since when it opens nothing.
     pub revoked_at: Option<Millis>,
 }
 
 impl ApiKey {
+    /// Whether the key opens anything at this moment.
+    #[must_use]
+    pub fn is_live(&self, now: Millis) -> bool {
+        self.revoked_at.is_none() && self.expires_at.is_none_or(|end| now < end)
+    }
+
     /// Whether the key may touch this namespace.
     #[must_use]
     pub fn covers(&self, namespace: &Namespace) -> bool {
@@ -170,6 +178,7 @@ mod tests {
             namespaces: None,
             secret_sha256: token.secret_sha256(),
             created_at: Millis::from_ms(0).unwrap(),
+            expires_at: None,
             revoked_at: None,
         };
         assert!(token.opens(&key));

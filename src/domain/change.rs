@@ -95,6 +95,15 @@ pub enum Change {
         /// The invite's campaign.
         campaign: Option<CampaignName>,
     },
+    /// A user was forgotten: another name stands in the place of the id, everywhere.
+    Erased {
+        /// Who it was.
+        user: UserId,
+        /// What stands there now.
+        alias: UserId,
+        /// The invites that were bound to the user.
+        invites: Vec<InviteId>,
+    },
     /// A campaign was made or changed; this is its row now.
     Campaign(Campaign),
     /// A user joined another way.

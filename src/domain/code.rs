@@ -18,6 +18,9 @@ pub enum CodeCase {
 }
 
 impl CodeCase {
+    /// Every one.
+    pub const ALL: [Self; 3] = [Self::Insensitive, Self::Sensitive, Self::Lenient];
+
     /// The word used in Redis, SQL and JSON.
     #[must_use]
     pub fn as_str(self) -> &'static str {

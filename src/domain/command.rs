@@ -5,9 +5,9 @@ use std::net::IpAddr;
 use uuid::Uuid;
 
 use super::{
-    BatchId, CampaignName, Code, CodeCase, Cursor, Durability, EmailDomain, Group, InviteId,
-    Member, MembershipRule, Millis, Namespace, Quota, Redemption, RedemptionId, RequestId,
-    Reservation, Settings, UserId, campaign, invite,
+    BatchId, CampaignName, Code, CodeCase, Cursor, Durability, EmailDomain, ErrorDetail, Group,
+    InviteId, Member, MembershipRule, Millis, Namespace, Quota, Redemption, RedemptionId,
+    RequestId, Reservation, Settings, UserId, campaign, invite,
 };
 
 /// What is wanted of a request.
@@ -436,6 +436,33 @@ pub enum CampaignPut {
     NamespaceNotFound,
 }
 
+/// The user to forget.
+#[derive(Debug, Clone)]
+pub struct EraseUser {
+    /// Where.
+    pub namespace: Namespace,
+    /// Who.
+    pub user: UserId,
+    /// What is put in the user's place: nobody's id.
+    pub alias: UserId,
+    /// The invites that are bound to the user.
+    pub invites: Vec<(InviteId, Code)>,
+    /// Who does it: the id of an API key.
+    pub actor: String,
+}
+
+/// What was decided.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Erased {
+    /// Nothing has the user's id any more, once the ledger has come to this place.
+    Erased {
+        /// The last change of the partition.
+        cursor: Cursor,
+    },
+    /// The namespace does not exist.
+    NamespaceNotFound,
+}
+
 /// The membership to make. The namespace's rule holds as it does for redemptions.
 #[derive(Debug, Clone)]
 pub struct Join {
@@ -527,6 +554,7 @@ pub struct Rules {
     pub code_case: CodeCase,
     pub code_check: bool,
     pub durability: Durability,
+    pub error_detail: ErrorDetail,
     pub rate_user: Option<Quota>,
     pub rate_ip: Option<Quota>,
     pub rate_code: Option<Quota>,
@@ -539,6 +567,7 @@ pub struct Rules {
 #[expect(missing_docs, reason = "the fields are those of Settings")]
 pub struct RulesPatch {
     pub durability: Option<Durability>,
+    pub error_detail: Option<ErrorDetail>,
     pub rate_user: Option<Option<Quota>>,
     pub rate_ip: Option<Option<Quota>>,
     pub rate_code: Option<Option<Quota>>,

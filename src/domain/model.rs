@@ -8,14 +8,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
-    Answer, Campaign, CampaignName, Code, Cursor, Group, Invite, InviteId, Member, MembershipRule,
-    Millis, Namespace, Outcome, Partition, Policy, Position, Quota, RateStatus, Redemption,
-    RedemptionId, Refusal, Reservation, Settings, UserId, campaign,
+    Answer, Campaign, CampaignName, Code, Cursor, ErrorDetail, Group, Invite, InviteId, Member,
+    MembershipRule, Millis, Namespace, Outcome, Partition, Policy, Position, Quota, RateStatus,
+    Redemption, RedemptionId, Refusal, Reservation, Settings, UserId, campaign,
     command::{
         Action, BatchCreated, CampaignPut, ChangeInvite, Changed, CreateBatch, CreateInvite,
-        Created, DeleteInvite, Deleted, ImportInvites, ImportMembers, Imported, InviteImport,
-        InvitePatch, Join, Joined, Leave, Left, MemberImport, Mode, NamespacePut, PutCampaign,
-        PutNamespace, Redeem, Release, ReleaseAnswer, Rollback, RollbackAnswer, Rules, RulesPatch,
+        Created, DeleteInvite, Deleted, EraseUser, Erased, ImportInvites, ImportMembers, Imported,
+        InviteImport, InvitePatch, Join, Joined, Leave, Left, MemberImport, Mode, NamespacePut,
+        PutCampaign, PutNamespace, Redeem, Release, ReleaseAnswer, Rollback, RollbackAnswer, Rules,
+        RulesPatch,
     },
     invite,
     rate_limit::{self, Verdict},
@@ -90,6 +91,17 @@ impl User {
             redemption.invite == invite && undone.is_none()
         };
         self.requests.values().filter(holds).count() as u64
+    }
+
+    fn rename(&mut self, to: &UserId) {
+        let memberships = self.groups.values_mut().filter_map(|membership| match membership {
+            Membership::Redeemed(redemption) => Some(redemption),
+            Membership::Joined(_) => None,
+        });
+        let answers = self.requests.values_mut().map(|(redemption, _)| redemption);
+        for redemption in memberships.chain(self.invites.values_mut()).chain(answers) {
+            redemption.user = to.clone();
+        }
     }
 
     /// A redemption ceases to hold, and the membership ends if it was this redemption's. Where each invite counts by
@@ -234,17 +246,21 @@ impl Model {
             return refused(refusal, rates);
         }
 
-        // 4. to 6. The invite, the membership, the uses.
+        // 4. to 6. The invite, the membership, the uses. Where nothing is told of a code that can not be used, a member
+        // is not told of the membership by one that is used up.
+        let is_coarse = space.settings.error_detail == ErrorDetail::Coarse;
         let refusal = match &invite {
             None => Some(Refusal::NotFound),
             Some(invite) => refusal_of_invite(request, invite, is_named, now)
+                .or_else(|| is_coarse.then(|| space.refusal_of_uses(request, own, now)).flatten())
                 .or_else(|| refusal_of_membership(rule, user.as_ref(), &invite.group))
                 .or_else(|| (named.is_some() && !is_named).then_some(Refusal::ReservationExpired))
                 .or_else(|| space.refusal_of_uses(request, own, now)),
         };
+        let refusal = refusal.map(|refusal| if is_coarse { folded(refusal) } else { refusal });
 
         // 7. Whoever passed the limits is charged; a miss also charges the guessing budget.
-        let missed = refusal == Some(Refusal::NotFound);
+        let missed = matches!(refusal, Some(Refusal::NotFound | Refusal::Invalid));
         for budget in &budgets {
             if if budget.policy == Policy::Guess { missed } else { binding } {
                 space.charge(budget, now);
@@ -744,6 +760,33 @@ impl Model {
         Left::Left(groups)
     }
 
+    /// `lua/erase_user.lua`.
+    pub fn erase_user(&mut self, erase: &EraseUser) -> Erased {
+        let Some(space) = self.spaces.get_mut(&erase.namespace) else {
+            return Erased::NamespaceNotFound;
+        };
+        if let Some(mut user) = space.users.remove(&erase.user) {
+            // Request ids are the application's own words.
+            let answers = std::mem::take(&mut user.requests).into_values();
+            user.requests =
+                answers.map(|(answer, undone)| (answer.id.to_string(), (answer, undone))).collect();
+            user.rename(&erase.alias);
+            space.users.insert(erase.alias.clone(), user);
+        }
+        for kept in space.current.values_mut().chain(space.retired.values_mut()) {
+            let invite = &mut kept.invite;
+            if invite.user.as_ref() == Some(&erase.user)
+                && erase.invites.iter().any(|(id, _)| *id == invite.id)
+            {
+                invite.user = Some(erase.alias.clone());
+            }
+        }
+        space.budgets.remove(&(Policy::User, erase.user.to_string()));
+        space.budgets.remove(&(Policy::Guess, format!("user:{}", erase.user)));
+        self.record(1);
+        Erased::Erased { cursor: self.cursor }
+    }
+
     /// `lua/show_member.lua`.
     #[must_use]
     pub fn show_member(&mut self, namespace: &Namespace, user: &UserId) -> Vec<Member> {
@@ -766,6 +809,9 @@ impl Model {
             let (Action::Put(rules) | Action::Ensure(rules)) = &put.action else {
                 return NamespacePut::NotFound;
             };
+            if put.expected_revision.is_some() {
+                return NamespacePut::PreconditionFailed { revision: 0 };
+            }
             let settings = new_settings(rules, now);
             self.spaces.insert(put.namespace.clone(), Space::new(settings.clone(), put.change));
             self.record(1);
@@ -1046,6 +1092,21 @@ fn own_redemption<'a>(
     redemption.filter(|redemption| redemption.invite == invite.id)
 }
 
+/// What a namespace tells that hides which codes exist: of a code that can not be used, always the same.
+fn folded(refusal: Refusal) -> Refusal {
+    match refusal {
+        Refusal::NotFound
+        | Refusal::Disabled
+        | Refusal::NotStarted { .. }
+        | Refusal::Expired { .. }
+        | Refusal::UserNotAllowed
+        | Refusal::EmailDomainNotAllowed
+        | Refusal::Exhausted { .. }
+        | Refusal::CampaignExhausted => Refusal::Invalid,
+        other => other,
+    }
+}
+
 /// `is_named`: the request names its user's live reservation, for which the e-mail address was asked when it was made.
 fn refusal_of_invite(
     request: &Redeem,
@@ -1125,6 +1186,7 @@ fn new_settings(rules: &Rules, now: Millis) -> Settings {
         code_case: rules.code_case,
         code_check: rules.code_check,
         durability: rules.durability,
+        error_detail: rules.error_detail,
         rate_user: rules.rate_user,
         rate_ip: rules.rate_ip,
         rate_code: rules.rate_code,
@@ -1140,6 +1202,7 @@ fn new_settings(rules: &Rules, now: Millis) -> Settings {
 fn patched_settings(settings: &Settings, patch: &RulesPatch) -> Settings {
     Settings {
         durability: patch.durability.unwrap_or(settings.durability),
+        error_detail: patch.error_detail.unwrap_or(settings.error_detail),
         rate_user: patch.rate_user.unwrap_or(settings.rate_user),
         rate_ip: patch.rate_ip.unwrap_or(settings.rate_ip),
         rate_code: patch.rate_code.unwrap_or(settings.rate_code),

@@ -499,6 +499,15 @@ fn entry(cursor: Cursor, fields: &Fields) -> Result<Entry, Malformed> {
             let (reservation, campaign) = reservation(&namespace, fields)?;
             Change::Released { reservation, campaign }
         }
+        "erased" => Change::Erased {
+            user: fields.parsed("user", UserId::parse)?,
+            alias: fields.parsed("alias", UserId::parse)?,
+            invites: fields
+                .text("invites")?
+                .split_whitespace()
+                .map(str::parse)
+                .collect::<Result<_, Malformed>>()?,
+        },
         "rolled_back" => Change::RolledBack(rolled_back(fields)?),
         "campaign" => {
             let name = fields.parsed("name", CampaignName::parse)?;

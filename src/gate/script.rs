@@ -44,6 +44,7 @@ scripts! {
     SHOW_INVITE = "show_invite",
     JOIN = "join",
     LEAVE = "leave",
+    ERASE_USER = "erase_user",
     SHOW_MEMBER = "show_member",
     ROLLBACK = "rollback",
     RELEASE = "release",

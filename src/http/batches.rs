@@ -173,7 +173,7 @@ pub(super) async fn create(
         let question = ShowCampaign { namespace: order.namespace.clone(), name: name.clone() };
         question.run(&state.gate).await?.ok_or_else(campaigns::missing)?;
     }
-    state.ledger.insert_batch(&order, crate::ids::secret()).await?;
+    state.ledger.insert_batch(&order, crate::ids::secret(), &scope.caller.by()).await?;
     let batch = state.ledger.batch(&order.namespace, order.id).await?.ok_or_else(missing)?;
     if batch.order != order {
         return Err(key_reused("batch"));

@@ -237,6 +237,24 @@ impl Body {
         }
     }
 
+    /// Notes each of these fields that is there, whatever it is.
+    pub(super) fn refuse(&mut self, names: &[&str], detail: &str) {
+        for name in names {
+            if self.take(name).is_some() {
+                self.wrong(name, Code::InvalidRequest, detail);
+            }
+        }
+    }
+
+    /// Notes each of these fields that is null: a patch can not remove what always has a value.
+    pub(super) fn refuse_null(&mut self, names: &[&str]) {
+        for name in names {
+            if self.fields.iter().any(|(field, value)| field == name && value.is_null()) {
+                self.refuse(&[name], "can not be null");
+            }
+        }
+    }
+
     /// A moment.
     pub(super) fn time(&mut self, name: &str) -> Presence<Millis> {
         self.optional(name, Millis::parse)

@@ -184,7 +184,7 @@ impl Stream {
                 () = stopping.cancelled() => return Ok(None),
                 events = self.follower.next(PAGE, LOOK) => events,
             };
-            let key = self.state.keys.open(&self.authorization);
+            let key = self.state.keys.open(&self.authorization, crate::ids::now());
             if !key.is_some_and(|key| key.covers(&self.scope.namespace)) {
                 return Ok(None);
             }

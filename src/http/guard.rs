@@ -175,10 +175,10 @@ fn let_in(
     let Some(role) = endpoint.role else { return Ok(()) };
     let authorization =
         request.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
-    let key = authorization.and_then(|header| state.keys.open(header)).ok_or_else(|| {
+    let key = authorization.and_then(|header| state.keys.open(header, crate::ids::now())).ok_or_else(|| {
         Problem::new(
             Code::Unauthorized,
-            "Send Authorization: Bearer <API key>, with a key that is not revoked.",
+            "Send Authorization: Bearer <API key>, with a key that is neither revoked nor expired.",
         )
     })?;
     head.key_id = Some(key.id.clone());
@@ -190,7 +190,7 @@ fn let_in(
         );
         return Err(Problem::new(Code::Forbidden, detail));
     }
-    request.extensions_mut().insert(Caller(key));
+    request.extensions_mut().insert(Caller(key, head.request_id.clone()));
     Ok(())
 }
 

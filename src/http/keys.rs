@@ -36,6 +36,9 @@ struct View<'a> {
     #[schema(required)]
     namespaces: Option<&'a [Namespace]>,
     created_at: Millis,
+    /// Null for a key that goes on until it is revoked.
+    #[schema(required)]
+    expires_at: Option<Millis>,
     #[schema(required)]
     revoked_at: Option<Millis>,
     /// The key itself, shown only once.
@@ -52,6 +55,7 @@ impl<'a> View<'a> {
             role: key.role.as_str(),
             namespaces: key.namespaces.as_deref(),
             created_at: key.created_at,
+            expires_at: key.expires_at,
             revoked_at: key.revoked_at,
             key: None,
         }
@@ -77,12 +81,6 @@ fn parse_namespaces(value: &Value) -> Result<Vec<Namespace>, String> {
     values.iter().map(parse).collect::<Result<_, Malformed>>().map_err(|error| error.0)
 }
 
-/// Lets this node know at once; the others read the ledger every now and then.
-async fn refresh(state: &State) -> Result<(), LedgerError> {
-    state.keys.refresh(state.ledger.keys().await?);
-    Ok(())
-}
-
 pub(super) async fn create(
     state: web::Data<State>,
     caller: Caller,
@@ -92,6 +90,11 @@ pub(super) async fn create(
     let name = body.required("name", parse_name);
     let role = body.required("role", Role::parse);
     let namespaces = body.typed("namespaces", |value| parse_namespaces(&value)).value();
+    let now = crate::ids::now();
+    let expires_at = body.time("expires_at").value();
+    if expires_at.is_some_and(|end| end <= now) {
+        body.wrong("expires_at", Code::InvalidRequest, "must lie in the future");
+    }
     if role == Some(Role::Admin) && namespaces.is_some() {
         // It could make itself a key without these bounds.
         body.wrong(
@@ -109,10 +112,11 @@ pub(super) async fn create(
         role,
         namespaces,
         secret_sha256: token.secret_sha256(),
-        created_at: crate::ids::now(),
+        created_at: now,
+        expires_at,
         revoked_at: None,
     };
-    match state.ledger.insert_key(&key).await {
+    match state.ledger.insert_key(&key, &caller.by()).await {
         Err(LedgerError::Rejected { .. }) if request.0.is_some() => {
             return Err(Problem::new(
                 Code::IdempotencyKeyReused,
@@ -122,7 +126,8 @@ pub(super) async fn create(
         }
         other => other?,
     }
-    refresh(&state).await?;
+    // This node knows at once; the others look every now and then.
+    state.keys.catch_up(&state.ledger).await?;
     let shown = View { key: Some(token.reveal()), ..View::new(&key) };
     Ok(HttpResponse::Created().json(shown))
 }
@@ -142,19 +147,20 @@ pub(super) async fn list(state: web::Data<State>, query: Query) -> Result<HttpRe
 
 pub(super) async fn revoke(
     state: web::Data<State>,
+    caller: Caller,
     path: web::Path<String>,
 ) -> Result<HttpResponse, Problem> {
-    if !state.ledger.revoke_key(&path, crate::ids::now()).await? {
+    if !state.ledger.revoke_key(&path, crate::ids::now(), &caller.by()).await? {
         return Err(Problem::new(Code::KeyNotFound, "No API key has this id."));
     }
-    refresh(&state).await?;
+    state.keys.catch_up(&state.ledger).await?;
     Ok(HttpResponse::NoContent().finish())
 }
 
 pub(super) mod docs {
     use serde_json::json;
 
-    use super::{NAME_CHARS_MAX, NAMESPACES_MAX, Namespace, Role, View};
+    use super::{Millis, NAME_CHARS_MAX, NAMESPACES_MAX, Namespace, Role, View};
     use crate::http::{
         openapi::{Fields, LEDGER, Operation, Tag, word},
         problem::Code,
@@ -174,6 +180,7 @@ pub(super) mod docs {
                 Fields::new()
                     .needs("name", name, "What its owner calls it.")
                     .needs("role", word::<Role>(), "What it may do.")
+                    .may_be_null("expires_at", word::<Millis>(), "When it ends, if not only by being revoked.")
                     .may_be_null("namespaces", namespaces, "The only ones that it may touch; not for the role admin."),
             )
             .answers::<View>(201, "The key.")

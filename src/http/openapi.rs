@@ -40,6 +40,7 @@ pub(super) enum Tag {
     Webhooks,
     Exports,
     Keys,
+    Audit,
     Service,
 }
 
@@ -57,6 +58,7 @@ impl Tag {
         Self::Webhooks,
         Self::Exports,
         Self::Keys,
+        Self::Audit,
         Self::Service,
     ];
 
@@ -76,6 +78,7 @@ impl Tag {
             Self::Webhooks => ("Webhooks", "Who is told what happens."),
             Self::Exports => ("Exports", "Everything, in and out."),
             Self::Keys => ("Keys", "Who may ask."),
+            Self::Audit => ("Audit log", "Who changed what."),
             Self::Service => ("Service", "Health, metrics and documentation."),
         }
     }
@@ -523,7 +526,7 @@ fn parameters(endpoint: &Endpoint, operation: &Operation) -> Vec<Value> {
     for condition in &operation.conditions {
         parameters.push(json!({
             "name": condition, "in": "header", "description": "The ETag of an earlier answer, or *.",
-            "schema": {"type": "string", "pattern": r#"^"[0-9]{1,19}"$"#, "examples": ["\"1\""]},
+            "schema": {"type": "string", "pattern": r#"^(\*|"[0-9]{1,19}")$"#, "examples": ["\"1\""]},
         }));
     }
     parameters.extend(operation.query.iter().cloned());
@@ -540,6 +543,8 @@ fn path_schema(collection: &str, name: &str) -> Value {
         ("invites", "id") => "InviteId",
         ("redemptions", "id") => "RedemptionId",
         ("batches", "id") => "BatchId",
+        ("webhooks", "id") => "WebhookId",
+        ("deliveries", "id") => "DeliveryId",
         ("reservations", "id") => "ReservationId",
         ("campaigns", "name") => "CampaignName",
         ("keys", "id") => "KeyId",

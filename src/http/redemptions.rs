@@ -1,6 +1,7 @@
 //! `POST …/redemptions` spends one use of a code for a user, once per Idempotency-Key: 201 for a new redemption, 200
-//! with `replayed` for a repeat. `GET …/redemptions` lists what the ledger has, newest first. `GET …/redemptions/{id}`
-//! finds one, also one that the ledger does not have yet. `POST …/redemptions/{id}/rollback` takes one back.
+//! with `replayed` for a repeat. `GET …/redemptions` lists what the ledger has, newest first or, for whoever follows, by
+//! position. `GET …/redemptions/{id}` finds one, also one that the ledger does not have yet. `POST
+//! …/redemptions/{id}/rollback` takes one back.
 
 use actix_web::{HttpResponse, http::header, web};
 use serde::Serialize;
@@ -19,8 +20,8 @@ use super::{
 use crate::{
     domain::{
         Code as InviteCode, Cursor, Durability, EmailDomain, Group, InviteId, Malformed, Millis,
-        Namespace, Outcome, Position, Redemption, RedemptionId, Refusal, ReservationId, Settings,
-        UserId, command::REASON_BYTES_MAX,
+        Namespace, Outcome, Partition, Position, Redemption, RedemptionId, Refusal, ReservationId,
+        Settings, UserId, command::REASON_BYTES_MAX,
     },
     gate::{
         GateError,
@@ -392,6 +393,7 @@ pub(super) async fn list(
     scope: Scope,
     mut query: Query,
 ) -> Result<HttpResponse, Problem> {
+    let partition = state.gate.keys().partition_of(&scope.namespace);
     let parameters = &mut query.parameters;
     let filter = RedemptionFilter {
         code: listed_code(&state, &scope.namespace, parameters).await?,
@@ -400,11 +402,15 @@ pub(super) async fn list(
         group: parameters.optional("group", Group::parse).value(),
         after: parameters.time("after").value(),
         before: parameters.time("before").value(),
+        after_position: parameters
+            .optional("after_position", |text| place_in(partition, text))
+            .value(),
+        oldest_first: parameters.optional("order", is_ascending).value().unwrap_or_default(),
     };
     let page: Page = query.page()?;
-    let before: Option<Cursor> = page.after(|parts| single(parts)?.parse().ok())?;
-    let found = state.ledger.redemptions(&scope.namespace, &filter, before, page.limit).await?;
-    let as_of = state.ledger.synced_at(state.gate.keys().partition_of(&scope.namespace)).await?;
+    let from: Option<Cursor> = page.after(|parts| single(parts)?.parse().ok())?;
+    let found = state.ledger.redemptions(&scope.namespace, &filter, from, page.limit).await?;
+    let as_of = state.ledger.synced_at(partition).await?;
     let rows = found
         .rows
         .iter()
@@ -421,6 +427,26 @@ pub(super) async fn list(
         next.as_deref().map(|next| [next]).as_ref().map(<[_; 1]>::as_slice),
         as_of,
     ))
+}
+
+/// The place that a position names, if it is one of this partition: places of two partitions have no order.
+fn place_in(partition: Partition, text: &str) -> Result<Cursor, Malformed> {
+    let position: Position = text.parse()?;
+    if position.partition == partition {
+        Ok(position.cursor)
+    } else {
+        Err(Malformed(format!(
+            "{text} is a position of another partition; those of this namespace begin with {partition}/"
+        )))
+    }
+}
+
+fn is_ascending(text: &str) -> Result<bool, Malformed> {
+    match text {
+        "asc" => Ok(true),
+        "desc" => Ok(false),
+        _ => Err(Malformed("order is asc or desc".to_owned())),
+    }
 }
 
 /// The parameter `code`, folded as the namespace says; taken as it is where the ledger does not know the namespace.
@@ -444,7 +470,8 @@ pub(super) mod docs {
     use serde_json::json;
 
     use super::{
-        Durability, Group, InviteId, Millis, REASON_BYTES_MAX, ReservationId, UserId, View,
+        Durability, Group, InviteId, Millis, Position, REASON_BYTES_MAX, ReservationId, UserId,
+        View,
     };
     use crate::http::{
         openapi::{Fields, GATE, LEDGER, Operation, Tag, reference, word},
@@ -458,6 +485,7 @@ pub(super) mod docs {
         Code::EmailDomainNotAllowed,
         Code::NotStarted,
         Code::InviteNotFound,
+        Code::InviteInvalid,
         Code::NamespaceNotFound,
         Code::AlreadyMember,
         Code::UserLimitReached,
@@ -539,14 +567,24 @@ pub(super) mod docs {
     }
 
     pub(in crate::http) fn list() -> Operation {
-        Operation::new("list_redemptions", Tag::Redemptions, "Redemptions, newest first")
-            .query("code", reference("TypedCode"), "Of this code.")
-            .query("invite", word::<InviteId>(), "Of this invite.")
-            .query("user", word::<UserId>(), "Of this user.")
-            .query("group", word::<Group>(), "Into this group.")
-            .query("after", word::<Millis>(), "From this moment on.")
-            .query("before", word::<Millis>(), "Up to this moment.")
-            .lists::<View>("Redemptions that the ledger has.")
-            .problems(LEDGER)
+        Operation::new(
+            "list_redemptions",
+            Tag::Redemptions,
+            "Redemptions, newest first or by position",
+        )
+        .query("code", reference("TypedCode"), "Of this code.")
+        .query("invite", word::<InviteId>(), "Of this invite.")
+        .query("user", word::<UserId>(), "Of this user.")
+        .query("group", word::<Group>(), "Into this group.")
+        .query("after", word::<Millis>(), "From this moment on.")
+        .query("before", word::<Millis>(), "Up to this moment.")
+        .query(
+            "order",
+            json!({"type": "string", "enum": ["desc", "asc"]}),
+            "The newest first, or the oldest.",
+        )
+        .query("after_position", word::<Position>(), "Behind this one, which is of this namespace.")
+        .lists::<View>("Redemptions that the ledger has.")
+        .problems(LEDGER)
     }
 }

@@ -14,16 +14,22 @@ use super::{
 use crate::{
     domain::{ApiKey, Namespace},
     gate::GateError,
+    ledger::By,
 };
 
-/// The key that opened a request; the guard has put it there.
+/// The key that opened a request, and the request's id; the guard has put it there.
 #[derive(Debug, Clone)]
-pub(super) struct Caller(pub(super) Arc<ApiKey>);
+pub(super) struct Caller(pub(super) Arc<ApiKey>, pub(super) String);
 
 impl Caller {
     /// What gate and ledger note as the one who did it.
     pub(super) fn actor(&self) -> String {
         self.0.id.clone()
+    }
+
+    /// What the ledger notes of a change of its own tables.
+    pub(super) fn by(&self) -> By {
+        By { actor: self.actor(), request_id: Some(self.1.clone()) }
     }
 
     fn of(request: &HttpRequest) -> Result<Self, Problem> {

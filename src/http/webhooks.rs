@@ -199,7 +199,7 @@ pub(super) async fn create(
         cursor: state.ledger.partition(partition).await?.cursor,
         secret: crate::ids::webhook_secret(),
     };
-    if !state.ledger.insert_webhook(&new, state.webhooks.namespace_max).await? {
+    if !state.ledger.insert_webhook(&new, state.webhooks.namespace_max, &scope.caller.by()).await? {
         let max = state.webhooks.namespace_max;
         return Err(Problem::new(
             Code::TooManyWebhooks,
@@ -254,7 +254,7 @@ pub(super) async fn change(
     body.finish()?;
     let webhook = find(&state, &scope, &path.1).await?;
     let patch = WebhookPatch { url: url.value(), event_types, disabled: disabled.value() };
-    state.ledger.change_webhook(&scope.namespace, webhook.id, &patch).await?;
+    state.ledger.change_webhook(&scope.namespace, webhook.id, &patch, &scope.caller.by()).await?;
     state.webhooks.changed.notify_one();
     Ok(HttpResponse::Ok().json(View::new(&state, &find(&state, &scope, &path.1).await?)))
 }
@@ -265,7 +265,7 @@ pub(super) async fn delete(
     path: web::Path<(String, String)>,
 ) -> Result<HttpResponse, Problem> {
     let id: WebhookId = path.1.parse().map_err(|_| missing())?;
-    if state.ledger.delete_webhook(&scope.namespace, id).await? {
+    if state.ledger.delete_webhook(&scope.namespace, id, &scope.caller.by()).await? {
         Ok(HttpResponse::NoContent().finish())
     } else {
         Err(missing())
@@ -282,7 +282,10 @@ pub(super) async fn rotate_secret(
     let webhook = find(&state, &scope, &path.1).await?;
     let secret = crate::ids::webhook_secret();
     let overlap = state.webhooks.secret_overlap;
-    state.ledger.rotate_secret(webhook.id, &secret, overlap).await?;
+    state
+        .ledger
+        .rotate_secret(&scope.namespace, webhook.id, &secret, overlap, &scope.caller.by())
+        .await?;
     let shown = View::new(&state, &webhook).with(&secret);
     Ok(HttpResponse::Ok().json(shown))
 }
@@ -315,7 +318,11 @@ pub(super) async fn retry(
     let missing =
         || Problem::new(Code::DeliveryNotFound, "No delivery of this namespace has this id.");
     let id = path.1.parse().map_err(|_: Malformed| missing())?;
-    let delivery = state.ledger.retry_delivery(&scope.namespace, id).await?.ok_or_else(missing)?;
+    let delivery = state
+        .ledger
+        .retry_delivery(&scope.namespace, id, &scope.caller.by())
+        .await?
+        .ok_or_else(missing)?;
     state.webhooks.changed.notify_one();
     Ok(HttpResponse::Accepted().json(DeliveryView::new(&state, &scope, &delivery)))
 }

@@ -6,7 +6,8 @@
 use std::time::Duration;
 
 use super::{
-    Ledger, LedgerError,
+    By, Ledger, LedgerError,
+    audit_log::record,
     columns::BATCH,
     partitions::ms,
     sql::{Row, sql},
@@ -43,10 +44,13 @@ impl Ledger {
         &self,
         order: &BatchOrder,
         secret: [u8; 16],
+        by: &By,
     ) -> Result<(), LedgerError> {
+        let failed = LedgerError::of("writing a batch");
+        let mut tx = self.writer.begin().await.map_err(&failed)?;
         let now = self.dialect.now_ms();
         let domains: Vec<_> = order.email_domains.iter().map(EmailDomain::to_string).collect();
-        sql(format!(
+        let is_new = sql(format!(
             "INSERT INTO batches (id, namespace, pattern, alphabet, total, done, grp, max_uses, starts_at, expires_at,
              email_domains, metadata, max_uses_per_user, campaign, actor, secret, state, created_at, lease_token,
              lease_expires_at)
@@ -68,10 +72,15 @@ impl Ledger {
         .bind(order.campaign.as_ref().map(CampaignName::as_str))
         .bind(order.actor.as_str())
         .bind(secret.to_vec())
-        .execute(&self.writer)
+        .execute(&mut tx)
         .await
-        .map_err(LedgerError::of("writing a batch"))?;
-        Ok(())
+        .map_err(&failed)?;
+        if is_new == 1 {
+            let subject = format!("{}, {} invites", order.id, order.count);
+            let namespace = Some(&order.namespace);
+            record(&mut tx, by, "batch_ordered", namespace, &subject).await.map_err(&failed)?;
+        }
+        tx.commit().await.map_err(&failed)
     }
 
     /// One batch.

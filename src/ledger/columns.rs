@@ -5,14 +5,14 @@ use uuid::Uuid;
 use super::{LedgerError, sql::Row};
 use crate::domain::{
     Alphabet, Batch, BatchId, BatchOrder, BatchState, Campaign, CampaignName, Code, CodeCase,
-    Cursor, Durability, EmailDomain, Group, Invite, InviteId, Member, MembershipRule, Millis,
-    Namespace, Partition, Pattern, Position, Quota, Redemption, RedemptionId, Reservation,
+    Cursor, Durability, EmailDomain, ErrorDetail, Group, Invite, InviteId, Member, MembershipRule,
+    Millis, Namespace, Partition, Pattern, Position, Quota, Redemption, RedemptionId, Reservation,
     ReservationId, Settings, UserId, reservation::Held,
 };
 
 // Columns by name, never `*`: a newer version may add some while this one runs, and PostgreSQL then refuses every
 // `SELECT *` that it has prepared before ("cached plan must not change result type").
-pub(super) const NAMESPACE: &str = "name, partition, membership, code_case, code_check, durability, rate_user, rate_ip, \
+pub(super) const NAMESPACE: &str = "name, partition, membership, code_case, code_check, durability, error_detail, rate_user, rate_ip, \
      rate_code, rate_namespace, rate_guess, revision, created_at, updated_at, archived_at, epoch, seq";
 pub(super) const INVITE: &str = "id, namespace, partition, code, grp, max_uses, uses, granted, starts_at, expires_at, \
      disabled, user_id, email_domains, metadata, batch, imported, max_uses_per_user, campaign, revision, created_at, updated_at, \
@@ -31,9 +31,11 @@ pub(super) const PARTITION: &str = "partition, state, reason, epoch, lineage, cu
      lease_expires_at, synced_at, requested, whole_from";
 pub(super) const CLAIM: &str = "id, namespace, partition, invite, code, grp, user_id, request, ordinal, remaining, \
      redeemed_at, rule, actor, metadata, epoch, seq";
+pub(super) const AUDIT: &str = "partition, epoch, seq, at, actor, action, namespace, subject";
+pub(super) const DEED: &str = "id, at, actor, action, namespace, subject, request_id";
 pub(super) const DEAD_LETTER: &str = "partition, epoch, seq, entry, reason, at";
 pub(super) const API_KEY: &str =
-    "id, name, role, namespaces, secret_sha256, created_at, revoked_at";
+    "id, name, role, namespaces, secret_sha256, created_at, expires_at, revoked_at";
 
 impl Row {
     pub(super) fn text(&self, name: &'static str) -> Result<String, LedgerError> {
@@ -108,6 +110,7 @@ impl Row {
             code_case: self.parsed("code_case", CodeCase::parse)?,
             code_check: self.get("code_check")?,
             durability: self.parsed("durability", Durability::parse)?,
+            error_detail: self.parsed("error_detail", ErrorDetail::parse)?,
             rate_user: self.maybe_parsed("rate_user", Quota::parse)?,
             rate_ip: self.maybe_parsed("rate_ip", Quota::parse)?,
             rate_code: self.maybe_parsed("rate_code", Quota::parse)?,

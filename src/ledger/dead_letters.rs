@@ -1,13 +1,14 @@
 //! Outbox entries that could not be applied: kept with the reason until somebody has mended it.
 
 use super::{
-    Ledger, LedgerError,
+    By, Ledger, LedgerError,
     append::write,
+    audit_log::record,
     columns::DEAD_LETTER,
     rows::{Rollback, Rows},
     sql::{Row, Tx, sql},
 };
-use crate::domain::{Cursor, Invite, Millis, Namespace, Partition, Redemption};
+use crate::domain::{Cursor, Invite, Millis, Namespace, Partition, Position, Redemption};
 
 /// An entry that could not be applied.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -47,6 +48,7 @@ impl Ledger {
         &self,
         letter: &DeadLetter,
         rows: Option<Rows>,
+        by: &By,
     ) -> Result<(), LedgerError> {
         let failed = LedgerError::of("replaying a dead letter");
         let mut tx = self.writer.begin().await.map_err(&failed)?;
@@ -64,11 +66,15 @@ impl Ledger {
         .execute(&mut tx)
         .await
         .map_err(&failed)?;
-        if settled == 1
-            && let Some(mut rows) = rows
-        {
-            drop_overtaken(&mut tx, letter, &mut rows).await?;
-            write(&mut tx, letter.partition, &rows).await.map_err(&failed)?;
+        if settled == 1 {
+            let action =
+                if rows.is_some() { "dead_letter_replayed" } else { "dead_letter_dropped" };
+            if let Some(mut rows) = rows {
+                drop_overtaken(&mut tx, letter, &mut rows).await?;
+                write(&mut tx, letter.partition, &rows).await.map_err(&failed)?;
+            }
+            let place = Position { partition: letter.partition, cursor: letter.cursor };
+            record(&mut tx, by, action, None, &place.to_string()).await.map_err(&failed)?;
         }
         tx.commit().await.map_err(&failed)
     }

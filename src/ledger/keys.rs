@@ -1,25 +1,36 @@
 //! API keys: plain SQL, since they belong to the service and not to the gate.
 
 use super::{
-    Ledger, LedgerError,
+    By, Ledger, LedgerError,
+    audit_log::record,
     columns::API_KEY,
     sql::{Row, sql},
 };
 use crate::domain::{ApiKey, Millis, Namespace, Role};
+
+/// Changes whenever a key is made or revoked, which is all that ever happens to keys: how many there are, and how many of
+/// them are revoked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct KeysVersion {
+    made: u64,
+    revoked: u64,
+}
 
 impl Ledger {
     /// Keeps a new key.
     ///
     /// # Errors
     /// [`LedgerError`] when it can not be written.
-    pub async fn insert_key(&self, key: &ApiKey) -> Result<(), LedgerError> {
+    pub async fn insert_key(&self, key: &ApiKey, by: &By) -> Result<(), LedgerError> {
+        let failed = LedgerError::of("writing an API key");
+        let mut tx = self.writer.begin().await.map_err(&failed)?;
         let namespaces = key
             .namespaces
             .as_ref()
             .map(|only| only.iter().map(Namespace::as_str).collect::<Vec<_>>().join(","));
         sql(
-            "INSERT INTO api_keys (id, name, role, namespaces, secret_sha256, created_at, revoked_at)
-             VALUES ($1, $2, $3, $4, $5, $6, $7)",
+            "INSERT INTO api_keys (id, name, role, namespaces, secret_sha256, created_at, expires_at, revoked_at)
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8)",
         )
         .bind(key.id.as_str())
         .bind(key.name.as_str())
@@ -27,11 +38,25 @@ impl Ledger {
         .bind(namespaces)
         .bind(key.secret_sha256.to_vec())
         .bind(key.created_at.as_ms())
+        .bind(key.expires_at.map(Millis::as_ms))
         .bind(key.revoked_at.map(Millis::as_ms))
-        .execute(&self.writer)
+        .execute(&mut tx)
         .await
-        .map_err(LedgerError::of("writing an API key"))?;
-        Ok(())
+        .map_err(&failed)?;
+        record(&mut tx, by, "key_created", None, &subject(key)).await.map_err(&failed)?;
+        tx.commit().await.map_err(&failed)
+    }
+
+    /// What changes with the keys.
+    ///
+    /// # Errors
+    /// [`LedgerError`] when it can not be read.
+    pub async fn keys_version(&self) -> Result<KeysVersion, LedgerError> {
+        let row = sql("SELECT COUNT(*) AS made, COUNT(revoked_at) AS revoked FROM api_keys")
+            .fetch_one(&self.reader)
+            .await
+            .map_err(LedgerError::of("looking for changes of the API keys"))?;
+        Ok(KeysVersion { made: row.number("made")?, revoked: row.number("revoked")? })
     }
 
     /// Every key, revoked ones too, the oldest first.
@@ -50,15 +75,38 @@ impl Ledger {
     ///
     /// # Errors
     /// [`LedgerError`] when it can not be written.
-    pub async fn revoke_key(&self, id: &str, now: Millis) -> Result<bool, LedgerError> {
-        let done = sql("UPDATE api_keys SET revoked_at = COALESCE(revoked_at, $1) WHERE id = $2")
-            .bind(now.as_ms())
+    pub async fn revoke_key(&self, id: &str, now: Millis, by: &By) -> Result<bool, LedgerError> {
+        let failed = LedgerError::of("revoking an API key");
+        let mut tx = self.writer.begin().await.map_err(&failed)?;
+        let revoked =
+            sql("UPDATE api_keys SET revoked_at = $1 WHERE id = $2 AND revoked_at IS NULL")
+                .bind(now.as_ms())
+                .bind(id)
+                .execute(&mut tx)
+                .await
+                .map_err(&failed)?;
+        let known = sql(format!("SELECT {API_KEY} FROM api_keys WHERE id = $1"))
             .bind(id)
-            .execute(&self.writer)
+            .fetch_optional(&mut tx)
             .await
-            .map_err(LedgerError::of("revoking an API key"))?;
-        Ok(done == 1)
+            .map_err(&failed)?;
+        let Some(known) = known else { return Ok(false) };
+        if revoked == 1 {
+            let subject = subject(&api_key(&known)?);
+            record(&mut tx, by, "key_revoked", None, &subject).await.map_err(&failed)?;
+        }
+        tx.commit().await.map_err(&failed)?;
+        Ok(true)
     }
+}
+
+/// How the audit log speaks of a key.
+fn subject(key: &ApiKey) -> String {
+    let only = key.namespaces.as_ref().map(|only| {
+        let names: Vec<_> = only.iter().map(Namespace::as_str).collect();
+        format!(" of {}", names.join(", "))
+    });
+    format!("{} ({}{}: {})", key.id, key.role.as_str(), only.unwrap_or_default(), key.name)
 }
 
 fn api_key(row: &Row) -> Result<ApiKey, LedgerError> {
@@ -74,6 +122,7 @@ fn api_key(row: &Row) -> Result<ApiKey, LedgerError> {
             .try_into()
             .map_err(|_| LedgerError::Corrupt("an API key's digest has not 32 bytes".to_owned()))?,
         created_at: row.time("created_at")?,
+        expires_at: row.maybe_time("expires_at")?,
         revoked_at: row.maybe_time("revoked_at")?,
     })
 }

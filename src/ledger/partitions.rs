@@ -8,7 +8,8 @@ use std::time::Duration;
 use uuid::Uuid;
 
 use super::{
-    Ledger, LedgerError,
+    By, Ledger, LedgerError,
+    audit_log::record,
     columns::PARTITION,
     sql::{Row, sql},
 };
@@ -426,13 +427,24 @@ impl Ledger {
         &self,
         partition: Option<Partition>,
         rebuild: Rebuild,
+        by: &By,
     ) -> Result<u64, LedgerError> {
-        sql("UPDATE partitions SET requested = $2 WHERE $1 IS NULL OR partition = $1")
+        let failed = LedgerError::of("requesting a rebuild");
+        let mut tx = self.writer.begin().await.map_err(&failed)?;
+        let count = sql("UPDATE partitions SET requested = $2 WHERE $1 IS NULL OR partition = $1")
             .bind(partition.map(|partition| partition.0))
             .bind(rebuild.as_str())
-            .execute(&self.writer)
+            .execute(&mut tx)
             .await
-            .map_err(LedgerError::of("requesting a rebuild"))
+            .map_err(&failed)?;
+        if count > 0 {
+            let which =
+                partition.map_or("all partitions".to_owned(), |one| format!("partition {one}"));
+            let subject = format!("{which}, {}", rebuild.as_str());
+            record(&mut tx, by, "rebuild_ordered", None, &subject).await.map_err(&failed)?;
+        }
+        tx.commit().await.map_err(&failed)?;
+        Ok(count)
     }
 
     /// Says what is wrong with a partition that goes on serving, or that nothing is.

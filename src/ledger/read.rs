@@ -36,9 +36,13 @@ pub struct RedemptionFilter {
     pub after: Option<Millis>,
     /// Redeemed before this moment.
     pub before: Option<Millis>,
+    /// Later among the changes of the partition than this place.
+    pub after_position: Option<Cursor>,
+    /// The order: the newest first unless this is set.
+    pub oldest_first: bool,
 }
 
-/// Some redemptions, the newest first.
+/// Some redemptions, in the order that was asked for.
 #[derive(Debug, Clone)]
 pub struct RedemptionPage {
     /// The redemptions.
@@ -130,7 +134,7 @@ impl Ledger {
         row.map(|row| record(&row)).transpose()
     }
 
-    /// Redemptions of a namespace, the newest first, before a place if one is given.
+    /// Redemptions of a namespace, from a place on if one is given.
     ///
     /// # Errors
     /// [`LedgerError`] when they can not be read.
@@ -138,7 +142,7 @@ impl Ledger {
         &self,
         namespace: &Namespace,
         filter: &RedemptionFilter,
-        before: Option<Cursor>,
+        from: Option<Cursor>,
         limit: u32,
     ) -> Result<RedemptionPage, LedgerError> {
         let mut query = sql(format!("SELECT {REDEMPTION} FROM redemptions WHERE namespace = $1"))
@@ -161,11 +165,14 @@ impl Ledger {
         if let Some(end) = filter.before {
             query.push(" AND redeemed_at < ").push_bind(end.as_ms());
         }
-        if let Some(place) = before {
-            query.push(" AND (epoch, seq) < (").push_bind(place.epoch);
+        let (later, order) =
+            if filter.oldest_first { (">", "epoch, seq") } else { ("<", "epoch DESC, seq DESC") };
+        for (compared, place) in [(later, from), (">", filter.after_position)] {
+            let Some(place) = place else { continue };
+            query.push(&format!(" AND (epoch, seq) {compared} (")).push_bind(place.epoch);
             query.push(", ").push_bind(place.seq).push(")");
         }
-        query.push(" ORDER BY epoch DESC, seq DESC LIMIT ").push_bind(limit + 1);
+        query.push(&format!(" ORDER BY {order} LIMIT ")).push_bind(limit + 1);
         let rows =
             query.fetch_all(&self.reader).await.map_err(LedgerError::of("listing redemptions"))?;
         let mut rows = rows.iter().map(record).collect::<Result<Vec<_>, _>>()?;
@@ -366,6 +373,66 @@ impl Ledger {
                 .await
                 .map_err(LedgerError::of("reading a reservation"))?;
         row.map(|row| Ok((row.reservation()?, row.held()?))).transpose()
+    }
+
+    /// Whether a user's id stands anywhere in a namespace.
+    ///
+    /// # Errors
+    /// [`LedgerError`] when it can not be read.
+    pub async fn knows_user(
+        &self,
+        namespace: &Namespace,
+        user: &UserId,
+    ) -> Result<bool, LedgerError> {
+        let tables = ["redemptions", "members", "reservations", "invites", "audit_log", "claims"];
+        let exists = tables.map(|table| {
+            format!("EXISTS (SELECT 1 FROM {table} WHERE namespace = $1 AND user_id = $2)")
+        });
+        let row = sql(format!("SELECT {} AS known", exists.join(" OR ")))
+            .bind(namespace.as_str())
+            .bind(user.as_str())
+            .fetch_one(&self.reader)
+            .await
+            .map_err(LedgerError::of("looking for a user"))?;
+        row.get("known")
+    }
+
+    /// What a user may still hold: the reservations that nobody has ended.
+    ///
+    /// # Errors
+    /// [`LedgerError`] when they can not be read.
+    pub async fn reservations_of(
+        &self,
+        namespace: &Namespace,
+        user: &UserId,
+    ) -> Result<Vec<Reservation>, LedgerError> {
+        let rows = sql(format!(
+            "SELECT {RESERVATION} FROM reservations WHERE namespace = $1 AND user_id = $2 AND state = 'held'"
+        ))
+        .bind(namespace.as_str())
+        .bind(user.as_str())
+        .fetch_all(&self.reader)
+        .await
+        .map_err(LedgerError::of("reading reservations"))?;
+        rows.iter().map(Row::reservation).collect()
+    }
+
+    /// The invites that are bound to a user, each with its code.
+    ///
+    /// # Errors
+    /// [`LedgerError`] when they can not be read.
+    pub async fn invites_bound_to(
+        &self,
+        namespace: &Namespace,
+        user: &UserId,
+    ) -> Result<Vec<(InviteId, Code)>, LedgerError> {
+        let rows = sql("SELECT id, code FROM invites WHERE namespace = $1 AND user_id = $2")
+            .bind(namespace.as_str())
+            .bind(user.as_str())
+            .fetch_all(&self.reader)
+            .await
+            .map_err(LedgerError::of("reading invites"))?;
+        rows.iter().map(|row| Ok((InviteId(row.id("id")?), row.code()?))).collect()
     }
 
     /// One campaign.

@@ -7,8 +7,9 @@
 use std::time::Duration;
 
 use super::{
-    Ledger, LedgerError,
+    By, Ledger, LedgerError,
     append::in_bulk,
+    audit_log::record,
     partitions::ms,
     sql::{Row, sql},
 };
@@ -80,7 +81,12 @@ impl Ledger {
     ///
     /// # Errors
     /// [`LedgerError`] when it can not be written.
-    pub async fn insert_webhook(&self, new: &NewWebhook, max: u32) -> Result<bool, LedgerError> {
+    pub async fn insert_webhook(
+        &self,
+        new: &NewWebhook,
+        max: u32,
+        by: &By,
+    ) -> Result<bool, LedgerError> {
         let failed = LedgerError::of("writing a webhook");
         let now = self.dialect.now_ms();
         let mut tx = self.writer.begin().await.map_err(&failed)?;
@@ -120,6 +126,8 @@ impl Ledger {
         .execute(&mut tx)
         .await
         .map_err(&failed)?;
+        let (namespace, subject) = (Some(&new.namespace), new.id.to_string());
+        record(&mut tx, by, "webhook_created", namespace, &subject).await.map_err(&failed)?;
         tx.commit().await.map_err(&failed)?;
         Ok(true)
     }
@@ -166,7 +174,9 @@ impl Ledger {
         namespace: &Namespace,
         id: WebhookId,
         patch: &WebhookPatch,
+        by: &By,
     ) -> Result<(), LedgerError> {
+        let failed = LedgerError::of("changing a webhook");
         let now = self.dialect.now_ms();
         let mut query = sql(format!("UPDATE webhooks SET updated_at = {now}"));
         if let Some(url) = &patch.url {
@@ -180,8 +190,14 @@ impl Ledger {
         }
         query.push(" WHERE id = ").push_bind(id.0);
         query.push(" AND namespace = ").push_bind(namespace.as_str());
-        query.execute(&self.writer).await.map_err(LedgerError::of("changing a webhook"))?;
-        Ok(())
+        let mut tx = self.writer.begin().await.map_err(&failed)?;
+        if query.execute(&mut tx).await.map_err(&failed)? == 1 {
+            let subject = id.to_string();
+            record(&mut tx, by, "webhook_changed", Some(namespace), &subject)
+                .await
+                .map_err(&failed)?;
+        }
+        tx.commit().await.map_err(&failed)
     }
 
     /// Removes a webhook; its deliveries go with it, by and by. Says whether it was there.
@@ -192,6 +208,7 @@ impl Ledger {
         &self,
         namespace: &Namespace,
         id: WebhookId,
+        by: &By,
     ) -> Result<bool, LedgerError> {
         let failed = LedgerError::of("deleting a webhook");
         let mut tx = self.writer.begin().await.map_err(&failed)?;
@@ -207,6 +224,10 @@ impl Ledger {
                 .execute(&mut tx)
                 .await
                 .map_err(&failed)?;
+            let subject = id.to_string();
+            record(&mut tx, by, "webhook_deleted", Some(namespace), &subject)
+                .await
+                .map_err(&failed)?;
         }
         tx.commit().await.map_err(&failed)?;
         Ok(gone == 1)
@@ -218,9 +239,11 @@ impl Ledger {
     /// [`LedgerError`] when it can not be written.
     pub async fn rotate_secret(
         &self,
+        namespace: &Namespace,
         id: WebhookId,
         secret: &Secret,
         overlap: Duration,
+        by: &By,
     ) -> Result<(), LedgerError> {
         let failed = LedgerError::of("rotating a secret");
         let now = self.dialect.now_ms();
@@ -246,8 +269,10 @@ impl Ledger {
         .execute(&mut tx)
         .await
         .map_err(&failed)?;
-        tx.commit().await.map_err(&failed)?;
-        Ok(())
+        record(&mut tx, by, "webhook_secret_rotated", Some(namespace), &id.to_string())
+            .await
+            .map_err(&failed)?;
+        tx.commit().await.map_err(&failed)
     }
 
     /// The secrets that sign, the newest first.
@@ -305,7 +330,10 @@ impl Ledger {
         &self,
         namespace: &Namespace,
         id: DeliveryId,
+        by: &By,
     ) -> Result<Option<Delivery>, LedgerError> {
+        let failed = LedgerError::of("retrying a delivery");
+        let mut tx = self.writer.begin().await.map_err(&failed)?;
         let now = self.dialect.now_ms();
         let row = sql(format!(
             "UPDATE deliveries SET state = 'waiting', due_at = {now} WHERE id = $1
@@ -313,10 +341,15 @@ impl Ledger {
         ))
         .bind(id.0)
         .bind(namespace.as_str())
-        .fetch_optional(&self.writer)
+        .fetch_optional(&mut tx)
         .await
-        .map_err(LedgerError::of("retrying a delivery"))?;
-        row.map(|row| delivery(&row)).transpose()
+        .map_err(&failed)?;
+        let Some(row) = row else { return Ok(None) };
+        record(&mut tx, by, "delivery_retried", Some(namespace), &id.to_string())
+            .await
+            .map_err(&failed)?;
+        tx.commit().await.map_err(&failed)?;
+        delivery(&row).map(Some)
     }
 
     /// Whether any webhook waits for somebody to serve it: cheap, so that an idle node writes nothing.
@@ -560,6 +593,11 @@ impl Ledger {
         let disable = disable.map(str::to_owned).or(too_long);
         let mut query = sql(format!("UPDATE webhooks SET failing_since = {failing_since}"));
         if let Some(reason) = disable {
+            let Webhook { id, namespace, .. } = &job.webhook;
+            let subject = format!("{id}: {reason}");
+            record(&mut tx, &By::node(), "webhook_disabled", Some(namespace), &subject)
+                .await
+                .map_err(&failed)?;
             query.push(&format!(", disabled = TRUE, updated_at = {now}, reason = "));
             query.push_bind(reason);
         }

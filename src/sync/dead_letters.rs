@@ -3,7 +3,7 @@
 use super::{chain, plan};
 use crate::{
     gate::outbox,
-    ledger::{DeadLetter, Ledger, LedgerError},
+    ledger::{By, DeadLetter, Ledger, LedgerError},
 };
 
 /// What became of a dead letter.
@@ -15,16 +15,20 @@ pub enum Replayed {
     Refused(String),
 }
 
-/// Tries a dead letter again.
+/// Tries a dead letter again, by somebody's order.
 ///
 /// # Errors
 /// [`LedgerError`] when the ledger can not be used now.
-pub async fn replay(ledger: &Ledger, letter: &DeadLetter) -> Result<Replayed, LedgerError> {
+pub async fn replay(
+    ledger: &Ledger,
+    letter: &DeadLetter,
+    by: &By,
+) -> Result<Replayed, LedgerError> {
     let entry = match outbox::decode_text(letter.partition, letter.cursor, &letter.entry) {
         Ok(entry) => entry,
         Err(malformed) => return Ok(Replayed::Refused(malformed.0)),
     };
-    match ledger.settle_dead_letter(letter, Some(plan::plan(&[entry]))).await {
+    match ledger.settle_dead_letter(letter, Some(plan::plan(&[entry])), by).await {
         Ok(()) => Ok(Replayed::Applied),
         Err(error @ LedgerError::Rejected { .. }) => Ok(Replayed::Refused(chain(&error))),
         Err(error) => Err(error),

@@ -447,6 +447,19 @@ async fn a_namespace_is_made_changed_archived_and_brought_back() {
         (seen.body["data"].as_array().unwrap().len(), &seen.body["data"][0]["name"]),
         (1, &json!("acme"))
     );
+    let both = json!({"name": "t", "role": "read", "namespaces": ["default", "acme"]});
+    let both = node.post("/v1/keys", &both).await.body["key"].as_str().unwrap().to_owned();
+    let mut path = "/v1/namespaces?limit=1".to_owned();
+    for name in ["acme", "default"] {
+        let page = send(node.bare(Method::GET, &path).bearer_auth(&both)).await.unwrap();
+        assert_eq!(page.body["data"][0]["name"], name, "{}", page.text);
+        assert_eq!(page.body["data"].as_array().unwrap().len(), 1, "{}", page.text);
+        assert_eq!(page.header("link").is_empty(), name == "default", "{:?}", page.headers);
+        path = format!(
+            "/v1/namespaces?limit=1&cursor={}",
+            page.body["next_cursor"].as_str().unwrap_or_default()
+        );
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -505,6 +518,60 @@ async fn lists_come_in_pages_that_lead_on_and_can_be_filtered() {
     assert_eq!(newest.body["data"][0]["user"], "user-4", "newest first");
     let keys = node.get("/v1/keys?limit=1").await;
     assert_eq!(keys.status, 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn redemptions_are_followed_by_position_and_none_is_seen_twice_or_missed() {
+    let node = Node::embedded();
+    node.invite("FOLLOW", "team", 100).await;
+    let mut told = Vec::new();
+    for number in 0..7 {
+        let redeemed = node.redeem("FOLLOW", &format!("user-{number}")).await;
+        told.push(redeemed.body["position"].as_str().unwrap().to_owned());
+    }
+    let list = format!("{DEFAULT}/redemptions?order=asc&limit=2");
+    // Whoever follows has read up to somewhere, and asks what is behind it, until he has all that was told.
+    let mut seen: Vec<String> = Vec::new();
+    eventually("all are listed", async || {
+        let after = seen.last().map(|last| format!("&after_position={last}")).unwrap_or_default();
+        let page = node.get(&format!("{list}{after}")).await;
+        assert_eq!(page.status, 200, "{}", page.text);
+        let rows = page.body["data"].as_array().unwrap();
+        seen.extend(rows.iter().map(|row| row["position"].as_str().unwrap().to_owned()));
+        seen.len() >= told.len()
+    })
+    .await;
+    assert_eq!(seen, told);
+    let end = format!("&after_position={}", told[6]);
+    assert_eq!(node.get(&format!("{list}{end}")).await.body["data"], json!([]));
+    // The pages go the same way, and the filters narrow them.
+    let mut paged = Vec::new();
+    let mut next = format!("{list}&after_position={}&group=team", told[0]);
+    loop {
+        let page = node.get(&next).await;
+        let rows = page.body["data"].as_array().unwrap();
+        paged.extend(rows.iter().map(|row| row["position"].as_str().unwrap().to_owned()));
+        let Some(cursor) = page.body["next_cursor"].as_str() else { break };
+        next = format!("{list}&after_position={}&group=team&cursor={cursor}", told[0]);
+    }
+    assert_eq!(paged, told[1..]);
+    // Newest first, it bounds the end of the list.
+    let newest =
+        node.get(&format!("{DEFAULT}/redemptions?order=desc&after_position={}", told[4])).await;
+    let rows = newest.body["data"].as_array().unwrap();
+    let newest: Vec<_> = rows.iter().map(|row| row["position"].as_str().unwrap()).collect();
+    assert_eq!(newest, [&told[6], &told[5]]);
+    let (partition, cursor) = told[0].split_once('/').unwrap();
+    let other = (partition.parse::<u16>().unwrap() + 1) % 16;
+    for bad in [
+        "order=up".to_owned(),
+        "after_position=7".to_owned(),
+        "after_position=x/1-2".to_owned(),
+        format!("after_position={other}/{cursor}"),
+    ] {
+        let reply = node.get(&format!("{DEFAULT}/redemptions?{bad}")).await;
+        assert_eq!((reply.status, reply.code()), (400, "invalid_request"), "{bad}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

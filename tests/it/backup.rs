@@ -266,6 +266,9 @@ async fn a_backup_with_dead_letters_comes_back_once_somebody_has_decided_on_them
     eventually("it serves", async || redeem(&node, "user-0").await.status == 200).await;
     assert_replayed(&node, &told).await;
     assert_agrees(&place.fresh()).await;
+    let mut sql = Sql::connect(&node.ledger_url()).await;
+    let by_hand = sql.texts("SELECT action FROM deeds WHERE actor LIKE 'cli:%' ORDER BY id").await;
+    assert_eq!(by_hand, ["ledger_restored", "dead_letter_dropped"]);
 }
 
 /// A service whose ledger was restored beside a Redis that has three redemptions more.
@@ -366,7 +369,10 @@ async fn a_backup_carries_nothing_of_what_was_going_on() {
     let url = node.ledger_url();
     node.stop().await;
     let ledger = ledger::open(&url).await;
-    ledger.request_rebuild(None, redeemer::ledger::Rebuild::FromLedger).await.unwrap();
+    ledger
+        .request_rebuild(None, redeemer::ledger::Rebuild::FromLedger, &redeemer::ledger::By::node())
+        .await
+        .unwrap();
     ledger.take_leases("somebody", std::time::Duration::from_mins(10), true).await.unwrap();
     let copy = place.0.path().join("copy.sqlite");
     ledger.backup(&copy).await.unwrap();

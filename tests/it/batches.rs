@@ -358,7 +358,7 @@ async fn codes_that_others_have_are_left_to_them_and_the_count_is_exact() {
     // One of them has ended: its code is not given away all the same.
     assert_eq!(node.redeem(&taken[0], "alice").await.status, 201);
     let ledger = ledger::open(deployment.settings.ledger.as_ref().unwrap()).await;
-    ledger.insert_batch(&order, [7; 16]).await.unwrap();
+    ledger.insert_batch(&order, [7; 16], &redeemer::ledger::By::node()).await.unwrap();
     let path = format!("{BATCHES}/{}", order.id);
     finished(&node, &path).await;
     assert_exact(&deployment, &node, &path, 300).await;
@@ -380,7 +380,7 @@ async fn a_batch_of_a_namespace_that_was_archived_fails_and_says_so() {
     assert_eq!(node.delete("/v1/namespaces/gone").await.status, 204);
     let order = order_of("gone", 2, 300, "########");
     let ledger = ledger::open(deployment.settings.ledger.as_ref().unwrap()).await;
-    ledger.insert_batch(&order, [7; 16]).await.unwrap();
+    ledger.insert_batch(&order, [7; 16], &redeemer::ledger::By::node()).await.unwrap();
     let path = format!("/v1/namespaces/gone/batches/{}", order.id);
     let batch = ended(&node, &path).await;
     assert_eq!(

@@ -344,6 +344,8 @@ async fn a_dead_letter_is_listed_and_replayed_when_what_stood_in_its_way_is_gone
     sql.execute(&format!("DELETE FROM redemptions WHERE id = '{in_the_way}'")).await;
     let (done, told) = run(&node, &["dead-letters", "replay"]);
     assert!(done && told.contains("1 of 1 applied"), "{told}");
+    let by_hand = sql.texts("SELECT action FROM deeds WHERE actor LIKE 'cli:%'").await;
+    assert_eq!(by_hand, ["dead_letter_replayed"]);
     let again = redeem(&node, "bob", "ledger").await;
     assert_eq!((again.status, &again.body["use"]), (200, &json!(2)), "{}", again.text);
     assert_eq!(sql.number("SELECT uses FROM invites").await, 3);

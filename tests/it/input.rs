@@ -1,13 +1,13 @@
-//! Bad input and missing rights, on every route: a clear 4xx, and nothing has changed.
+//! Bad input, on every route: a clear 4xx, and nothing has changed.
 
 use std::collections::BTreeMap;
 
-use redeemer::domain::Role;
 use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::support::{
-    node::{Node, Reply, Settings, json_body, send},
+    input::{assert_problem, filled},
+    node::{Node, Settings, json_body, send},
     redis::RedisServer,
 };
 
@@ -36,116 +36,10 @@ impl Service {
         }
         all
     }
-
-    async fn key(&self, role: &str, only: Option<&str>) -> String {
-        let body = json!({"name": role, "role": role, "namespaces": only.map(|only| [only])});
-        let made = self.node.post("/v1/keys", &body).await;
-        assert_eq!(made.status, 201, "{}", made.text);
-        made.body["key"].as_str().unwrap().to_owned()
-    }
-}
-
-/// A path with something in each of its places.
-fn filled(path: &str, namespace: &str) -> String {
-    let id = "0198c3a2-7b1e-7c4d-9a55-0123456789ab";
-    path.replace("{ns}", namespace)
-        .replace("{id}", id)
-        .replace("{code}", "NOBODY")
-        .replace("{user}", "nobody")
-        .replace("{group}", "nothing")
-        .replace("{file}", "start.js")
 }
 
 fn method(name: &str) -> Method {
     name.parse().unwrap()
-}
-
-/// A problem as it must be, with this status.
-fn assert_problem(reply: &Reply, statuses: std::ops::Range<u16>, what: &str) {
-    assert!(statuses.contains(&reply.status), "{what}: {} {}", reply.status, reply.text);
-    assert_eq!(reply.header("content-type"), "application/problem+json", "{what}");
-    for member in
-        ["type", "title", "status", "detail", "instance", "code", "retryable", "request_id"]
-    {
-        assert!(!reply.body[member].is_null(), "{what}: {member} is missing in {}", reply.text);
-    }
-    assert_eq!(reply.body["status"], reply.status, "{what}");
-    assert_eq!(reply.header("x-request-id"), reply.body["request_id"].as_str().unwrap(), "{what}");
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn every_route_wants_the_role_that_it_says() {
-    let service = Service::start().await;
-    service.node.send(Method::PUT, "/v1/namespaces/acme", &json!({})).await;
-    let mut keys = Vec::new();
-    for role in Role::ALL {
-        keys.push((Some(role), service.key(role.as_str(), None).await));
-    }
-    let tied = service.key("manage", Some("other")).await;
-    for (name, path, needed) in redeemer::http::endpoints() {
-        let ask = |key: Option<String>| {
-            let request = service.node.bare(method(name), &filled(path, "acme"));
-            // Or a stream of events would go on for ever.
-            let request = request.header("last-event-id", "nonsense");
-            let request = match key {
-                Some(key) => request.bearer_auth(key),
-                None => request,
-            };
-            async { send(request).await.unwrap() }
-        };
-        let what = format!("{name} {path}");
-        let Some(needed) = needed else {
-            assert_eq!(ask(None).await.status, 200, "{what} needs no key");
-            continue;
-        };
-        for wrong in [None, Some("rdm_nonsense".to_owned()), Some(keys[0].1.replace('_', "_a"))] {
-            let reply = ask(wrong).await;
-            assert_problem(&reply, 401..402, &what);
-            assert_eq!(
-                (reply.code(), reply.header("www-authenticate")),
-                ("unauthorized", "Bearer"),
-                "{what}"
-            );
-        }
-        // The wrong secret for a known id.
-        let (id, _) = keys[3].1.rsplit_once('_').unwrap();
-        assert_eq!(ask(Some(format!("{id}_{}", "a".repeat(32)))).await.status, 401, "{what}");
-        for (role, key) in &keys {
-            let reply = ask(Some(key.clone())).await;
-            let allowed = role.unwrap().includes(needed);
-            assert_eq!(reply.status != 403, allowed, "{what} with {role:?}: {}", reply.text);
-        }
-        if path.contains("{ns}") && needed != Role::Admin {
-            let reply = ask(Some(tied.clone())).await;
-            assert_eq!(
-                (reply.status, reply.code()),
-                (403, "forbidden"),
-                "{what} with a key of another namespace"
-            );
-        }
-    }
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_revoked_key_opens_nothing_and_what_is_configured_stays() {
-    let service = Service::start().await;
-    let key = service.key("read", None).await;
-    let id = key.split('_').nth(1).unwrap();
-    let ask = || send(service.node.bare(Method::GET, "/v1/namespaces").bearer_auth(&key));
-    assert_eq!(ask().await.unwrap().status, 200);
-    assert_eq!(service.node.delete(&format!("/v1/keys/{id}")).await.status, 204);
-    assert_eq!(ask().await.unwrap().status, 401);
-    assert_eq!(service.node.delete("/v1/keys/aaaaaaaaaaaaaaab").await.code(), "key_not_found");
-    let listed = service.node.get("/v1/keys").await;
-    assert!(!listed.text.contains(&key) && listed.text.contains(id), "{}", listed.text);
-    // The same request again makes no second key, and can not show the first one's secret again.
-    let again = |name: &str| {
-        let request =
-            service.node.request(Method::POST, "/v1/keys").header("idempotency-key", "make-1");
-        send(json_body(request, &json!({"name": name, "role": "read"})))
-    };
-    assert_eq!(again("one").await.unwrap().status, 201);
-    assert_eq!(again("one").await.unwrap().code(), "idempotency_key_reused");
 }
 
 #[tokio::test(flavor = "multi_thread")]

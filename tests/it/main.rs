@@ -7,18 +7,24 @@
 )]
 #![expect(unreachable_pub, reason = "nothing outside sees any of it")]
 
+mod access;
 mod api;
 mod audit;
+mod audit_log;
 mod backup;
 mod batch;
 mod batches;
 mod claims;
 mod cli;
+mod coarse;
 mod docs;
 mod durability;
+mod erasing;
 mod events;
+mod examples;
 mod export;
 mod faults;
+mod idempotency;
 mod import;
 mod input;
 mod leaders;

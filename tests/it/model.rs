@@ -16,15 +16,15 @@ use proptest::{
 };
 use redeemer::{
     domain::{
-        BatchId, CampaignName, Code, CodeCase, Cursor, EmailDomain, Entry, Group, InviteId,
-        MembershipRule, Millis, Namespace, Outcome, Partition, Quota, Redemption, RedemptionId,
-        Refusal, RequestId, Reservation, UserId,
+        BatchId, CampaignName, Code, CodeCase, Cursor, EmailDomain, Entry, ErrorDetail, Group,
+        InviteId, MembershipRule, Millis, Namespace, Outcome, Partition, Quota, Redemption,
+        RedemptionId, Refusal, RequestId, Reservation, UserId,
         command::{
             Action, BatchCreated, CampaignPut, ChangeInvite, Changed, CreateBatch, CreateInvite,
-            Created, DeleteInvite, Deleted, ImportInvites, ImportMembers, Imported, ImportedInvite,
-            InviteImport, InvitePatch, Join, Joined, Leave, Left, MemberImport, Mode, NamespacePut,
-            PutCampaign, PutNamespace, Redeem, Release, ReleaseAnswer, Rollback, RollbackAnswer,
-            Rules, RulesPatch,
+            Created, DeleteInvite, Deleted, EraseUser, Erased, ImportInvites, ImportMembers,
+            Imported, ImportedInvite, InviteImport, InvitePatch, Join, Joined, Leave, Left,
+            MemberImport, Mode, NamespacePut, PutCampaign, PutNamespace, Redeem, Release,
+            ReleaseAnswer, Rollback, RollbackAnswer, Rules, RulesPatch,
         },
         model::Model,
     },
@@ -36,7 +36,7 @@ use redeemer::{
         show_reservation::ShowReservation,
         survey,
     },
-    ledger::Rebuild,
+    ledger::{By, Rebuild},
     recovery::Admission,
     sync::plan,
 };
@@ -107,9 +107,11 @@ enum Op {
         user: u8,
         group: Option<u8>,
     },
+    Erase(u8),
     Patch {
         change: u8,
         rates: [Option<u8>; 3],
+        detail: Option<ErrorDetail>,
         expected: Option<u64>,
     },
     Put {
@@ -219,7 +221,7 @@ fn op() -> impl Strategy<Value = Op> {
         ),
         4 => (0..2u8, max_uses(), expected())
             .prop_map(|(name, max_uses, expected)| Op::Campaign { name, max_uses, expected }),
-        3 => (0..6u8).prop_map(Op::Rollback),
+        6 => (0..6u8).prop_map(Op::Rollback),
         2 => (0..3u8).prop_map(Op::Release),
         6 => (0..8u8, 0..20u8, expected(), patch)
             .prop_map(|(id, change, expected, patch)| Op::Change { id, change, expected, patch }),
@@ -230,8 +232,14 @@ fn op() -> impl Strategy<Value = Op> {
             .prop_map(Op::ImportMembers),
         2 => (0..4u8, 0..2u8).prop_map(|(user, group)| Op::Join { user, group }),
         3 => (0..4u8, proptest::option::of(0..2u8)).prop_map(|(user, group)| Op::Leave { user, group }),
-        1 => (0..6u8, [proptest::option::of(0..3u8), proptest::option::of(0..3u8), proptest::option::of(0..3u8)], expected())
-            .prop_map(|(change, rates, expected)| Op::Patch { change, rates, expected }),
+        1 => (
+            0..6u8,
+            [proptest::option::of(0..3u8), proptest::option::of(0..3u8), proptest::option::of(0..3u8)],
+            proptest::option::weighted(0.5, select(ErrorDetail::ALL.to_vec())),
+            expected(),
+        )
+            .prop_map(|(change, rates, detail, expected)| Op::Patch { change, rates, detail, expected }),
+        1 => (0..4u8).prop_map(Op::Erase),
         1 => (0..6u8, rule()).prop_map(|(change, rule)| Op::Put { change, rule }),
         1 => Just(Op::Ensure),
         1 => proptest::bool::weighted(0.2).prop_map(|archive| if archive { Op::Archive } else { Op::Trim }),
@@ -678,9 +686,34 @@ async fn step(world: &mut World<'_>, op: &Op) {
             });
             assert_eq!(said, meant);
         }
-        Op::Patch { change, rates, expected } => {
+        Op::Erase(number) => {
+            // Every invite that may be bound to the user, whether it is or not.
+            let invites = (0..8).flat_map(|id| (0..6).map(move |number| (id, number)));
+            let invites = invites.map(|(id, number)| (world.id(id), code(number))).collect();
+            let alias = UserId::erased(world.redemption().0);
+            let erase =
+                EraseUser { namespace, user: user(*number), alias: alias.clone(), invites, actor };
+            let gate = &world.bench.gate;
+            let (said, meant) = (erase.run(gate).await.unwrap(), world.model.erase_user(&erase));
+            world.saw(match meant {
+                Erased::Erased { .. } => "erased",
+                Erased::NamespaceNotFound => "erase: namespace_not_found",
+            });
+            assert_eq!(said, meant);
+            let question = ShowMember { namespace: erase.namespace.clone(), user: alias.clone() };
+            let shown = question.run(gate).await.unwrap();
+            assert_eq!(shown, world.model.show_member(&erase.namespace, &alias));
+        }
+        Op::Patch { change, rates, detail, expected } => {
             let [rate_user, rate_ip, rate_guess] = rates.map(|rate| rate.map(quota));
-            let patch = RulesPatch { rate_user, rate_ip, rate_guess, ..RulesPatch::default() };
+            let error_detail = *detail;
+            let patch = RulesPatch {
+                error_detail,
+                rate_user,
+                rate_ip,
+                rate_guess,
+                ..RulesPatch::default()
+            };
             put(world, Action::Patch(patch), *change, *expected).await;
         }
         Op::Put { change, rule } => put(world, Action::Put(limited(*rule)), *change, None).await,
@@ -735,6 +768,7 @@ fn word(outcome: &Outcome) -> &'static str {
             Refusal::RateLimited { .. } => "rate_limited",
             Refusal::TooManyAttempts { .. } => "too_many_attempts",
             Refusal::NotFound => "not_found",
+            Refusal::Invalid => "invalid",
             Refusal::Disabled => "disabled",
             Refusal::NotStarted { .. } => "not_started",
             Refusal::Expired { .. } => "expired",
@@ -752,7 +786,8 @@ fn word(outcome: &Outcome) -> &'static str {
 }
 
 /// Every reply word that a history can bring about.
-const WORDS: [&str; 76] = [
+const WORDS: [&str; 78] = [
+    "erased",
     "held",
     "held before",
     "already_rolled_back",
@@ -796,6 +831,7 @@ const WORDS: [&str; 76] = [
     "rate_limited",
     "too_many_attempts",
     "not_found",
+    "invalid",
     "disabled",
     "not_started",
     "expired",
@@ -926,7 +962,7 @@ async fn check_ledger(bench: &Bench, cuts: &[usize]) {
 
     // A new ledger that takes the gate for the truth holds as much as one that saw every change.
     let (other, deployment, lease, _directory) = recovery::another_ledger(9).await;
-    other.request_rebuild(None, Rebuild::FromGate).await.unwrap();
+    other.request_rebuild(None, Rebuild::FromGate, &By::node()).await.unwrap();
     for _ in 0..2 {
         let admitted = admit(&bench.gate, &other, &deployment, &lease).await;
         assert!(matches!(admitted, Admission::Open(..)), "{admitted:?}");
@@ -982,11 +1018,12 @@ async fn tables(entries: &[Entry], lengths: &[usize]) -> Vec<(&'static str, Vec<
 
 /// The columns of a table, from the migrations that make and change it.
 fn columns_of(table: &str) -> Vec<&'static str> {
-    const MIGRATIONS: [&str; 4] = [
+    const MIGRATIONS: [&str; 5] = [
         include_str!("../../migrations/sqlite/0001_ledger.sql"),
         include_str!("../../migrations/sqlite/0002_batches.sql"),
         include_str!("../../migrations/sqlite/0003_reservations.sql"),
         include_str!("../../migrations/sqlite/0006_imports_and_outcomes.sql"),
+        include_str!("../../migrations/sqlite/0008_erasing.sql"),
     ];
     let mut columns = Vec::new();
     for migration in MIGRATIONS {

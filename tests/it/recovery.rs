@@ -18,7 +18,7 @@ use redeemer::{
         redeem::{Mode, Redeem},
         survey,
     },
-    ledger::{Claimed, Lease, Ledger, PartitionState, Rebuild},
+    ledger::{By, Claimed, Lease, Ledger, PartitionState, Rebuild},
     recovery::Admission,
     sync::{self, plan},
 };
@@ -214,7 +214,7 @@ async fn a_node_that_was_not_told_of_a_rebuild_is_fenced() {
     let it = Deployment::start().await;
     it.grant(0..3).await;
     // The same server, so deployment and lineage are as before; only the epoch is another one.
-    it.bench.ledger.request_rebuild(None, Rebuild::FromLedger).await.unwrap();
+    it.bench.ledger.request_rebuild(None, Rebuild::FromLedger, &By::node()).await.unwrap();
     assert!(matches!(it.bench.try_admit().await, Admission::Open(..)));
     assert!(matches!(it.redeem(3).await, Err(GateError::Fenced)));
 }
@@ -283,7 +283,10 @@ async fn another_deployments_gate_stays_closed_until_an_operator_discards_it() {
     // Both nodes' owners see it; the first one is still served.
     it.grant(5..6).await;
 
-    assert_eq!(ledger.request_rebuild(Some(Partition(0)), Rebuild::FromLedger).await.unwrap(), 1);
+    assert_eq!(
+        ledger.request_rebuild(Some(Partition(0)), Rebuild::FromLedger, &By::node()).await.unwrap(),
+        1
+    );
     assert!(matches!(admit().await, Admission::Open(..)));
     assert!(contents(bench).await.is_empty(), "the ledger that it was built from is empty");
     assert!(
@@ -331,7 +334,7 @@ async fn a_builder_that_was_paused_can_not_destroy_what_a_later_one_opened() {
     let bench = &it.bench;
     let lineage = survey::run(&bench.gate, Partition(0)).await.unwrap().lineage;
     // An operator wants the gate discarded. The first leader closes the partition in the ledger, and is paused.
-    bench.ledger.request_rebuild(None, Rebuild::FromLedger).await.unwrap();
+    bench.ledger.request_rebuild(None, Rebuild::FromLedger, &By::node()).await.unwrap();
     let old = bench.ledger.close_partition(&bench.lease, 0, "paused").await.unwrap().unwrap();
     // Another one does the work, and serves.
     bench.admit().await;
@@ -467,7 +470,7 @@ async fn an_operator_may_take_the_gate_for_the_truth_when_the_ledger_was_lost() 
     let admit = async || admit(&bench.gate, &ledger, &deployment, &lease).await;
     let Admission::StaysClosed(reason) = admit().await else { panic!("it must stay closed") };
     assert!(reason.contains("redeemer rebuild --from-gate"), "{reason}");
-    ledger.request_rebuild(Some(Partition(0)), Rebuild::FromGate).await.unwrap();
+    ledger.request_rebuild(Some(Partition(0)), Rebuild::FromGate, &By::node()).await.unwrap();
     let admitted = admit().await;
     let Admission::Open(fence, cursor) = admitted else { panic!("{admitted:?}") };
     assert_eq!((fence.deployment.as_str(), cursor.seq), (deployment.id.as_str(), 0));
@@ -491,7 +494,7 @@ async fn an_older_ledger_may_be_brought_up_to_the_gate() {
     it.bench.redis.run::<()>(&["DEBUG", "CHANGE-REPL-ID"]).await;
     let reason = it.reason_to_stay_closed().await;
     assert!(reason.contains("redeemer rebuild --from-gate"), "{reason}");
-    it.bench.ledger.request_rebuild(None, Rebuild::FromGate).await.unwrap();
+    it.bench.ledger.request_rebuild(None, Rebuild::FromGate, &By::node()).await.unwrap();
     it.bench.admit().await;
     assert_eq!(it.redemptions_in_ledger().await, 9);
     assert_eq!(contents(&it.bench).await, before);
@@ -510,7 +513,7 @@ async fn a_gate_that_lacks_what_the_ledger_has_is_never_taken_for_the_truth() {
     it.grant(5..8).await;
     carry(&it.bench).await;
     restore(&it.bench, dump).await;
-    it.bench.ledger.request_rebuild(None, Rebuild::FromGate).await.unwrap();
+    it.bench.ledger.request_rebuild(None, Rebuild::FromGate, &By::node()).await.unwrap();
     let reason = it.reason_to_stay_closed().await;
     assert!(
         reason.contains("3 redemptions of this partition that Redis does not have"),
@@ -599,7 +602,7 @@ async fn a_gate_that_is_taken_for_the_truth_has_the_word_on_who_left() {
     let cursor = it.gate_cursor().await;
     bench.trim(cursor).await;
     let before = contents(bench).await;
-    bench.ledger.request_rebuild(None, Rebuild::FromGate).await.unwrap();
+    bench.ledger.request_rebuild(None, Rebuild::FromGate, &By::node()).await.unwrap();
     bench.admit().await;
     bench.redis.run::<()>(&["FLUSHALL"]).await;
     bench.admit().await;

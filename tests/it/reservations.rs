@@ -12,7 +12,7 @@ use redeemer::{
         redeem::{Mode, Redeem},
         rollback::{Rollback, RollbackAnswer},
     },
-    ledger::Rebuild,
+    ledger::{By, Rebuild},
     recovery::Admission,
 };
 use reqwest::Method;
@@ -498,7 +498,7 @@ async fn what_is_held_and_taken_back_survives_a_rebuild_in_both_directions() {
     assert_eq!(recovery::contents(&bench).await, before);
 
     let (other, deployment, lease, directory) = recovery::another_ledger(9).await;
-    other.request_rebuild(None, Rebuild::FromGate).await.unwrap();
+    other.request_rebuild(None, Rebuild::FromGate, &By::node()).await.unwrap();
     let admitted = admit(&bench.gate, &other, &deployment, &lease).await;
     assert!(matches!(admitted, Admission::Open(..)), "{admitted:?}");
     let url = ledger::url_in(directory.path());

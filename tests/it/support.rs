@@ -1,6 +1,7 @@
 //! Real servers for the tests: each test starts its own, on a socket or a free port, and leaves nothing behind.
 
 pub mod bench;
+pub mod input;
 pub mod ledger;
 pub mod node;
 pub mod postgres;

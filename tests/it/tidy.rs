@@ -247,8 +247,14 @@ fn every_metric_is_documented() {
 fn links_between_documents_lead_somewhere() {
     let mut documents: Vec<PathBuf> = files("docs");
     documents.extend(
-        ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md"]
-            .map(|name| root().join(name)),
+        [
+            "README.md",
+            "ARCHITECTURE.md",
+            "CONTRIBUTING.md",
+            "CHANGELOG.md",
+            "examples/django/README.md",
+        ]
+        .map(|name| root().join(name)),
     );
     for path in documents
         .into_iter()
@@ -319,6 +325,33 @@ fn every_test_in_the_document_about_backups_exists() {
     assert!(named.len() > 5);
     for test in named {
         assert!(tests.contains(&format!("fn {test}()")), "no test {test}");
+    }
+}
+
+/// The README's table and the example know what to tell a person whose redemption is refused.
+#[test]
+fn there_is_a_message_for_each_refusal() {
+    let (table, example) = (read("README.md"), read("examples/django/signup/redeemer.py"));
+    let table = table.split("## What to tell the person").nth(1).unwrap();
+    let table = table.split("\n## ").next().unwrap();
+    for code in redeemer::http::problem::Code::ALL.iter().filter(|code| code.is_refusal()) {
+        let code = code.as_str();
+        // Only who holds reservations can be told of one.
+        if code != "reservation_expired" {
+            assert!(table.contains(&format!("`{code}`")), "README.md lacks {code}");
+            assert!(example.contains(&format!("\"{code}\": ")), "the example lacks {code}");
+        }
+    }
+}
+
+#[test]
+fn every_test_in_the_document_about_applications_exists() {
+    let tests = read("examples/django/signup/tests.py");
+    let text = read("docs/application.md");
+    let named: BTreeSet<_> = quoted(&text).into_iter().filter(|w| w.starts_with("test_")).collect();
+    assert!(named.len() > 5);
+    for test in named {
+        assert!(tests.contains(&format!("def {test}(")), "no test {test}");
     }
 }
 

@@ -42,7 +42,10 @@ impl Deployment {
 
     async fn node(&self) -> Node {
         let settings = self.settings.clone();
-        tokio::task::spawn_blocking(move || Node::start(&settings)).await.unwrap()
+        let node = tokio::task::spawn_blocking(move || Node::start(&settings)).await.unwrap();
+        // Or that it was made is the first that a webhook hears.
+        node.until_ledger_has_default().await;
+        node
     }
 }
 
@@ -225,6 +228,8 @@ async fn what_was_given_up_can_be_sent_again_by_hand() {
     let log = settled(&node, &webhook, 1).await;
     assert_eq!((&log[0]["state"], &log[0]["attempts"]), (&json!("delivered"), &json!(4)));
     assert!(receiver.received().iter().all(|message| message.id() == id));
+    let lines = node.get("/v1/audit?action=delivery_retried").await;
+    assert_eq!(lines.body["data"].as_array().unwrap().len(), 2, "{}", lines.text);
     for (namespace, id) in [
         ("other", id.as_str()),
         ("default", "nonsense"),
@@ -260,6 +265,8 @@ async fn a_receiver_that_is_gone_or_fails_for_long_is_disabled_and_goes_on_where
     disabled(&gone, "410 Gone").await;
     disabled(&fails, "every attempt has failed").await;
     assert_eq!(receivers[0].received().len(), 1);
+    let lines = node.get("/v1/audit?action=webhook_disabled&actor=node").await;
+    assert_eq!(lines.body["data"].as_array().unwrap().len(), 2, "{}", lines.text);
     // What happens meanwhile is not lost.
     node.redeem("WELCOME", "bob").await;
     for (webhook, receiver) in [(&gone, &receivers[0]), (&fails, &receivers[1])] {
@@ -448,5 +455,62 @@ async fn webhooks_are_bounded_and_checked() {
     let elsewhere = path(&first.body, "").replace("/default/", "/other/");
     for reply in [node.get(&elsewhere).await, node.delete(&elsewhere).await] {
         assert_eq!((reply.status, reply.code()), (404, "webhook_not_found"));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn webhooks_are_managed_on_the_command_line_and_every_change_has_its_line() {
+    let deployment = Deployment::start(&[]).await;
+    let node = deployment.node().await;
+    let receiver = Receiver::start().await;
+    let run = |args: &[&str]| -> Value {
+        let mut command = crate::support::node::command(node.directory(), &Settings::default());
+        let command = command.env("REDEEMER_URL", &node.url).arg("webhook").args(args);
+        let output = command.args(["--output", "json"]).output().unwrap();
+        assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+        serde_json::from_slice(&output.stdout).unwrap()
+    };
+    let create = ["create", &receiver.url, "--event-type", "redeemed", "--idempotency-key", "one"];
+    let made = run(&create);
+    assert_eq!(run(&create), made);
+    assert!(made["secret"].as_str().unwrap().starts_with("whsec_"), "{made}");
+    let id = made["id"].as_str().unwrap();
+    node.invite("WELCOME", "team", 5).await;
+    node.redeem("WELCOME", "alice").await;
+    let delivery = until_some("it is delivered", async || {
+        let sent = run(&["deliveries", id, "--state", "delivered"]);
+        sent[0]["id"].as_str().map(str::to_owned)
+    })
+    .await;
+    assert_eq!(run(&["retry", &delivery])["id"], delivery);
+    assert_eq!(run(&["change", id, "--all-events"])["event_types"], Value::Null);
+    let elsewhere = format!("{}/other", receiver.url);
+    let changed = run(&["change", id, "--to", &elsewhere, "--event-type", "redeemed"]);
+    assert_eq!(
+        (&changed["url"], &changed["event_types"]),
+        (&json!(elsewhere), &json!(["redeemed"]))
+    );
+    assert_eq!(run(&["disable", id])["state"], "disabled");
+    assert_eq!(run(&["enable", id])["state"], "active");
+    assert_ne!(run(&["rotate-secret", id])["secret"], made["secret"]);
+    assert_eq!((&run(&["list"])[0]["id"], &run(&["show", id])["id"]), (&json!(id), &json!(id)));
+    assert_eq!(run(&["delete", id])["deleted"], id);
+    assert_eq!(run(&["list"]), json!([]));
+
+    let lines = node.get("/v1/namespaces/default/audit").await;
+    let lines = lines.body["data"].as_array().unwrap();
+    let of_webhook =
+        lines.iter().filter(|line| line["subject"] == id || line["subject"] == delivery);
+    let actions: Vec<_> = of_webhook.map(|line| line["action"].as_str().unwrap()).collect();
+    let changed = ["webhook_changed"; 4];
+    let expected = [
+        &["webhook_deleted", "webhook_secret_rotated"][..],
+        &changed,
+        &["delivery_retried", "webhook_created"],
+    ];
+    assert_eq!(actions, expected.concat());
+    let documented = include_str!("../../docs/api.md");
+    for action in actions {
+        assert!(documented.contains(&format!("`{action}`")), "docs/api.md lacks {action}");
     }
 }

@@ -13,8 +13,9 @@ use utoipa::{
 
 use crate::domain::{
     Alphabet, BatchId, BatchState, CampaignName, Code, CodeCase, DeliveryId, DeliveryState,
-    Durability, EmailDomain, Group, InviteId, InviteState, MembershipRule, Millis, Namespace,
-    Policy, Position, Quota, RedemptionId, ReservationId, Role, UserId, WebhookId, event,
+    Durability, EmailDomain, ErrorDetail, Group, InviteId, InviteState, MembershipRule, Millis,
+    Namespace, Policy, Position, Quota, RedemptionId, ReservationId, Role, UserId, WebhookId,
+    event,
     invite::EMAIL_DOMAINS_MAX,
     webhook::{URL_BYTES_MAX, WebhookState},
 };
@@ -97,12 +98,16 @@ words! {
         "How many memberships a user may hold: in one group at most, in each group one, by each invite one, any number.",
     );
     CodeCase, "CodeCase" = one_of(
-        [CodeCase::Insensitive, CodeCase::Sensitive, CodeCase::Lenient].map(CodeCase::as_str),
+        CodeCase::ALL.map(CodeCase::as_str),
         "What is the same code: whatever the case; only itself; whatever the case, separators and look-alikes.",
     );
     Durability, "Durability" = one_of(
-        [Durability::Gate, Durability::Replicated, Durability::Ledger].map(Durability::as_str),
+        Durability::ALL.map(Durability::as_str),
         "What an answer promises: Redis has it, replicas have it, SQL has committed it.",
+    );
+    ErrorDetail, "ErrorDetail" = one_of(
+        ErrorDetail::ALL.map(ErrorDetail::as_str),
+        "How much refusals tell: what is the matter, or of a code that can not be used nothing, not even whether it exists.",
     );
     InviteState, "InviteState" = one_of(
         InviteState::ALL.map(InviteState::as_str),
