@@ -28,6 +28,7 @@ use crate::{
     ledger::{Deployment, Ledger, PostgresOptions, SNAPSHOTS_MAX, SqliteOptions},
     local_server::{self, DataDir, LocalServer, LocalServerError},
     outbound::Outbound,
+    outcomes::{self, Outcomes},
     recovery::claims,
     sync::{
         self, SyncOptions, chain,
@@ -313,6 +314,7 @@ impl App {
         let audits = Arc::new(Semaphore::new(1));
         let ordered = Arc::new(Notify::new());
         let feed = Feed::new(ledger.clone(), progress.clone());
+        let outcomes = Arc::new(Outcomes::default());
         let webhooks_changed = Arc::new(Notify::new());
         let stop_front = CancellationToken::new();
         let state = State {
@@ -336,6 +338,7 @@ impl App {
             new_namespace: new_namespace(&config),
             body_bytes_max: config.http.body_bytes_max,
             import_bytes_max: config.http.import_bytes_max,
+            outcomes: outcomes.clone(),
             imports: Arc::new(Semaphore::new(IMPORTS_MAX)),
             request_timeout: config.http.request_timeout,
         };
@@ -429,6 +432,10 @@ impl App {
                 http::serve_metrics(listener, self.metrics.clone(), stop_rest.clone()),
             );
         }
+        let (every, keep) = (config.stats.flush, config.stats.keep);
+        let counting =
+            outcomes::run(outcomes, ledger.clone(), id.clone(), (every, keep), stop_rest.clone());
+        rest.spawn("the counts of outcomes", infallible(counting));
         rest.spawn("readiness", until(stop_rest.clone(), watcher.run()));
         rest.spawn("the recoveries", until(stop_rest.clone(), node.clone().attend()));
         rest.spawn(

@@ -24,6 +24,7 @@ mod redemption;
 mod reservation;
 mod serve;
 mod shell;
+mod stats;
 mod status;
 mod torture;
 mod validate;
@@ -109,6 +110,8 @@ enum Command {
     Export(export::Export),
     /// Take over invites with spent uses, or members who joined elsewhere
     Import(import::Import),
+    /// Show how requests ended over time, what is left, and how far the ledger is
+    Stats(stats::Stats),
     /// Spend one use of a code for a user
     Redeem(redeem::Redeem),
     /// Say what a redemption would be told, without one
@@ -217,6 +220,7 @@ async fn execute(Cli { command, common }: Cli) -> anyhow::Result<ExitCode> {
         Command::Codes(command) => return command.run(&common).await,
         Command::Export(export) => return export.run(&common).await,
         Command::Import(import) => return import.run(&common).await,
+        Command::Stats(stats) => return stats.run(&common).await,
         Command::Redeem(redeem) => redeem.run(&common).await?,
         Command::Validate(validate) => return validate.run(&common).await,
         Command::Redemption(command) => command.run(&common).await?,

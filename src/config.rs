@@ -35,6 +35,7 @@ pub struct Config {
     pub sync: Sync,
     pub auth: Auth,
     pub rate_limit: RateLimit,
+    pub stats: Stats,
     pub events: Events,
     pub webhooks: Webhooks,
     pub log: Log,
@@ -137,6 +138,13 @@ pub struct RateLimit {
 
 #[derive(Debug, Clone, Copy)]
 #[expect(missing_docs, reason = "config/default.toml says what each is")]
+pub struct Stats {
+    pub flush: Duration,
+    pub keep: Duration,
+}
+
+#[derive(Debug, Clone, Copy)]
+#[expect(missing_docs, reason = "config/default.toml says what each is")]
 pub struct Events {
     pub streams_max: usize,
 }
@@ -212,6 +220,7 @@ impl Config {
         let sync = Sync::read(read);
         let auth = Auth::read(read);
         let rate_limit = RateLimit::read(read);
+        let stats = Stats::read(read);
         let events = Events::read(read);
         let webhooks = Webhooks::read(read);
         let log = Log::read(read);
@@ -230,6 +239,7 @@ impl Config {
             sync: sync?,
             auth: auth?,
             rate_limit: rate_limit?,
+            stats: stats?,
             events: events?,
             webhooks: webhooks?,
             log: log?,
@@ -409,6 +419,14 @@ impl RateLimit {
             Self { user: user?, ip: ip?, code: code?, namespace: namespace?, guess: guess? };
         let off = Self { user: None, ip: None, code: None, namespace: None, guess: None };
         Some(if enabled? { limits } else { off })
+    }
+}
+
+impl Stats {
+    fn read(read: &mut Read) -> Option<Self> {
+        let flush = read.millis("stats.flush_ms", 10..=60_000);
+        let keep = read.number("stats.keep_seconds", 3600..=315_360_000).map(Duration::from_secs);
+        Some(Self { flush: flush?, keep: keep? })
     }
 }
 

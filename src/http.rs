@@ -26,6 +26,7 @@ pub mod problem;
 mod redemptions;
 mod reservations;
 mod scope;
+mod stats;
 mod users;
 mod validations;
 mod webhooks;
@@ -55,6 +56,7 @@ use crate::{
     gate::{Gate, put_namespace::Rules},
     ledger::Ledger,
     outbound::Outbound,
+    outcomes::Outcomes,
     sync::progress::Progress,
 };
 
@@ -91,6 +93,8 @@ pub struct State {
     pub body_bytes_max: usize,
     /// Longest body of an import, in bytes.
     pub import_bytes_max: u64,
+    /// How requests ended.
+    pub outcomes: Arc<Outcomes>,
     /// Turns to import.
     pub imports: Arc<Semaphore>,
     /// How long a body may take to arrive, and an answer to be reached; what is stuck otherwise gets twice as long.
@@ -229,6 +233,7 @@ pub(crate) static ENDPOINTS: &[Endpoint] = &[
     endpoint!(GET "/v1/namespaces/{ns}/export/members", Some(Role::Read), export::members),
     endpoint!(POST "/v1/namespaces/{ns}/import/invites", Some(Role::Manage), import::invites),
     endpoint!(POST "/v1/namespaces/{ns}/import/members", Some(Role::Manage), import::members),
+    endpoint!(GET "/v1/namespaces/{ns}/stats", Some(Role::Read), stats::show),
     endpoint!(GET EVENTS, Some(Role::Read), events::stream),
     endpoint!(POST "/v1/namespaces/{ns}/webhooks", Some(Role::Manage), webhooks::create),
     endpoint!(GET "/v1/namespaces/{ns}/webhooks", Some(Role::Manage), webhooks::list),

@@ -19,6 +19,7 @@ mod dead_letters;
 mod events;
 mod keys;
 mod laws;
+mod outcomes;
 mod partitions;
 mod postgres;
 mod read;
@@ -38,6 +39,7 @@ pub use dead_letters::DeadLetter;
 pub use events::EventPage;
 pub use keys::KeysVersion;
 pub use laws::Breach;
+pub use outcomes::InviteTotals;
 pub use partitions::{Deployment, Lease, LeaseLost, Opened, PartitionRow, PartitionState, Rebuild};
 pub use postgres::PostgresOptions;
 pub use read::{

@@ -36,6 +36,7 @@ pub mod jobs;
 pub mod ledger;
 pub mod local_server;
 pub mod outbound;
+pub mod outcomes;
 pub mod recovery;
 pub mod sync;
 pub mod torture;

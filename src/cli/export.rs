@@ -126,8 +126,7 @@ impl Export {
             let mut writer = io::BufWriter::new(&file);
             let taken = client
                 .download(&path, |bytes| {
-                    let rows = bytes.iter().filter(|byte| **byte == b'\n').count();
-                    bar.inc(rows as u64);
+                    bar.inc(bytes.split(|byte| *byte == b'\n').count() as u64 - 1);
                     writer.write_all(bytes).with_context(cannot)
                 })
                 .await;

@@ -6,12 +6,13 @@ use super::{Malformed, Millis, Namespace, Position, Redemption};
 pub const REDEEMED: &str = "redeemed";
 
 /// Every type of event: a redemption, and what the audit log calls the other changes.
-pub const TYPES: [&str; 14] = [
+pub const TYPES: [&str; 15] = [
     REDEEMED,
     "redemption_rolled_back",
     "reserved",
     "reservation_released",
     "campaign_put",
+    "user_erased",
     "invite_created",
     "invite_imported",
     "invite_changed",

@@ -238,9 +238,12 @@ impl Import {
         let mut good = VecDeque::new();
         let (mut invites, mut members) = (Vec::new(), Vec::new());
         for (number, body) in lines {
-            let read = body.and_then(|body| match self.what {
-                What::Invites => Ok(invites.push(self.invite(body)?)),
-                What::Members => Ok(members.push(member(body)?)),
+            let read = body.and_then(|body| {
+                match self.what {
+                    What::Invites => invites.push(self.invite(body)?),
+                    What::Members => members.push(member(body)?),
+                }
+                Ok(())
             });
             match read {
                 Ok(()) => good.push_back(number),
@@ -300,8 +303,7 @@ impl Import {
         }
         let until = Instant::now() + PATIENCE;
         loop {
-            let why;
-            match run().await {
+            let why = match run().await {
                 Ok(Imported::Done { told, cursor }) => {
                     let partition = self.state.gate.keys().partition_of(&self.scope.namespace);
                     self.position = Some(Position { partition, cursor });
@@ -312,14 +314,14 @@ impl Import {
                     self.stopped = Some("the namespace was archived".to_owned());
                     return Vec::new();
                 }
-                Ok(Imported::Overloaded) => why = "the ledger is too far behind".to_owned(),
+                Ok(Imported::Overloaded) => "the ledger is too far behind".to_owned(),
                 Err(error @ GateError::Unexpected { .. }) => {
                     tracing::error!(error = chain(&error), "an import can not go on");
                     self.stopped = Some("the gate holds something unexpected".to_owned());
                     return Vec::new();
                 }
-                Err(error) => why = Problem::from(error).detail().to_owned(),
-            }
+                Err(error) => Problem::from(error).detail().to_owned(),
+            };
             if Instant::now() >= until {
                 self.stopped = Some(why);
                 return Vec::new();

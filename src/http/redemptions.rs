@@ -244,6 +244,9 @@ pub(super) async fn spend(
     } else {
         (state.gate.redeem(question).await?, false)
     };
+    if let Some(word) = outcome_word(&answer.outcome) {
+        state.outcomes.count(&namespace, word, crate::ids::now());
+    }
     // The rules may have changed while it waited, and a grant is decided by the newest. What is known must not wait for
     // Redis again.
     let newest = state.gate.known_settings(&namespace);
@@ -359,6 +362,17 @@ pub(super) async fn rollback(
         )
         .with("invite", by.to_string())),
         RollbackAnswer::NamespaceNotFound => Err(Refusal::NamespaceNotFound.into()),
+    }
+}
+
+/// What the statistics call it; nothing where there is no such namespace.
+fn outcome_word(outcome: &Outcome) -> Option<&'static str> {
+    match outcome {
+        Outcome::Granted(_) => Some("granted"),
+        Outcome::Replayed(_) => Some("replayed"),
+        Outcome::Refused(Refusal::NamespaceNotFound) => None,
+        Outcome::Refused(refusal) => Some(Problem::from(refusal.clone()).code.as_str()),
+        _ => None,
     }
 }
 

@@ -293,7 +293,7 @@ async fn lines_of_one_moment_are_paged_without_a_hole() {
     for number in 1..=4 {
         let at = if number < 4 { 1000 } else { 2000 };
         for partition in [0, 1] {
-            sql.execute(&format!("INSERT INTO audit_log VALUES ({partition}, {}, {number}, {at}, 'a', 'joined', 'acme', 'x')", 3 - partition)).await;
+            sql.execute(&format!("INSERT INTO audit_log (partition, epoch, seq, at, actor, action, namespace, subject) VALUES ({partition}, {}, {number}, {at}, 'a', 'joined', 'acme', 'x')", 3 - partition)).await;
         }
         sql.execute(&format!("INSERT INTO deeds (at, actor, action, namespace, subject) VALUES ({at}, 'a', 'batch_ordered', 'acme', 'x')")).await;
     }

@@ -89,7 +89,10 @@ async fn deployment() -> (RedisServer, Settings, TempDir) {
 
 async fn start(settings: &Settings) -> Node {
     let settings = settings.clone();
-    tokio::task::spawn_blocking(move || Node::start(&settings)).await.unwrap()
+    let node = tokio::task::spawn_blocking(move || Node::start(&settings)).await.unwrap();
+    // Or that it was made is the first that a stream tells.
+    node.until_ledger_has_default().await;
+    node
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -79,10 +79,9 @@ async fn everything_is_exported_as_the_api_shows_it() {
             for (name, text) in names.iter().zip(&record.unwrap()) {
                 let value = &row[name];
                 let same = match value {
-                    Value::Null => text.is_empty(),
+                    Value::Null | Value::Array(_) => text.is_empty(),
                     Value::String(value) => value == text,
-                    Value::Array(_) => text.is_empty(),
-                    other => other.to_string() == text,
+                    other => serde_json::from_str::<Value>(text).unwrap() == *other,
                 };
                 assert!(same, "{what} {name}: {value} as {text:?}");
             }

@@ -39,7 +39,7 @@ async fn assert_consistent(node: &Node) {
 }
 
 fn lines(all: &[Value]) -> String {
-    all.iter().map(|line| format!("{line}\n")).collect()
+    all.iter().fold(String::new(), |text, line| text + &line.to_string() + "\n")
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -36,6 +36,7 @@ mod race_conditions;
 mod recovery;
 mod reservations;
 mod scripts;
+mod stats;
 mod support;
 mod tidy;
 mod torture;

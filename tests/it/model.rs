@@ -96,8 +96,7 @@ enum Op {
         id: u8,
         expected: Option<u64>,
     },
-    /// Lines: id, code, group, limit, uses (at most the limit), until when, whether it is switched off.
-    ImportInvites(Vec<(u8, u8, u8, Option<u64>, u64, Option<i64>, bool)>),
+    ImportInvites(Vec<InviteLine>),
     /// Lines: user, group, since when.
     ImportMembers(Vec<(u8, u8, Option<i64>)>),
     Join {
@@ -123,6 +122,9 @@ enum Op {
     Archive,
     Trim,
 }
+
+/// Id, code, group, limit, uses (at most the limit), until when, whether it is switched off.
+type InviteLine = (u8, u8, u8, Option<u64>, u64, Option<i64>, bool);
 
 #[derive(Debug, Clone)]
 struct Ask {
@@ -1020,8 +1022,8 @@ fn columns_of(table: &str) -> Vec<&'static str> {
         include_str!("../../migrations/sqlite/0001_ledger.sql"),
         include_str!("../../migrations/sqlite/0002_batches.sql"),
         include_str!("../../migrations/sqlite/0003_reservations.sql"),
-        include_str!("../../migrations/sqlite/0008_erasing.sql"),
         include_str!("../../migrations/sqlite/0006_imports_and_outcomes.sql"),
+        include_str!("../../migrations/sqlite/0008_erasing.sql"),
     ];
     let mut columns = Vec::new();
     for migration in MIGRATIONS {

@@ -42,7 +42,10 @@ impl Deployment {
 
     async fn node(&self) -> Node {
         let settings = self.settings.clone();
-        tokio::task::spawn_blocking(move || Node::start(&settings)).await.unwrap()
+        let node = tokio::task::spawn_blocking(move || Node::start(&settings)).await.unwrap();
+        // Or that it was made is the first that a webhook hears.
+        node.until_ledger_has_default().await;
+        node
     }
 }
 
