@@ -10,7 +10,7 @@ use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::domain::{Namespace, Position, RedemptionId};
+use crate::domain::{Millis, Namespace, Position, RedemptionId, ReservationId};
 
 /// Longest wait for an answer: longer than the service itself tries.
 const TIMEOUT: Duration = Duration::from_secs(15);
@@ -73,6 +73,12 @@ pub struct Problem {
     /// Each field that is wrong.
     #[serde(default)]
     pub errors: Vec<FieldError>,
+    /// Which redemption it speaks of.
+    #[serde(default)]
+    pub redemption: Option<RedemptionId>,
+    /// Since when that redemption counts for nothing.
+    #[serde(default)]
+    pub rolled_back_at: Option<Millis>,
     /// How long to wait, in seconds.
     #[serde(skip)]
     pub retry_after: Option<String>,
@@ -128,6 +134,15 @@ pub struct Redemption {
     pub durability: String,
     /// Its place among all changes.
     pub position: Position,
+    /// Since when it counts for nothing.
+    pub rolled_back_at: Option<Millis>,
+}
+
+/// What a reservation's answer says.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Reservation {
+    /// Its id.
+    pub id: ReservationId,
 }
 
 /// A client of one service. Cheap to clone.

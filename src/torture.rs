@@ -29,7 +29,10 @@ use self::{
     check::{Finding, Law, MayLose},
     deployment::Deployment,
     faults::Fault,
-    history::{InviteRow, Operation, Outcome, RedemptionRow, Told},
+    history::{
+        History, HoldTold, InviteRow, Operation, Outcome, RedemptionRow, ReleaseTold, RollbackTold,
+        Told,
+    },
     load::Load,
 };
 use crate::{
@@ -146,6 +149,10 @@ pub struct Counts {
     pub granted: AtomicU64,
     /// Grants that were told again.
     pub replayed: AtomicU64,
+    /// Uses that are held, as was told.
+    pub held: AtomicU64,
+    /// Uses that were given back: held ones that were released, and redemptions that were rolled back.
+    pub given_back: AtomicU64,
     /// Refusals.
     pub refused: AtomicU64,
     /// Requests whose outcome the client did not learn.
@@ -161,7 +168,8 @@ impl Counts {
     /// All requests that were sent.
     #[must_use]
     pub fn requests(&self) -> u64 {
-        [&self.granted, &self.replayed, &self.refused, &self.unknown, &self.nothing_done]
+        let Self { granted, replayed, held, given_back, refused, unknown, nothing_done, .. } = self;
+        [granted, replayed, held, given_back, refused, unknown, nothing_done]
             .into_iter()
             .map(|count| count.load(Ordering::Relaxed))
             .sum()
@@ -257,14 +265,14 @@ async fn torture(
         },
         compare_now_and_then(&load, options.lossy, &stop),
     )?;
-    let unknown = history.iter().filter(|one| matches!(one.told, Told::Unknown(_))).count();
+    let is_unknown = |one: &&Operation| matches!(one.told, Told::Unknown(_));
+    let unknown = history.operations.iter().filter(is_unknown).count();
     let settled = load.settle(&history, Instant::now() + SETTLED_WITHIN).await;
-    let repeated: BTreeSet<_> = settled.iter().map(|one| (&one.user, &one.key)).collect();
-    let repeated = repeated.len();
+    let keys = settled.operations.iter().map(|one| (&one.user, &one.key));
+    let repeated = keys.collect::<BTreeSet<_>>().len();
     history.extend(settled);
     if let Some(path) = &options.history {
-        let lines: Vec<_> = history.iter().map(|one| format!("{one:?}")).collect();
-        std::fs::write(path, lines.join("\n"))
+        std::fs::write(path, history.lines())
             .map_err(|cause| TortureError::io("writing", path, cause))?;
     }
     looks.in_the_end(&load).await?;
@@ -355,6 +363,7 @@ async fn outcome(load: &Load<'_>) -> Result<Outcome, TortureError> {
             code: field(&row, "code")?,
             max_uses: field(&row, "max_uses")?,
             uses: field(&row, "uses")?,
+            held: field(&row, "held")?,
         };
         outcome.invites.insert(field(&row, "id")?, invite);
     }
@@ -365,11 +374,13 @@ async fn outcome(load: &Load<'_>) -> Result<Outcome, TortureError> {
             invite: field(&row, "invite")?,
             ordinal: field(&row, "use")?,
             position: field(&row, "position")?,
+            rolled_back_at: field(&row, "rolled_back_at")?,
         });
     }
     for row in rows(load, "/members").await? {
         outcome.members.push((user(&row)?, field(&row, "redemption")?));
     }
+    outcome.at = load.started.elapsed();
     Ok(outcome)
 }
 
@@ -398,23 +409,40 @@ fn user(row: &Value) -> Result<crate::domain::UserId, TortureError> {
 
 /// What was looked at, law by law.
 fn numbers(
-    history: &[Operation],
+    history: &History,
     outcome: &Outcome,
     unknown: usize,
     repeated: usize,
     looks: &Looks,
 ) -> Vec<String> {
-    let count = |is: &dyn Fn(&Operation) -> bool| history.iter().filter(|one| is(one)).count();
+    let History { operations, holds, releases, rollbacks } = history;
+    let count = |is: &dyn Fn(&Operation) -> bool| operations.iter().filter(|one| is(one)).count();
     let ids = |is: &dyn Fn(&history::Grant) -> bool| {
-        let grants = history.iter().filter_map(Operation::grant);
+        let grants = operations.iter().filter_map(Operation::grant);
         grants.filter(|grant| is(grant)).map(|grant| grant.id).collect::<BTreeSet<_>>().len()
     };
-    let used_up = outcome.invites.values().filter(|row| row.uses == row.max_uses).count();
-    let users: BTreeSet<_> = history.iter().map(|one| &one.user).collect();
-    let keys: BTreeSet<_> = history.iter().map(|one| (&one.user, &one.key)).collect();
+    let used_up =
+        outcome.invites.values().filter(|row| row.uses + row.held == row.max_uses).count();
+    let users: BTreeSet<_> = operations.iter().map(|one| &one.user).collect();
+    let keys: BTreeSet<_> = operations.iter().map(|one| (&one.user, &one.key)).collect();
+    let codes: BTreeSet<_> = operations.iter().map(|one| (&one.user, one.invite)).collect();
+    let held: BTreeSet<_> = holds
+        .iter()
+        .filter_map(|one| match one.told {
+            HoldTold::Held(id) => Some(id),
+            _ => None,
+        })
+        .collect();
+    let is_released = |one: &&history::Release| one.told == ReleaseTold::Released;
+    let released = releases.iter().filter(is_released).map(|one| one.reservation);
+    let released = released.collect::<BTreeSet<_>>().len();
+    let is_taken_back = |one: &&history::Rollback| matches!(one.told, RollbackTold::RolledBack(_));
+    let taken_back = rollbacks.iter().filter(is_taken_back).map(|one| one.redemption);
+    let taken_back = taken_back.collect::<BTreeSet<_>>().len();
+    let rolled_back = outcome.redemptions.iter().filter(|row| row.rolled_back_at.is_some()).count();
     vec![
         format!(
-            "{} redemptions of {} invites, {used_up} of them used up",
+            "{} redemptions of {} invites, {rolled_back} of them rolled back; {used_up} invites used up",
             outcome.redemptions.len(),
             outcome.invites.len()
         ),
@@ -424,17 +452,22 @@ fn numbers(
             count(&|one| one.told == Told::AlreadyMember)
         ),
         format!(
-            "{} users, {} of them with two codes at once, {} members",
+            "{} users, {} times one asked for another code too, {} members",
             users.len(),
-            keys.len() - users.len(),
+            codes.len() - users.len(),
             outcome.members.len()
         ),
-        format!("{} keys; {unknown} answers unknown, {repeated} keys asked again", keys.len()),
         format!(
-            "{} redemptions acknowledged, {} at level ledger, {} lost that may be",
+            "{} keys; {unknown} answers unknown, {repeated} keys asked again; {} answers that it was rolled back",
+            keys.len(),
+            count(&|one| matches!(one.told, Told::RolledBack(_)))
+        ),
+        format!(
+            "{} redemptions acknowledged, {} at level ledger, {} lost that may be; {} reservations, {released} released; {taken_back} rollbacks",
             ids(&|_| true),
             ids(&|grant| grant.durability == Durability::Ledger),
-            check::lost(history, outcome)
+            check::lost(history, outcome),
+            held.len()
         ),
         format!("{} looks, {} keys compared", looks.answered, looks.compared),
     ]

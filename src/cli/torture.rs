@@ -181,6 +181,8 @@ fn tell(
             "requests": counts.requests(),
             "granted": load(&counts.granted),
             "replayed": load(&counts.replayed),
+            "held": load(&counts.held),
+            "given_back": load(&counts.given_back),
             "refused": load(&counts.refused),
             "unknown": load(&counts.unknown),
             "nothing_done": load(&counts.nothing_done),
@@ -191,10 +193,12 @@ fn tell(
     }
     if output == Output::Table {
         say(&format!(
-            "{} requests: {} granted, {} of them again; {} refused; {} unknown; {} times nothing was done.",
+            "{} requests: {} granted, {} of them again; {} held; {} given back; {} refused; {} unknown; {} times nothing was done.",
             counts.requests(),
             load(&counts.granted) + load(&counts.replayed),
             load(&counts.replayed),
+            load(&counts.held),
+            load(&counts.given_back),
             load(&counts.refused),
             load(&counts.unknown),
             load(&counts.nothing_done),

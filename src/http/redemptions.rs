@@ -28,6 +28,7 @@ use crate::{
         outbox::{self, Found},
         redeem::{Mode, Redeem},
         rollback::{Rollback, RollbackAnswer},
+        show_namespace::ShowNamespace,
         show_redemption,
         show_reservation::ShowReservation,
     },
@@ -296,20 +297,36 @@ async fn find(
             RedemptionRecord { redemption, metadata, rolled_back_at: None, rollback_reason: None };
         return Ok((record, Durability::Gate));
     }
+    gate_is_whole(state, namespace).await?;
     // It may have gone across, and out of the outbox, between the two looks.
     let record = state.ledger.redemption(namespace, id).await?.ok_or_else(missing)?;
     Ok((record, Durability::Ledger))
 }
 
+/// Whether the gate is the one that was admitted. If not, what is neither in its outbox nor in the ledger may be what
+/// Redis has lost and nodes are about to hand in.
+pub(super) async fn gate_is_whole(state: &State, namespace: &Namespace) -> Result<(), Problem> {
+    ShowNamespace { namespace: namespace.clone() }.run(&state.gate).await?;
+    Ok(())
+}
+
 /// A redemption that was made before, told again.
 pub(super) async fn replay(
     state: &State,
+    settings: &Settings,
     namespace: &Namespace,
     id: RedemptionId,
+    Asked { durability, deadline }: Asked,
 ) -> Result<HttpResponse, Problem> {
-    let (record, reached) = find(state, namespace, id).await?;
+    let level = durability.unwrap_or_default().max(settings.durability);
+    let (record, mut reached) = find(state, namespace, id).await?;
     if let Some(at) = undone_at(state, &record).await? {
         return Err(Refusal::AlreadyRolledBack { redemption: id, at }.into());
+    }
+    if reached < level {
+        // What the ledger has needs no replica any more.
+        wait_for_ledger(state, &record.redemption, deadline).await?;
+        reached = Durability::Ledger;
     }
     Ok(HttpResponse::Ok().json(View::new(&record.redemption, true, reached)))
 }

@@ -133,15 +133,19 @@ async fn find(
 ) -> Result<(Reservation, Held), Problem> {
     let id: ReservationId = id.parse().map_err(|_| missing())?;
     // The outbox first: what is in neither at two moments was never there, since it goes from the one to the other.
-    let newest = match outbox::find_reservation(&state.gate, namespace, id).await {
-        Ok(newest) => newest,
-        Err(GateError::Unavailable { .. }) => None,
+    let asked = match outbox::find_reservation(&state.gate, namespace, id).await {
+        Ok(Some(found)) => return Ok(found),
+        Ok(None) => Ok(()),
+        Err(error @ GateError::Unavailable { .. }) => Err(error),
         Err(error) => return Err(error.into()),
     };
-    match newest {
-        Some(found) => Ok(found),
-        None => state.ledger.reservation(namespace, id).await?.ok_or_else(missing),
+    if let Some(found) = state.ledger.reservation(namespace, id).await? {
+        return Ok(found);
     }
+    // The gate may have it, and could not be asked.
+    asked?;
+    redemptions::gate_is_whole(state, namespace).await?;
+    state.ledger.reservation(namespace, id).await?.ok_or_else(missing)
 }
 
 pub(super) async fn show(
@@ -215,7 +219,8 @@ pub(super) async fn confirm(
     body.finish()?;
     let (reservation, held) = find(&state, &scope.namespace, &path.1).await?;
     if let Held::Confirmed(redemption) = held {
-        return redemptions::replay(&state, &scope.namespace, redemption).await;
+        let asked = Asked { durability, deadline };
+        return redemptions::replay(&state, &settings, &scope.namespace, redemption, asked).await;
     }
     let question = Redeem {
         namespace: scope.namespace,

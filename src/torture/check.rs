@@ -1,15 +1,28 @@
 //! Decides from a history and from what was there in the end whether a law was broken. Pure.
 //!
-//! Nobody leaves a group and no limit is changed in such a history. So a use that is spent stays spent, a member stays
-//! a member, and a refusal that was right once is right for ever, unless a fault may lose what was acknowledged.
+//! Nobody leaves a group and no limit is changed in such a history, and no code gets another invite. What is spent is
+//! spent until somebody takes it back, and what is held is held until it is spent or given back: nothing runs out. Where a
+//! fault may lose what was acknowledged, it may also bring back what had ended.
+
+mod evidence;
+mod span;
+#[cfg(test)]
+mod tests;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     time::Duration,
 };
 
-use super::history::{Grant, InviteRow, Operation, Outcome, RedemptionRow, Told};
-use crate::domain::{Durability, InviteId, RedemptionId, RequestId, UserId};
+use self::{
+    evidence::{Evidence, Pair},
+    span::{Crowd, Span, busiest},
+};
+use super::history::{
+    History, HoldTold, InviteRow, Operation, Outcome, RedemptionRow, ReleaseTold, Rollback,
+    RollbackTold, Told,
+};
+use crate::domain::{Durability, InviteId, RedemptionId, RequestId, ReservationId, UserId};
 
 /// What must hold: the first six of docs/reliability.md.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -73,223 +86,237 @@ pub struct Finding {
 
 /// Every breach of the laws 1 to 5 that no reading of the history explains.
 #[must_use]
-pub fn check(history: &[Operation], outcome: &Outcome, may_lose: MayLose) -> Vec<Finding> {
-    let mut case = Case::new(history, outcome, may_lose);
+pub fn check(history: &History, outcome: &Outcome, may_lose: MayLose) -> Vec<Finding> {
+    let mut case =
+        Case { evidence: Evidence::new(history, outcome, may_lose), findings: Vec::new() };
     case.no_over_redemption();
     case.no_false_refusal();
     case.one_membership();
     case.known_answer();
     case.nothing_lost();
+    case.nothing_held_is_lost();
+    case.nothing_taken_back_is_lost();
     case.findings
 }
 
 /// How many acknowledged redemptions the outcome lacks.
 #[must_use]
-pub fn lost(history: &[Operation], outcome: &Outcome) -> usize {
+pub fn lost(history: &History, outcome: &Outcome) -> usize {
     let there: BTreeSet<RedemptionId> = outcome.redemptions.iter().map(|row| row.id).collect();
     let told: BTreeSet<RedemptionId> =
-        history.iter().filter_map(|operation| Some(operation.grant()?.id)).collect();
+        history.operations.iter().filter_map(|operation| Some(operation.grant()?.id)).collect();
     told.difference(&there).count()
 }
 
-/// A history, ordered for the questions that the laws ask.
 struct Case<'a> {
-    history: &'a [Operation],
-    outcome: &'a Outcome,
-    may_lose: MayLose,
-    rows: BTreeMap<RedemptionId, &'a RedemptionRow>,
-    rows_of: BTreeMap<(&'a UserId, InviteId), &'a RedemptionRow>,
-    grants: BTreeMap<RedemptionId, Vec<(&'a Operation, &'a Grant)>>,
-    by_key: BTreeMap<(&'a UserId, &'a RequestId), Vec<&'a Operation>>,
-    by_user_and_invite: BTreeMap<(&'a UserId, InviteId), Vec<&'a Operation>>,
-    /// Whoever may hold a use of an invite, and since when at the earliest.
-    holders: BTreeMap<InviteId, BTreeMap<&'a UserId, Duration>>,
+    evidence: Evidence<'a>,
     findings: Vec<Finding>,
 }
 
+/// A refusal of a use, be it to spend or to hold.
+struct Refused<'a> {
+    pair: Pair<'a>,
+    invoked: Duration,
+    returned: Duration,
+}
+
 impl<'a> Case<'a> {
-    fn new(history: &'a [Operation], outcome: &'a Outcome, may_lose: MayLose) -> Self {
-        let mut case = Self {
-            history,
-            outcome,
-            may_lose,
-            rows: outcome.redemptions.iter().map(|row| (row.id, row)).collect(),
-            rows_of: outcome.redemptions.iter().map(|row| ((&row.user, row.invite), row)).collect(),
-            grants: BTreeMap::new(),
-            by_key: BTreeMap::new(),
-            by_user_and_invite: BTreeMap::new(),
-            holders: BTreeMap::new(),
-            findings: Vec::new(),
-        };
-        for operation in history {
-            let Operation { user, invite, key, .. } = operation;
-            case.by_key.entry((user, key)).or_default().push(operation);
-            case.by_user_and_invite.entry((user, *invite)).or_default().push(operation);
-            if let Some(grant) = operation.grant() {
-                case.grants.entry(grant.id).or_default().push((operation, grant));
-            }
-        }
-        case.find_holders();
-        case
-    }
-
-    /// Where nothing can be lost, what the end does not show never happened.
-    fn find_holders(&mut self) {
-        for (&(user, invite), operations) in &self.by_user_and_invite {
-            let holds = self.rows_of.contains_key(&(user, invite))
-                || operations.iter().any(|operation| operation.grant().is_some())
-                || self.may_lose == MayLose::BelowLedger;
-            let spending = operations.iter().filter(|operation| operation.may_have_spent());
-            if let Some(since) = spending.map(|operation| operation.invoked).min().filter(|_| holds)
-            {
-                self.holders.entry(invite).or_default().insert(user, since);
-            }
-        }
-    }
-
     fn broken(&mut self, law: Law, what: String) {
         self.findings.push(Finding { law, what });
     }
 
-    fn code(&self, invite: InviteId) -> String {
-        self.outcome.invites.get(&invite).map_or_else(|| invite.to_string(), |row| row.code.clone())
-    }
-
-    /// Whether a fault of this run explains that an acknowledged redemption is not there.
-    fn may_be_lost(&self, id: RedemptionId) -> bool {
-        let is_promised = self.grants.get(&id).is_some_and(|grants| {
-            grants.iter().any(|(_, grant)| grant.durability == Durability::Ledger)
-        });
-        self.may_lose == MayLose::BelowLedger && !is_promised && !self.rows.contains_key(&id)
-    }
-
-    /// Redemptions that were told or are there, but for those that a fault may have lost.
-    fn standing(&self) -> BTreeMap<RedemptionId, (&'a UserId, InviteId, u64)> {
-        let told = self.grants.iter().filter(|(id, _)| !self.may_be_lost(**id)).map(|(id, all)| {
-            let (operation, grant) = all[0];
-            (*id, (&operation.user, operation.invite, grant.ordinal))
-        });
-        let there = self.rows.values().map(|row| (row.id, (&row.user, row.invite, row.ordinal)));
-        told.chain(there).collect()
-    }
-
     fn no_over_redemption(&mut self) {
         let law = Law::NoOverRedemption;
-        let standing = self.standing();
-        for (invite, InviteRow { code, max_uses, uses }) in &self.outcome.invites {
-            let of_it = |row: &&RedemptionRow| row.invite == *invite;
-            let rows = self.outcome.redemptions.iter().filter(of_it).count() as u64;
-            if rows > *max_uses {
-                self.broken(
-                    law,
-                    format!(
-                        "{code} has {max_uses} uses, and the ledger has {rows} redemptions of it"
-                    ),
-                );
+        let mut standing: BTreeMap<InviteId, Vec<(RedemptionId, u64)>> = BTreeMap::new();
+        for (id, (_, invite, ordinal)) in self.evidence.standing() {
+            standing.entry(invite).or_default().push((id, ordinal));
+        }
+        let mut live: BTreeMap<InviteId, u64> = BTreeMap::new();
+        for row in &self.evidence.outcome.redemptions {
+            *live.entry(row.invite).or_default() += u64::from(row.rolled_back_at.is_none());
+        }
+        for (invite, InviteRow { code, max_uses, uses, held }) in &self.evidence.outcome.invites {
+            let rows = live.get(invite).copied().unwrap_or_default();
+            // A hold whose end was lost stands beside what was granted since and brought back; it is worth nothing then.
+            let held = if self.evidence.is_lossy() { 0 } else { *held };
+            if rows + held > *max_uses {
+                self.broken(law, format!("{code} has {max_uses} uses, and the ledger has {rows} redemptions of it and {held} are held"));
             }
             if rows != *uses {
                 self.broken(law, format!("{code} says that {uses} uses are spent, and the ledger has {rows} redemptions of it"));
             }
-            let mut ordinals: BTreeMap<u64, Vec<RedemptionId>> = BTreeMap::new();
-            for (id, (_, of, ordinal)) in &standing {
-                if of == invite {
-                    ordinals.entry(*ordinal).or_default().push(*id);
-                }
-            }
-            let granted: usize = ordinals.values().map(Vec::len).sum();
-            if granted as u64 > *max_uses {
+            let used = self.evidence.pairs_of(*invite);
+            let (at, most) = busiest(used.flat_map(|pair| self.evidence.certainly_used(pair)));
+            if most as u64 > *max_uses {
                 self.broken(
                     law,
                     format!(
-                        "{code} has {max_uses} uses, and {granted} redemptions of it were granted"
+                        "{code} has {max_uses} uses, and {} {most} of them were spent or held",
+                        moment(at)
                     ),
                 );
             }
-            for (ordinal, ids) in &ordinals {
-                if ids.len() > 1 {
-                    self.broken(
-                        law,
-                        format!(
-                            "use {ordinal} of {code} was granted {} times: {}",
-                            ids.len(),
-                            list(ids)
-                        ),
-                    );
-                }
-                // The number of a redemption that was lost is not given out again if nodes brought back later ones.
-                let last = if self.may_lose == MayLose::Nothing { *max_uses } else { u64::MAX };
-                if !(1..=last).contains(ordinal) {
-                    self.broken(
-                        law,
-                        format!("{} is use {ordinal} of {code}, which has {max_uses}", list(ids)),
-                    );
-                }
+            let granted = standing.remove(invite).unwrap_or_default();
+            self.ordinals(&granted, code, *max_uses);
+        }
+    }
+
+    /// The numbers of the redemptions of one invite.
+    fn ordinals(&mut self, granted: &[(RedemptionId, u64)], code: &str, max_uses: u64) {
+        let law = Law::NoOverRedemption;
+        let mut ordinals: BTreeMap<u64, Vec<RedemptionId>> = BTreeMap::new();
+        let mut again = 0;
+        for (id, ordinal) in granted {
+            ordinals.entry(*ordinal).or_default().push(*id);
+            again += u64::from(self.evidence.may_be_taken_back(*id));
+        }
+        // The number of a redemption that was lost is not given out again if nodes brought back later ones.
+        let last = if self.evidence.is_lossy() { u64::MAX } else { max_uses + again };
+        for (ordinal, ids) in &ordinals {
+            if ids.len() > 1 {
+                self.broken(
+                    law,
+                    format!(
+                        "use {ordinal} of {code} was granted {} times: {}",
+                        ids.len(),
+                        list(ids)
+                    ),
+                );
+            }
+            if !(1..=last).contains(ordinal) {
+                self.broken(
+                    law,
+                    format!(
+                        "{} is use {ordinal} of {code}, which has {max_uses}, and {again} were taken back",
+                        list(ids)
+                    ),
+                );
             }
         }
     }
 
+    /// Every answer that all uses are spent or held.
+    fn exhausted(&self) -> BTreeMap<InviteId, Vec<Refused<'a>>> {
+        let History { operations, holds, .. } = self.evidence.history;
+        let operations = operations.iter().filter(|one| one.told == Told::Exhausted);
+        let operations = operations.map(|one| (&one.user, one.invite, one.invoked, one.returned));
+        let holds = holds.iter().filter(|one| one.told == HoldTold::Exhausted);
+        let holds = holds.map(|one| (&one.user, one.invite, one.invoked, one.returned));
+        let mut all: BTreeMap<InviteId, Vec<Refused<'a>>> = BTreeMap::new();
+        for (user, invite, invoked, returned) in operations.chain(holds) {
+            all.entry(invite).or_default().push(Refused {
+                pair: (user, invite),
+                invoked,
+                returned,
+            });
+        }
+        all
+    }
+
     fn no_false_refusal(&mut self) {
         let law = Law::NoFalseRefusal;
-        for operation in self.history {
-            let Operation { user, invite, returned, .. } = operation;
-            let code = self.code(*invite);
-            let at = seconds(*returned);
-            if operation.told == Told::Exhausted {
-                let max_uses =
-                    self.outcome.invites.get(invite).map_or(u64::MAX, |row| row.max_uses);
-                let held =
-                    self.holders.get(invite).map_or(0, |holders| {
-                        holders.values().filter(|since| *since < returned).count()
-                    }) as u64;
-                if held < max_uses {
-                    self.broken(law, format!("{user} was told at {at} that all {max_uses} uses of {code} are spent, when at most {held} were asked for by those who got one"));
+        for (invite, refused) in self.exhausted() {
+            let Some(InviteRow { code, max_uses, held, .. }) =
+                self.evidence.outcome.invites.get(&invite)
+            else {
+                continue;
+            };
+            let used: BTreeMap<&UserId, Vec<Span>> = self
+                .evidence
+                .pairs_of(invite)
+                .map(|pair| (pair.0, self.evidence.may_have_used(pair)))
+                .collect();
+            let crowd = Crowd::new(used.values().flatten().copied());
+            for Refused { pair: (user, _), invoked, returned } in &refused {
+                // What one holds oneself stands in nobody's own way.
+                let own = used.get(user).map_or(&[][..], Vec::as_slice);
+                let most = crowd.most(*invoked, *returned, own);
+                if (most as u64) < *max_uses {
+                    self.broken(law, format!("{user} was told at {} that all {max_uses} uses of {code} are spent or held, when at most {most} were", seconds(*returned)));
                 }
             }
-            if operation.told == Told::AlreadyMember {
-                let elsewhere = self.holders.iter().any(|(other, holders)| {
-                    other != invite && holders.get(user).is_some_and(|since| since < returned)
-                });
-                if !elsewhere {
-                    self.broken(law, format!("{user} was refused {code} at {at} as a member of another group, and was in none"));
-                }
+            // After the last of them, uses became free only by being given back.
+            let since = refused.iter().map(|one| one.invoked).max().unwrap_or_default();
+            let spent =
+                self.evidence.pairs_of(invite).filter(|pair| self.evidence.has_live_row(*pair));
+            let spent = spent.count() as u64;
+            let given_back = self.given_back_after(invite, since);
+            if spent + held + given_back < *max_uses {
+                self.broken(law, format!("at {} all {max_uses} uses of {code} were spent or held, and in the end {spent} are spent and {held} held, when {given_back} may have been given back", seconds(since)));
             }
         }
-        for (invite, InviteRow { code, max_uses, .. }) in &self.outcome.invites {
-            let spent = self.rows.values().filter(|row| row.invite == *invite).count() as u64;
-            // Whoever was told a definite answer and is in no other group.
-            let eligible: BTreeSet<_> = self
-                .history
-                .iter()
-                .filter(|operation| operation.invite == *invite)
-                .filter(|operation| matches!(operation.told, Told::Granted(_) | Told::Exhausted))
-                .map(|operation| &operation.user)
-                .collect();
-            let slack = if self.may_lose == MayLose::Nothing {
-                0
-            } else {
-                // Whoever may have held a use that a fault then took.
-                let gone = |user: &&&UserId| !self.rows_of.contains_key(&(**user, *invite));
-                self.holders.get(invite).map_or(0, |holders| holders.keys().filter(gone).count())
+        self.no_false_membership();
+    }
+
+    /// How many uses of an invite may have become free after a moment.
+    fn given_back_after(&self, invite: InviteId, since: Duration) -> u64 {
+        let evidence = &self.evidence;
+        let count = if evidence.is_lossy() {
+            // Whoever may have had a use that a fault then took.
+            let gone = |pair: &Pair<'a>| {
+                !evidence.has_live_row(*pair) && !evidence.may_have_used(*pair).is_empty()
             };
-            let expected = (eligible.len() as u64).min(*max_uses);
-            if spent + (slack as u64) < expected {
-                self.broken(law, format!("{} users could have had the {max_uses} uses of {code}, and {spent} are spent", eligible.len()));
+            evidence.pairs_of(invite).filter(gone).count()
+        } else {
+            let is_later = |known: Option<Duration>| known.is_none_or(|at| at > since);
+            let is_gone = |pair: Pair<'a>| {
+                let ids = evidence.redemptions_of(pair);
+                let rows = ids.filter_map(|id| evidence.rows.get(&id));
+                let rows = rows.filter(|row| row.rolled_back_at.is_some());
+                rows.filter(|row| is_later(evidence.known_as_taken_back(row.id))).count()
+                    + usize::from(evidence.may_have_run_out(pair))
+            };
+            let released = evidence.released.get(&invite).into_iter().flatten();
+            let released = released.filter(|id| is_later(evidence.known_as_released(**id)));
+            evidence.pairs_of(invite).map(is_gone).sum::<usize>() + released.count()
+        };
+        count as u64
+    }
+
+    fn no_false_membership(&mut self) {
+        let History { operations, holds, .. } = self.evidence.history;
+        let operations = operations.iter().filter(|one| one.told == Told::AlreadyMember);
+        let refused = operations
+            .map(|one| (&one.user, one.invite, one.invoked, one.returned, false))
+            // Whoever has redeemed a code has nothing to hold of it.
+            .chain(
+                holds
+                    .iter()
+                    .filter(|one| one.told == HoldTold::AlreadyMember)
+                    .map(|one| (&one.user, one.invite, one.invoked, one.returned, true)),
+            );
+        for (user, invite, invoked, returned, or_itself) in refused {
+            let invites = self.evidence.invites.get(user).into_iter().flatten();
+            let was_member = invites.filter(|other| or_itself || **other != invite).any(|other| {
+                let spans = self.evidence.may_have_redeemed((user, *other));
+                spans.iter().any(|span| span.meets(invoked, returned))
+            });
+            if !was_member {
+                let code = self.evidence.code(invite);
+                let at = seconds(returned);
+                self.broken(Law::NoFalseRefusal, format!("{user} was refused {code} at {at} as a member of another group, and was in none"));
             }
         }
     }
 
     fn one_membership(&mut self) {
         let law = Law::OneMembership;
-        let mut by_user: BTreeMap<&UserId, Vec<(RedemptionId, InviteId)>> = BTreeMap::new();
-        for (id, (user, invite, _)) in self.standing() {
-            by_user.entry(user).or_default().push((id, invite));
+        let mut by_user: BTreeMap<&UserId, Vec<(RedemptionId, InviteId, Span)>> = BTreeMap::new();
+        for (id, (user, invite, _)) in self.evidence.standing() {
+            if let Some(span) = self.evidence.certainly_stood(id) {
+                by_user.entry(user).or_default().push((id, invite, span));
+            }
         }
         for (user, redemptions) in by_user {
-            if redemptions.len() > 1 {
-                let told: Vec<_> = redemptions
-                    .iter()
-                    .map(|(id, invite)| format!("{id} of {}", self.code(*invite)))
-                    .collect();
+            let is_with_another = |(id, _, span): &&(RedemptionId, InviteId, Span)| {
+                redemptions.iter().any(|(other, _, its)| other != id && span.overlaps(*its))
+            };
+            let told: Vec<_> = redemptions
+                .iter()
+                .filter(is_with_another)
+                .map(|(id, invite, _)| format!("{id} of {}", self.evidence.code(*invite)))
+                .collect();
+            if !told.is_empty() {
                 self.broken(
                     law,
                     format!("{user} has {} redemptions: {}", told.len(), told.join(", ")),
@@ -297,7 +324,7 @@ impl<'a> Case<'a> {
             }
         }
         let mut members: BTreeMap<&UserId, Vec<Option<RedemptionId>>> = BTreeMap::new();
-        for (user, redemption) in &self.outcome.members {
+        for (user, redemption) in &self.evidence.outcome.members {
             members.entry(user).or_default().push(*redemption);
         }
         for (user, redemptions) in &members {
@@ -305,8 +332,8 @@ impl<'a> Case<'a> {
                 self.broken(law, format!("{user} is in {} groups", redemptions.len()));
             }
             for redemption in redemptions {
-                let own = redemption.and_then(|id| self.rows.get(&id));
-                if own.is_none_or(|row| row.user != **user) {
+                let own = redemption.and_then(|id| self.evidence.rows.get(&id));
+                if own.is_none_or(|row| row.user != **user || row.rolled_back_at.is_some()) {
                     self.broken(
                         law,
                         format!("{user} is a member, and by no redemption of that user"),
@@ -314,9 +341,9 @@ impl<'a> Case<'a> {
                 }
             }
         }
-        for row in &self.outcome.redemptions {
+        for row in &self.evidence.outcome.redemptions {
             let is_member = members.get(&row.user).is_some_and(|all| all.contains(&Some(row.id)));
-            if !is_member {
+            if !is_member && row.rolled_back_at.is_none() {
                 self.broken(
                     law,
                     format!("{} has the redemption {}, and is no member by it", row.user, row.id),
@@ -327,44 +354,73 @@ impl<'a> Case<'a> {
 
     fn known_answer(&mut self) {
         let law = Law::KnownAnswer;
-        for operation in self.history {
+        let History { operations, holds, releases, rollbacks } = self.evidence.history;
+        for operation in operations {
             if let Told::Unexpected(answer) = &operation.told {
                 self.broken(law, format!("{} was answered: {answer}", operation.user));
             }
+            if let Some(grant) = operation.grant().filter(|it| it.durability < operation.asked) {
+                let (asked, told) = (operation.asked.as_str(), grant.durability.as_str());
+                self.broken(
+                    law,
+                    format!(
+                        "{} asked for level {asked} and was told of {} at level {told}",
+                        operation.user, grant.id
+                    ),
+                );
+            }
         }
-        for (&(user, key), operations) in &self.by_key.clone() {
+        let holds = holds.iter().filter_map(|one| match &one.told {
+            HoldTold::Unexpected(answer) => Some((&one.user, answer)),
+            _ => None,
+        });
+        let releases = releases.iter().filter_map(|one| match &one.told {
+            ReleaseTold::Unexpected(answer) => Some((&one.user, answer)),
+            _ => None,
+        });
+        let rollbacks = rollbacks.iter().filter_map(|one| match &one.told {
+            RollbackTold::Unexpected(answer) => Some((&one.user, answer)),
+            _ => None,
+        });
+        for (user, answer) in holds.chain(releases).chain(rollbacks) {
+            self.broken(law, format!("{user} was answered: {answer}"));
+        }
+        for (&(user, key), operations) in &self.evidence.by_key.clone() {
             self.one_answer(user, key, operations);
         }
-        for (id, grants) in &self.grants.clone() {
+        for (id, grants) in &self.evidence.grants.clone() {
             let new = grants.iter().filter(|(_, grant)| !grant.replayed).count();
             if new > 1 {
                 self.broken(law, format!("{id} was told {new} times as newly granted"));
             }
             for (operation, _) in grants.iter().filter(|(_, grant)| grant.replayed) {
                 let Operation { user, invite, returned, .. } = *operation;
-                let earlier = self.by_user_and_invite[&(user, *invite)].iter().any(|other| {
+                let earlier = self.evidence.operations[&(user, *invite)].iter().any(|other| {
                     !std::ptr::eq(*other, *operation)
-                        && other.may_have_spent()
+                        && other.may_have_made(*id)
                         && other.invoked < *returned
                 });
                 if !earlier {
-                    self.broken(law, format!("{user} was told at {} that {id} was granted before, and had not asked for {} before", seconds(*returned), self.code(*invite)));
+                    self.broken(law, format!("{user} was told at {} that {id} was granted before, and had not asked for {} before", seconds(*returned), self.evidence.code(*invite)));
                 }
             }
         }
+        self.what_was_taken_back_stays_so();
     }
 
     /// The answers that one key of one user got.
-    fn one_answer(&mut self, user: &UserId, key: &RequestId, operations: &[&Operation]) {
+    fn one_answer(&mut self, user: &'a UserId, key: &'a RequestId, operations: &[&'a Operation]) {
         let law = Law::KnownAnswer;
+        let evidence = &self.evidence;
+        let mut findings = Vec::new();
         let ids: BTreeSet<_> = operations
             .iter()
             .filter_map(|operation| Some(operation.grant()?.id))
-            .filter(|id| !self.may_be_lost(*id))
+            .filter(|id| !evidence.may_be_lost(*id) && evidence.maker(*id) == Some(key))
             .collect();
         if ids.len() > 1 {
-            let ids: Vec<_> = ids.into_iter().collect();
-            self.broken(law, format!("the key {key} of {user} was answered with {}", list(&ids)));
+            let ids: Vec<_> = ids.iter().copied().collect();
+            findings.push(format!("the key {key} of {user} was answered with {}", list(&ids)));
         }
         let settled = |since: Duration| {
             operations
@@ -375,49 +431,101 @@ impl<'a> Case<'a> {
             .iter()
             .find(|one| matches!(one.told, Told::Unknown(_)) && !settled(one.returned));
         if let Some(open) = open {
-            self.broken(
-                law,
-                format!(
-                    "the key {key} of {user} was unknown at {} and never became known",
-                    seconds(open.returned)
-                ),
-            );
+            findings.push(format!(
+                "the key {key} of {user} was unknown at {} and never became known",
+                seconds(open.returned)
+            ));
         }
-        let is_refusal = |one: &&&Operation| one.told.is_definite() && one.grant().is_none();
-        let granted_before = operations.iter().filter(is_refusal).find_map(|refusal| {
-            operations.iter().find_map(|one| {
-                let grant = one.grant().filter(|grant| !self.may_be_lost(grant.id))?;
-                (one.returned < refusal.invoked).then_some((grant.id, refusal))
-            })
+        // Once a key has made a redemption and its user knows, it is answered with that for ever.
+        let made = operations.iter().filter_map(|one| {
+            let grant = one.grant().filter(|grant| evidence.is_firm(grant))?;
+            (evidence.maker(grant.id) == Some(key)).then_some((one.returned, grant.id))
         });
-        if let Some((id, refusal)) = granted_before {
-            self.broken(
-                law,
-                format!(
-                    "the key {key} of {user} was granted {id}, and refused at {}",
-                    seconds(refusal.returned)
-                ),
-            );
+        if let Some((since, id)) = made.min_by_key(|(since, _)| *since) {
+            for later in operations.iter().filter(|one| one.invoked > since) {
+                let at = seconds(later.returned);
+                match &later.told {
+                    told if told.is_refusal() => findings.push(format!(
+                        "the key {key} of {user} was granted {id}, and refused at {at}"
+                    )),
+                    Told::Granted(grant) if grant.id != id && ids.len() < 2 => findings.push(format!(
+                        "the key {key} of {user} had made {id}, and was answered with {} at {at}",
+                        grant.id
+                    )),
+                    Told::RolledBack(taken_back) if taken_back.id != id => findings.push(format!(
+                        "the key {key} of {user} had made {id}, and was told at {at} that {} was taken back",
+                        taken_back.id
+                    )),
+                    _ => {}
+                }
+            }
         }
-        let last = operations
-            .iter()
-            .filter(|operation| operation.told.is_definite())
-            .max_by_key(|operation| operation.invoked);
-        if let Some(last) = last.filter(|last| last.grant().is_none())
-            && let Some(row) = self.rows_of.get(&(user, last.invite)).copied()
-        {
-            let id = row.id;
-            self.broken(law, format!("the last answer to the key {key} of {user} was a refusal, and the ledger has {id}"));
+        let definite = operations.iter().filter(|operation| operation.told.is_definite());
+        let last = definite.max_by_key(|operation| operation.invoked);
+        if let Some(last) = last.filter(|last| last.told.is_refusal() && !evidence.is_lossy()) {
+            let mut made = evidence.redemptions_of((user, last.invite));
+            let is_its = |id: &RedemptionId| {
+                evidence.rows.contains_key(id) && evidence.maker(*id) == Some(key)
+            };
+            if let Some(id) = made.find(is_its) {
+                findings.push(format!("the last answer to the key {key} of {user} was a refusal, and the ledger has {id}"));
+            }
+        }
+        self.findings.extend(findings.into_iter().map(|what| Finding { law, what }));
+    }
+
+    /// Who is told of a rollback is told what is so, and who asks later is told the same.
+    fn what_was_taken_back_stays_so(&mut self) {
+        let law = Law::KnownAnswer;
+        let mut moments: BTreeMap<RedemptionId, BTreeSet<_>> = BTreeMap::new();
+        for rollback in &self.evidence.history.rollbacks {
+            if let RollbackTold::RolledBack(at) = rollback.told {
+                moments.entry(rollback.redemption).or_default().insert(at);
+            }
+        }
+        for operation in &self.evidence.history.operations {
+            let Operation { user, invite, invoked, returned, .. } = operation;
+            let (asked_at, told_at) = (*invoked, seconds(*returned));
+            match &operation.told {
+                Told::RolledBack(told) => {
+                    moments.entry(told.id).or_default().insert(told.at);
+                    let is_own = |one: &Rollback| {
+                        one.user == *user && one.invite == *invite && one.may_have_rolled_back()
+                    };
+                    let is_asked = self
+                        .evidence
+                        .rollbacks_of(told.id)
+                        .any(|one| is_own(one) && one.invoked < *returned);
+                    if !is_asked {
+                        self.broken(law, format!("{user} was told at {told_at} that {} was taken back, which nobody had asked for", told.id));
+                    }
+                }
+                Told::Granted(grant) if !self.evidence.is_lossy() => {
+                    let known = self.evidence.known_as_taken_back(grant.id);
+                    if let Some(at) = known.filter(|at| *at < asked_at) {
+                        self.broken(law, format!("{user} was told at {told_at} that {} stands, which was taken back at {}", grant.id, seconds(at)));
+                    }
+                }
+                _ => {}
+            }
+        }
+        if self.evidence.is_lossy() {
+            // One that was lost may have been taken back once more.
+            return;
+        }
+        for (id, moments) in moments.into_iter().filter(|(_, moments)| moments.len() > 1) {
+            let moments: Vec<_> = moments.iter().map(ToString::to_string).collect();
+            self.broken(law, format!("{id} was taken back at {}", moments.join(" and ")));
         }
     }
 
     fn nothing_lost(&mut self) {
         let law = Law::NothingLost;
-        for (id, grants) in &self.grants.clone() {
+        for (id, grants) in &self.evidence.grants.clone() {
             let (operation, grant) = grants[0];
-            let code = self.code(operation.invite);
-            let Some(row) = self.rows.get(id).copied() else {
-                if !self.may_be_lost(*id) {
+            let code = self.evidence.code(operation.invite);
+            let Some(row) = self.evidence.rows.get(id).copied() else {
+                if !self.evidence.may_be_lost(*id) {
                     let strongest = grants.iter().map(|(_, grant)| grant.durability).max();
                     let level = strongest.unwrap_or_default().as_str();
                     self.broken(law, format!("{} was told at {}, at level {level}, that {id} is use {} of {code}, and it is not there", operation.user, seconds(operation.returned), grant.ordinal));
@@ -431,9 +539,10 @@ impl<'a> Case<'a> {
                     invite: operation.invite,
                     ordinal: grant.ordinal,
                     position: grant.position,
+                    rolled_back_at: row.rolled_back_at,
                 };
                 // What Redis lost and a node could hand in too late only was granted once more, by the same id.
-                if self.may_lose == MayLose::BelowLedger && grant.durability != Durability::Ledger {
+                if self.evidence.is_lossy() && grant.durability != Durability::Ledger {
                     (told.ordinal, told.position) = (row.ordinal, row.position);
                 }
                 if told != *row {
@@ -449,13 +558,9 @@ impl<'a> Case<'a> {
             }
         }
         let mut positions = BTreeMap::new();
-        for row in &self.outcome.redemptions {
-            let asked = self.by_user_and_invite.get(&(&row.user, row.invite));
-            let asked = asked.is_some_and(|all| {
-                all.iter().any(|one| {
-                    one.may_have_spent() && one.grant().is_none_or(|grant| grant.id == row.id)
-                })
-            });
+        for row in &self.evidence.outcome.redemptions {
+            let asked = self.evidence.operations.get(&(&row.user, row.invite));
+            let asked = asked.is_some_and(|all| all.iter().any(|one| one.may_have_made(row.id)));
             if !asked {
                 self.broken(
                     law,
@@ -463,7 +568,7 @@ impl<'a> Case<'a> {
                         "the ledger has {}, use {} of {} for {}, which nobody asked for",
                         row.id,
                         row.ordinal,
-                        self.code(row.invite),
+                        self.evidence.code(row.invite),
                         row.user
                     ),
                 );
@@ -475,8 +580,121 @@ impl<'a> Case<'a> {
                 );
             }
         }
-        if self.rows.len() != self.outcome.redemptions.len() {
+        if self.evidence.rows.len() != self.evidence.outcome.redemptions.len() {
             self.broken(law, "the ledger lists a redemption twice".to_owned());
+        }
+    }
+
+    fn nothing_held_is_lost(&mut self) {
+        let law = Law::NothingLost;
+        let History { operations, holds, releases, .. } = self.evidence.history;
+        if !self.evidence.is_lossy() {
+            for operation in operations {
+                let Operation { user, invite, invoked, returned, reservation, told, .. } =
+                    operation;
+                let refused = match told {
+                    Told::Exhausted => "that no use is left",
+                    Told::NotHeld(_) => "that it holds nothing",
+                    _ => continue,
+                };
+                let held = self.evidence.certainly_held((user, *invite));
+                // Who names a reservation means that one.
+                let of_it = |id: &ReservationId| reservation.is_none_or(|named| named == *id);
+                let covers = |span: &Span| span.covers(*invoked, *returned);
+                let held = held.iter().find(|(id, span)| of_it(id) && covers(span));
+                if let Some((id, span)) = held {
+                    let (code, since) = (self.evidence.code(*invite), seconds(span.from));
+                    self.broken(law, format!("{user} held a use of {code} since {since}, {id}, and was told at {} {refused}", seconds(*returned)));
+                }
+            }
+            for hold in holds.iter().filter(|hold| hold.told == HoldTold::Exhausted) {
+                let held = self.evidence.certainly_held((&hold.user, hold.invite));
+                if held.values().any(|span| span.covers(hold.invoked, hold.returned)) {
+                    let (code, at) = (self.evidence.code(hold.invite), seconds(hold.returned));
+                    self.broken(
+                        law,
+                        format!(
+                            "{} held a use of {code}, and was told at {at} that no use is left",
+                            hold.user
+                        ),
+                    );
+                }
+            }
+        }
+        for release in releases {
+            let (user, at, id) = (&release.user, seconds(release.returned), release.reservation);
+            match release.told {
+                ReleaseTold::NotFound if !self.evidence.is_lossy() => self.broken(
+                    law,
+                    format!("{user} was told at {at} that there is no reservation {id}"),
+                ),
+                ReleaseTold::Spent(redemption) => {
+                    let asked = self.evidence.operations.get(&(user, release.invite));
+                    let mut asked = asked.into_iter().flatten();
+                    let is_there =
+                        self.evidence.is_lossy() || self.evidence.rows.contains_key(&redemption);
+                    let is_own = asked
+                        .any(|one| one.may_have_made(redemption) && one.invoked < release.returned);
+                    if !is_there || !is_own {
+                        self.broken(law, format!("{user} was told at {at} that {id} is spent by {redemption}, which the user had not asked for or is not there"));
+                    }
+                }
+                _ => {}
+            }
+        }
+        // Nobody has two of one invite.
+        for pair in self.evidence.holds.keys().copied().collect::<Vec<_>>() {
+            let held = self.evidence.certainly_held(pair);
+            let spans: Vec<_> = held.values().copied().collect();
+            if busiest(spans).1 > 1 {
+                let ids: Vec<_> = held.keys().map(ToString::to_string).collect();
+                let code = self.evidence.code(pair.1);
+                self.broken(
+                    Law::KnownAnswer,
+                    format!("{} held {} uses of {code}: {}", pair.0, ids.len(), ids.join(", ")),
+                );
+            }
+        }
+        for (invite, InviteRow { code, held, .. }) in &self.evidence.outcome.invites {
+            let (least, most) = self.evidence.held_in_the_end(*invite);
+            if !(least..=most).contains(held) {
+                self.broken(
+                    law,
+                    format!(
+                        "{least} to {most} uses of {code} must be held in the end, and {held} are"
+                    ),
+                );
+            }
+        }
+    }
+
+    fn nothing_taken_back_is_lost(&mut self) {
+        let law = Law::NothingLost;
+        for row in &self.evidence.outcome.redemptions {
+            if row.rolled_back_at.is_some() && !self.evidence.may_be_taken_back(row.id) {
+                let (id, user) = (row.id, &row.user);
+                self.broken(law, format!("{id} of {user} was taken back, which nobody asked for"));
+            }
+        }
+        for rollback in &self.evidence.history.rollbacks {
+            let Rollback { user, redemption, invoked, returned, told, .. } = rollback;
+            let at = seconds(*returned);
+            match told {
+                RollbackTold::RolledBack(moment) if !self.evidence.is_lossy() => {
+                    let row = self.evidence.rows.get(redemption).copied();
+                    if row.is_none_or(|row| row.rolled_back_at != Some(*moment)) {
+                        self.broken(law, format!("{user} was told at {at} that {redemption} was taken back at {moment}, and the ledger has {row:?}"));
+                    }
+                }
+                RollbackTold::NotFound => {
+                    let grants = self.evidence.grants.get(redemption).into_iter().flatten();
+                    let mut known = grants.filter(|(_, grant)| self.evidence.is_firm(grant));
+                    if known.any(|(operation, _)| operation.returned < *invoked) {
+                        self.broken(law, format!("{user} was told at {at} that there is no redemption {redemption}, and had been granted it"));
+                    }
+                }
+                _ => {}
+            }
         }
     }
 }
@@ -489,463 +707,6 @@ fn seconds(since: Duration) -> String {
     format!("{:.3} s", since.as_secs_f64())
 }
 
-#[cfg(test)]
-mod tests {
-    use proptest::{collection::vec, prelude::*, sample::Index};
-    use uuid::Uuid;
-
-    use super::*;
-    use crate::domain::{Cursor, Partition, Position};
-
-    fn invite(number: u64) -> InviteId {
-        InviteId(Uuid::from_u128(u128::from(number)))
-    }
-
-    fn redemption(number: u64) -> RedemptionId {
-        RedemptionId(Uuid::from_u128(1_000_000 + u128::from(number)))
-    }
-
-    fn user(number: u64) -> UserId {
-        UserId::parse(&format!("user-{number}")).unwrap()
-    }
-
-    fn position(seq: u64) -> Position {
-        Position { partition: Partition(0), cursor: Cursor { epoch: 1, seq } }
-    }
-
-    /// A service without a flaw that does one thing after the other, and a history of what it told.
-    struct Simulation {
-        max_uses: Vec<u64>,
-        rows: Vec<RedemptionRow>,
-        history: Vec<Operation>,
-        now: u64,
-    }
-
-    impl Simulation {
-        fn new(max_uses: &[u64]) -> Self {
-            Self { max_uses: max_uses.to_vec(), rows: Vec::new(), history: Vec::new(), now: 0 }
-        }
-
-        fn decide(&mut self, who: u64, which: u64) -> Told {
-            let told = |row: &RedemptionRow, replayed| {
-                Told::Granted(Grant {
-                    id: row.id,
-                    ordinal: row.ordinal,
-                    replayed,
-                    durability: Durability::Ledger,
-                    position: row.position,
-                })
-            };
-            if let Some(row) = self.rows.iter().find(|row| row.user == user(who)) {
-                let is_own = row.invite == invite(which);
-                return if is_own { told(row, true) } else { Told::AlreadyMember };
-            }
-            let uses = self.rows.iter().filter(|row| row.invite == invite(which)).count() as u64;
-            if uses == self.max_uses[usize::try_from(which).unwrap()] {
-                return Told::Exhausted;
-            }
-            let seq = self.rows.len() as u64 + 1;
-            let row = RedemptionRow {
-                id: redemption(seq),
-                user: user(who),
-                invite: invite(which),
-                ordinal: uses + 1,
-                position: position(seq),
-            };
-            let told = told(&row, false);
-            self.rows.push(row);
-            told
-        }
-
-        fn tell(&mut self, who: u64, which: u64, told: Told, early: u64, late: u64) {
-            self.now += 1;
-            self.history.push(Operation {
-                invoked: Duration::from_millis((self.now * 10).saturating_sub(early)),
-                returned: Duration::from_millis(self.now * 10 + 1 + late),
-                user: user(who),
-                invite: invite(which),
-                key: RequestId::parse(&format!("{who}-{which}")).unwrap(),
-                asked: Durability::Ledger,
-                told,
-            });
-        }
-
-        /// One request, decided and answered.
-        fn ask(&mut self, who: u64, which: u64) -> Told {
-            let told = self.decide(who, which);
-            self.tell(who, which, told.clone(), 0, 0);
-            told
-        }
-
-        fn outcome(&self) -> Outcome {
-            let row = |(number, max_uses): (usize, &u64)| {
-                let id = invite(number as u64);
-                let uses = self.rows.iter().filter(|row| row.invite == id).count() as u64;
-                (id, InviteRow { code: format!("CODE-{number}"), max_uses: *max_uses, uses })
-            };
-            Outcome {
-                invites: self.max_uses.iter().enumerate().map(row).collect(),
-                redemptions: self.rows.clone(),
-                members: self.rows.iter().map(|row| (row.user.clone(), Some(row.id))).collect(),
-            }
-        }
-
-        /// The findings, where nothing may be lost.
-        fn check(&self) -> Vec<Finding> {
-            check(&self.history, &self.outcome(), MayLose::Nothing)
-        }
-    }
-
-    /// Adds a redemption as the ledger would, whether it may be or not.
-    fn add(simulation: &mut Simulation, who: u64, which: u64, ordinal: u64) -> RedemptionRow {
-        let seq = simulation.rows.len() as u64 + 500;
-        let row = RedemptionRow {
-            id: redemption(seq),
-            user: user(who),
-            invite: invite(which),
-            ordinal,
-            position: position(seq),
-        };
-        simulation.rows.push(row.clone());
-        row
-    }
-
-    fn granted(row: &RedemptionRow, durability: Durability) -> Told {
-        Told::Granted(Grant {
-            id: row.id,
-            ordinal: row.ordinal,
-            replayed: false,
-            durability,
-            position: row.position,
-        })
-    }
-
-    #[track_caller]
-    fn assert_found(findings: &[Finding], law: Law, words: &str) {
-        let found = findings.iter().any(|one| one.law == law && one.what.contains(words));
-        assert!(found, "{words:?} is not among {findings:#?}");
-    }
-
-    #[test]
-    fn a_history_without_a_flaw_is_accepted() {
-        let mut simulation = Simulation::new(&[2, 1]);
-        for (who, which) in [(1, 0), (1, 0), (2, 1), (2, 0), (3, 0), (4, 0), (4, 1)] {
-            simulation.ask(who, which);
-        }
-        assert_eq!(simulation.check(), []);
-    }
-
-    #[test]
-    fn one_redemption_too_many_is_found() {
-        let mut simulation = Simulation::new(&[1]);
-        simulation.ask(1, 0);
-        let row = add(&mut simulation, 2, 0, 2);
-        simulation.tell(2, 0, granted(&row, Durability::Gate), 0, 0);
-        let findings = simulation.check();
-        assert_found(&findings, Law::NoOverRedemption, "CODE-0 has 1 uses, and the ledger has 2");
-        // Also when the ledger has lost one of the two.
-        simulation.rows.pop();
-        let findings = simulation.check();
-        assert_found(&findings, Law::NoOverRedemption, "2 redemptions of it were granted");
-    }
-
-    #[test]
-    fn a_use_that_was_granted_twice_is_found() {
-        let mut simulation = Simulation::new(&[5]);
-        simulation.ask(1, 0);
-        let row = add(&mut simulation, 2, 0, 1);
-        simulation.tell(2, 0, granted(&row, Durability::Gate), 0, 0);
-        assert_found(
-            &simulation.check(),
-            Law::NoOverRedemption,
-            "use 1 of CODE-0 was granted 2 times",
-        );
-    }
-
-    #[test]
-    fn a_lost_acknowledgement_is_found() {
-        let mut simulation = Simulation::new(&[2]);
-        simulation.ask(1, 0);
-        simulation.rows.clear();
-        assert_found(&simulation.check(), Law::NothingLost, "at level ledger");
-        // What the ledger has promised is never lost.
-        let outcome = simulation.outcome();
-        let findings = check(&simulation.history, &outcome, MayLose::BelowLedger);
-        assert_found(&findings, Law::NothingLost, "it is not there");
-    }
-
-    #[test]
-    fn an_answer_of_the_gate_may_be_lost_by_a_fault_that_may_lose_it_and_by_no_other() {
-        let mut simulation = Simulation::new(&[1]);
-        let row = add(&mut simulation, 1, 0, 1);
-        simulation.tell(1, 0, granted(&row, Durability::Gate), 0, 0);
-        simulation.rows.clear();
-        simulation.ask(2, 0);
-        let outcome = simulation.outcome();
-        assert_eq!(check(&simulation.history, &outcome, MayLose::BelowLedger), []);
-        assert_eq!(lost(&simulation.history, &outcome), 1);
-        let findings = check(&simulation.history, &outcome, MayLose::Nothing);
-        assert_found(&findings, Law::NothingLost, "at level gate");
-        assert_found(&findings, Law::NoOverRedemption, "2 redemptions of it were granted");
-    }
-
-    #[test]
-    fn a_double_membership_is_found() {
-        let mut simulation = Simulation::new(&[2, 2]);
-        simulation.ask(1, 0);
-        let row = add(&mut simulation, 1, 1, 1);
-        simulation.tell(1, 1, granted(&row, Durability::Gate), 0, 0);
-        let findings = simulation.check();
-        assert_found(&findings, Law::OneMembership, "user-1 has 2 redemptions");
-        assert_found(&findings, Law::OneMembership, "user-1 is in 2 groups");
-    }
-
-    #[test]
-    fn a_member_without_a_redemption_and_a_redemption_without_a_member_are_found() {
-        let mut simulation = Simulation::new(&[2]);
-        simulation.ask(1, 0);
-        let mut outcome = simulation.outcome();
-        outcome.members[0].0 = user(2);
-        let findings = check(&simulation.history, &outcome, MayLose::Nothing);
-        assert_found(&findings, Law::OneMembership, "by no redemption of that user");
-        assert_found(&findings, Law::OneMembership, "is no member by it");
-    }
-
-    #[test]
-    fn a_phantom_is_found() {
-        let mut simulation = Simulation::new(&[2]);
-        simulation.ask(1, 0);
-        add(&mut simulation, 9, 0, 2);
-        assert_found(&simulation.check(), Law::NothingLost, "user-9, which nobody asked for");
-    }
-
-    #[test]
-    fn a_redemption_whose_request_was_said_to_have_done_nothing_is_a_phantom() {
-        let mut simulation = Simulation::new(&[2]);
-        simulation.tell(1, 0, Told::NothingDone("fenced".to_owned()), 0, 0);
-        add(&mut simulation, 1, 0, 1);
-        assert_found(&simulation.check(), Law::NothingLost, "which nobody asked for");
-    }
-
-    #[test]
-    fn a_refusal_while_a_use_is_free_is_found() {
-        let mut simulation = Simulation::new(&[1]);
-        simulation.tell(2, 0, Told::Exhausted, 0, 0);
-        simulation.ask(1, 0);
-        assert_found(
-            &simulation.check(),
-            Law::NoFalseRefusal,
-            "user-2 was told at 0.011 s that all 1",
-        );
-    }
-
-    #[test]
-    fn uses_that_are_left_though_enough_have_asked_are_found() {
-        let mut simulation = Simulation::new(&[2]);
-        simulation.ask(1, 0);
-        simulation.tell(2, 0, Told::Exhausted, 0, 0);
-        assert_found(&simulation.check(), Law::NoFalseRefusal, "2 users could have had the 2 uses");
-    }
-
-    #[test]
-    fn a_member_of_nothing_who_is_refused_as_a_member_is_found() {
-        let mut simulation = Simulation::new(&[2, 2]);
-        simulation.tell(1, 0, Told::AlreadyMember, 0, 0);
-        assert_found(&simulation.check(), Law::NoFalseRefusal, "and was in none");
-    }
-
-    #[test]
-    fn a_key_that_is_answered_with_two_ids_is_found() {
-        let mut simulation = Simulation::new(&[3]);
-        simulation.ask(1, 0);
-        let row = add(&mut simulation, 1, 0, 2);
-        simulation.tell(1, 0, granted(&row, Durability::Ledger), 0, 0);
-        assert_found(
-            &simulation.check(),
-            Law::KnownAnswer,
-            "the key 1-0 of user-1 was answered with",
-        );
-    }
-
-    #[test]
-    fn a_key_that_is_granted_and_then_refused_is_found() {
-        let mut simulation = Simulation::new(&[1]);
-        simulation.ask(1, 0);
-        simulation.tell(1, 0, Told::Exhausted, 0, 0);
-        let findings = simulation.check();
-        assert_found(&findings, Law::KnownAnswer, "and refused at");
-        assert_found(&findings, Law::KnownAnswer, "was a refusal, and the ledger has");
-    }
-
-    #[test]
-    fn a_key_that_stays_unknown_is_found() {
-        let mut simulation = Simulation::new(&[1]);
-        simulation.tell(1, 0, Told::Unknown("cut".to_owned()), 0, 0);
-        assert_found(&simulation.check(), Law::KnownAnswer, "never became known");
-    }
-
-    #[test]
-    fn a_replay_of_what_nobody_asked_for_before_is_found() {
-        let mut simulation = Simulation::new(&[1]);
-        simulation.decide(1, 0);
-        simulation.tell(1, 0, Told::NothingDone("fenced".to_owned()), 0, 0);
-        simulation.ask(1, 0);
-        assert_found(&simulation.check(), Law::KnownAnswer, "had not asked for CODE-0 before");
-    }
-
-    #[test]
-    fn an_answer_that_nobody_should_get_is_found() {
-        let mut simulation = Simulation::new(&[1]);
-        simulation.tell(1, 0, Told::Unexpected("internal".to_owned()), 0, 0);
-        assert_found(&simulation.check(), Law::KnownAnswer, "was answered: internal");
-    }
-
-    /// What a client knows of one request of a random history.
-    #[derive(Debug, Clone, Copy)]
-    enum Fate {
-        Answered,
-        ReplyLost,
-        NeverArrived,
-        Refused,
-    }
-
-    fn requests() -> impl Strategy<Value = Vec<(u64, u64, Fate, u64, u64)>> {
-        let fate = prop_oneof![
-            6 => Just(Fate::Answered),
-            2 => Just(Fate::ReplyLost),
-            1 => Just(Fate::NeverArrived),
-            1 => Just(Fate::Refused),
-        ];
-        vec((0..12_u64, 0..3_u64, fate, 0..100_u64, 0..100_u64), 1..80)
-    }
-
-    /// A legal history: what overlaps and what is unknown is so for the clients alone.
-    fn legal(requests: &[(u64, u64, Fate, u64, u64)]) -> Simulation {
-        let mut simulation = Simulation::new(&[2, 3, 1]);
-        for &(who, which, fate, early, late) in requests {
-            let unknown = || Told::Unknown("cut".to_owned());
-            let told = match fate {
-                Fate::Answered => simulation.decide(who, which),
-                Fate::ReplyLost => {
-                    simulation.decide(who, which);
-                    unknown()
-                }
-                Fate::NeverArrived => unknown(),
-                Fate::Refused => Told::NothingDone("fenced".to_owned()),
-            };
-            simulation.tell(who, which, told, early, late);
-        }
-        // In the end every key that was unknown is asked for again, when all else is over.
-        simulation.now += 20;
-        for &(who, which, fate, ..) in requests {
-            if matches!(fate, Fate::ReplyLost | Fate::NeverArrived) {
-                simulation.ask(who, which);
-            }
-        }
-        simulation
-    }
-
-    /// Makes one thing of a legal history wrong; whether there was something to make wrong.
-    fn corrupt(simulation: &mut Simulation, outcome: &mut Outcome, how: usize, at: Index) -> bool {
-        let history = &mut simulation.history;
-        let choose = |found: Vec<usize>| (!found.is_empty()).then(|| *at.get(&found));
-        let granted: Vec<_> =
-            (0..history.len()).filter(|number| history[*number].grant().is_some()).collect();
-        match how {
-            // Somebody has what nobody asked for.
-            0 => {
-                let row = add(simulation, 99, 0, 1);
-                outcome.redemptions.push(row.clone());
-                outcome.members.push((row.user, Some(row.id)));
-            }
-            // An early refusal.
-            1 => {
-                let mut early = history[0].clone();
-                early.invoked = Duration::ZERO;
-                early.returned = Duration::ZERO;
-                early.user = user(98);
-                early.told = Told::Exhausted;
-                history.push(early);
-            }
-            // A count that is wrong.
-            2 => {
-                let Some(row) = outcome.invites.get_mut(&invite(at.index(3) as u64)) else {
-                    return false;
-                };
-                row.uses += 1;
-            }
-            // An acknowledged redemption is lost.
-            3 => {
-                let Some(number) = choose(granted) else { return false };
-                let id = history[number].grant().unwrap().id;
-                let lost = history[number].invite;
-                outcome.redemptions.retain(|row| row.id != id);
-                outcome.members.retain(|(_, redemption)| *redemption != Some(id));
-                outcome.invites.get_mut(&lost).unwrap().uses -= 1;
-            }
-            // One answer names another redemption.
-            4 => {
-                let Some(number) = choose(granted) else { return false };
-                let Told::Granted(grant) = &mut history[number].told else { return false };
-                grant.id = redemption(777);
-            }
-            // A second membership of one user.
-            5 => {
-                let Some(row) = outcome.redemptions.first().cloned() else { return false };
-                let other = invite(u64::from(row.invite == invite(0)));
-                let second = RedemptionRow { id: redemption(888), invite: other, ..row };
-                outcome.redemptions.push(second);
-            }
-            // A refusal becomes a grant.
-            6 => {
-                let refused = |number: &usize| history[*number].told == Told::Exhausted;
-                let Some(number) = choose((0..history.len()).filter(refused).collect()) else {
-                    return false;
-                };
-                let (who, which) = (history[number].user.clone(), history[number].invite);
-                let row = RedemptionRow {
-                    id: redemption(999),
-                    user: who,
-                    invite: which,
-                    ordinal: outcome.invites[&which].max_uses + 1,
-                    position: position(999),
-                };
-                history[number].told = super::tests::granted(&row, Durability::Gate);
-                outcome.invites.get_mut(&which).unwrap().uses += 1;
-                outcome.members.push((row.user.clone(), Some(row.id)));
-                outcome.redemptions.push(row);
-            }
-            // A key that was unknown is never asked for again.
-            _ => {
-                let unknown = |one: &Operation| matches!(one.told, Told::Unknown(_));
-                let Some(key) = history.iter().find(|one| unknown(one)).map(|one| one.key.clone())
-                else {
-                    return false;
-                };
-                history.retain(|one| one.key != key || unknown(one));
-            }
-        }
-        true
-    }
-
-    proptest! {
-        #[test]
-        fn legal_histories_are_accepted(requests in requests()) {
-            prop_assert_eq!(legal(&requests).check(), []);
-        }
-
-        #[test]
-        fn one_thing_wrong_in_a_legal_history_is_found(
-            requests in requests(),
-            how in 0..8_usize,
-            at in any::<Index>(),
-        ) {
-            let mut simulation = legal(&requests);
-            let mut outcome = simulation.outcome();
-            if corrupt(&mut simulation, &mut outcome, how, at) {
-                let findings = check(&simulation.history, &outcome, MayLose::Nothing);
-                prop_assert!(!findings.is_empty(), "corruption {how} was not found");
-            }
-        }
-    }
+fn moment(at: Duration) -> String {
+    if at == Duration::MAX { "in the end".to_owned() } else { format!("at {}", seconds(at)) }
 }

@@ -31,7 +31,7 @@ fn user_path() -> String {
 
 /// All that the tables hold, as text.
 async fn everything(sql: &mut Sql) -> String {
-    let mut all = String::new();
+    let mut all = Vec::new();
     for (table, columns) in [
         ("redemptions", "user_id || '|' || request || '|' || COALESCE(metadata, '')"),
         ("members", "user_id"),
@@ -42,10 +42,10 @@ async fn everything(sql: &mut Sql) -> String {
         ("dead_letters", "entry"),
     ] {
         for row in sql.texts(&format!("SELECT {columns} AS row FROM {table}")).await {
-            all.push_str(&format!("{table}: {row}\n"));
+            all.push(format!("{table}: {row}"));
         }
     }
-    all
+    all.join("\n")
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -25,7 +25,10 @@ use crate::{
         bench::{Bench, admit},
         eventually,
         ledger::{self, Sql},
-        node::{Node, Reply, json_body, send},
+        node::{Node, Reply, Settings, json_body, send},
+        proxy::{Fault, Proxy},
+        redis::RedisServer,
+        until_some,
     },
 };
 
@@ -192,7 +195,7 @@ async fn holders_and_redeemers_together_get_exactly_all_uses() {
     invite(&node, &ns, &json!({"code": "RUSH", "group": "team", "max_uses": 20})).await;
     let one = async |number: usize| -> bool {
         let user = format!("user-{number}");
-        if number % 2 == 0 {
+        if number.is_multiple_of(2) {
             return redeem(&node, &ns, "RUSH", &user).await.status == 201;
         }
         let held = reserve(&node, &ns, "RUSH", &user).await;
@@ -201,7 +204,7 @@ async fn holders_and_redeemers_together_get_exactly_all_uses() {
             return false;
         }
         let path = held.header("location").to_owned();
-        if number % 3 == 0 {
+        if number.is_multiple_of(3) {
             assert_eq!(node.delete(&path).await.status, 204);
             return false;
         }
@@ -525,4 +528,111 @@ async fn a_namespace_has_a_thousand_campaigns_at_most() {
     let listed = node.get(&format!("{NS}/campaigns?limit=2")).await;
     assert_eq!(listed.body["data"][1]["name"], "campaign-1");
     assert!(listed.header("link").contains("cursor="), "{}", listed.text);
+}
+
+/// A node that gives up early, a way to cut its Redis off, and one to keep the ledger from everybody.
+async fn cut_off() -> (Node, RedisServer, Proxy, Sql) {
+    let redis = RedisServer::start().await;
+    let proxy = Proxy::start(redis.socket()).await;
+    let env = vec![
+        ("REDEEMER_HTTP__REQUEST_TIMEOUT_MS", "400".to_owned()),
+        ("REDEEMER_GATE__DEADLINE_MS", "200".to_owned()),
+    ];
+    let settings = Settings { redis_url: Some(proxy.url()), env, ..Settings::default() };
+    let node = tokio::task::spawn_blocking(move || Node::start(&settings)).await.unwrap();
+    let ledger = Sql::connect(&node.ledger_url()).await;
+    (node, redis, proxy, ledger)
+}
+
+/// Asks for a reservation in each way there is.
+async fn look_for(node: &Node, id: &str) -> [Reply; 3] {
+    let path = format!("{NS}/reservations/{id}");
+    [
+        node.get(&path).await,
+        node.post(&format!("{path}/confirm"), &json!({})).await,
+        node.delete(&path).await,
+    ]
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reservation_that_only_the_gate_has_is_not_missing_while_the_gate_can_not_be_asked() {
+    let (node, _redis, proxy, mut ledger) = cut_off().await;
+    node.invite("CUT", "team", 5).await;
+    ledger.hold().await;
+    let held = reserve(&node, NS, "CUT", "alice").await;
+    assert_eq!(held.status, 201, "{}", held.text);
+    proxy.set(Fault::Refuse);
+    for reply in look_for(&node, id(&held)).await {
+        assert_is(&reply, 503, "gate_unavailable");
+    }
+    proxy.set(Fault::None);
+    ledger.let_go().await;
+    let path = format!("{NS}/reservations/{}/confirm", id(&held));
+    let spent = until_some("the gate answers", async || {
+        let reply = node.post(&path, &json!({})).await;
+        (reply.status != 503).then_some(reply)
+    })
+    .await;
+    assert_eq!(spent.status, 201, "{}", spent.text);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_an_emptied_redis_had_is_not_missing_before_nodes_have_handed_in_what_they_told() {
+    let (node, redis, _proxy, mut ledger) = cut_off().await;
+    node.invite("EMPTIED", "team", 5).await;
+    let code = format!("{NS}/invites/by-code/EMPTIED");
+    eventually("the ledger has the invite", async || {
+        ledger.number("SELECT COUNT(*) FROM invites").await == 1
+    })
+    .await;
+    assert_eq!(node.get(&code).await.status, 200);
+    ledger.hold().await;
+    let told = redeem(&node, NS, "EMPTIED", "alice").await;
+    let held = reserve(&node, NS, "EMPTIED", "bob").await;
+    assert_eq!((told.status, held.status), (201, 201), "{} {}", told.text, held.text);
+    redis.run::<()>(&["FLUSHALL"]).await;
+    let path = format!("{NS}/redemptions/{}", id(&told));
+    let rolled_back = node.post(&format!("{path}/rollback"), &json!({"reason": "test"})).await;
+    for reply in [node.get(&path).await, rolled_back] {
+        assert_is(&reply, 503, "fenced");
+    }
+    for reply in look_for(&node, id(&held)).await {
+        assert_is(&reply, 503, "fenced");
+    }
+    ledger.let_go().await;
+    eventually("the partition is open again", async || {
+        node.get(&format!("{NS}/reservations/{}", id(&held))).await.status != 503
+    })
+    .await;
+    let found = node.get(&path).await;
+    assert_eq!((found.status, &found.body["user"]), (200, &json!("alice")), "{}", found.text);
+    // Nobody keeps what was held.
+    for reply in look_for(&node, id(&held)).await {
+        assert_is(&reply, 404, "reservation_not_found");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_confirmation_that_is_repeated_promises_what_the_repeat_asks_for() {
+    let (node, _redis, _proxy, mut ledger) = cut_off().await;
+    node.invite("LEVEL", "team", 5).await;
+    let held = reserve(&node, NS, "LEVEL", "alice").await;
+    let path = format!("{NS}/reservations/{}/confirm", id(&held));
+    ledger.hold().await;
+    let spent = node.post(&path, &json!({})).await;
+    assert_eq!((spent.status, &spent.body["durability"]), (201, &json!("gate")), "{}", spent.text);
+    let weak = node.post(&path, &json!({})).await;
+    assert_eq!((weak.status, &weak.body["durability"]), (200, &json!("gate")), "{}", weak.text);
+    let strong = json!({"durability": "ledger"});
+    let unknown = node.post(&path, &strong).await;
+    assert_is(&unknown, 503, "outcome_unknown");
+    assert_eq!(unknown.body["reached"], "gate");
+    ledger.let_go().await;
+    let known = until_some("the ledger has it", async || {
+        let reply = node.post(&path, &strong).await;
+        (reply.status != 503).then_some(reply)
+    })
+    .await;
+    assert_eq!((known.status, &known.body["durability"]), (200, &json!("ledger")));
+    assert_eq!(id(&known), id(&spent));
 }

@@ -86,7 +86,9 @@ fn a_tortured_deployment_breaks_no_law() {
     }
     // It proves nothing unless something was asked, and something struck.
     let count = |value: &Value| value.as_u64().unwrap();
-    assert!(count(&verdict["granted"]) > 0 && count(&verdict["refused"]) > 0, "{verdict}");
+    for what in ["granted", "refused", "held", "given_back"] {
+        assert!(count(&verdict[what]) > 0, "{what}: {verdict}");
+    }
     let kills =
         count(&verdict["faults"]["node killed"]) + count(&verdict["faults"]["Redis killed"]);
     assert!(kills > 0 && count(&verdict["faults"]["FLUSHALL"]) == 0, "{verdict}");

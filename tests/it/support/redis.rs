@@ -23,7 +23,7 @@ pub async fn keys_and_values(socket: &Path) -> String {
     let client = redis::Client::open(url).unwrap();
     let mut connection = client.get_multiplexed_async_connection().await.unwrap();
     let keys: Vec<String> = redis::cmd("KEYS").arg("*").query_async(&mut connection).await.unwrap();
-    let mut all = String::new();
+    let mut all = Vec::new();
     for key in keys {
         let kind: String = redis::cmd("TYPE").arg(&key).query_async(&mut connection).await.unwrap();
         let command = match kind.as_str() {
@@ -35,10 +35,9 @@ pub async fn keys_and_values(socket: &Path) -> String {
         let mut sent = redis::cmd(command[0]);
         sent.arg(&command[1..]);
         let value: redis::Value = sent.query_async(&mut connection).await.unwrap();
-        let text = text_of(&value);
-        all.push_str(&format!("{key}: {text}\n"));
+        all.push(format!("{key}: {}", text_of(&value)));
     }
-    all
+    all.join("\n")
 }
 
 fn text_of(value: &redis::Value) -> String {
