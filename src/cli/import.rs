@@ -13,6 +13,9 @@ use super::{
 };
 
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  redeemer import invites invites.csv
+  redeemer import members members.ndjson")]
 pub(super) struct Import {
     /// What
     #[arg(value_enum)]

@@ -13,6 +13,9 @@ use super::{
 use crate::client::encoded;
 
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  redeemer stats
+  redeemer stats --step day --from 2026-12-01T00:00:00Z")]
 pub(super) struct Stats {
     /// From when on, such as 2026-12-24T00:00:00Z; without it, 60 steps
     #[arg(long, value_name = "TIME")]
