@@ -15,7 +15,7 @@ use super::{
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   redeemer import invites invites.csv
-  redeemer import members members.ndjson     as often as you like: what is there already is left as it is")]
+  redeemer import members members.ndjson")]
 pub(super) struct Import {
     /// What
     #[arg(value_enum)]

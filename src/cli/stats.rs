@@ -15,7 +15,7 @@ use crate::client::encoded;
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   redeemer stats
-  redeemer stats --step hour --from 2026-11-01T00:00:00Z --output csv")]
+  redeemer stats --step day --from 2026-12-01T00:00:00Z")]
 pub(super) struct Stats {
     /// From when on, such as 2026-12-24T00:00:00Z; without it, 60 steps
     #[arg(long, value_name = "TIME")]

@@ -268,6 +268,10 @@ impl Server {
                 (id, event.position.cursor, event.kind().to_owned())
             })
             .collect();
+        // What nobody wants needs no note; but a long run of it is not to be read again after a restart.
+        if deliveries.is_empty() && events.len() < PAGE as usize {
+            return Ok(true);
+        }
         self.context.ledger.add_deliveries(&self.job, &deliveries, follower.position().cursor).await
     }
 
@@ -307,6 +311,7 @@ impl Server {
         let event = ledger.event(&webhook.namespace, delivery.event).await?;
         let called = match event.as_ref().map(self.context.render) {
             Some(Ok(body)) => {
+                let _turn = self.calls.acquire().await;
                 // In seconds, of this very attempt: receivers refuse what is old.
                 let now = crate::ids::now().as_ms() / 1000;
                 let signatures: Vec<_> =
@@ -321,7 +326,6 @@ impl Server {
                         headers.insert(name, value);
                     }
                 }
-                let _turn = self.calls.acquire().await;
                 outbound.post(&webhook.url, headers, body).await
             }
             Some(Err(error)) => Called::Failed(format!("the event can not be written: {error}")),

@@ -11,7 +11,14 @@ use crate::support::node::{Node, Reply, Settings, json_body, send};
 const BASE: &str = "/v1/namespaces/default";
 
 /// Those that a repeat does again, whatever the key: they change nothing that counts, and say so.
-const AGAIN: [&str; 3] = ["/validations", "/webhooks/{id}/rotate-secret", "/deliveries/{id}/retry"];
+const AGAIN: [&str; 5] = [
+    "/validations",
+    "/webhooks/{id}/rotate-secret",
+    "/deliveries/{id}/retry",
+    // Each line is known when it comes again.
+    "/import/invites",
+    "/import/members",
+];
 
 async fn node() -> Node {
     let env = vec![("REDEEMER_WEBHOOKS__ALLOW_PRIVATE", "true".to_owned())];
