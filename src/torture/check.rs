@@ -444,19 +444,22 @@ impl<'a> Case<'a> {
         if let Some((since, id)) = made.min_by_key(|(since, _)| *since) {
             for later in operations.iter().filter(|one| one.invoked > since) {
                 let at = seconds(later.returned);
-                match &later.told {
-                    told if told.is_refusal() => findings.push(format!(
+                // Who confirms a reservation is told by what that was spent, with whatever key.
+                let other = match &later.told {
+                    Told::Granted(grant) => Some(grant.id),
+                    Told::RolledBack(taken_back) => Some(taken_back.id),
+                    _ => None,
+                };
+                let other = other.filter(|other| *other != id && later.reservation.is_none());
+                if let Some(other) = other {
+                    findings.push(format!(
+                        "the key {key} of {user} had made {id}, and was told of {other} at {at}"
+                    ));
+                }
+                if later.told.is_refusal() {
+                    findings.push(format!(
                         "the key {key} of {user} was granted {id}, and refused at {at}"
-                    )),
-                    Told::Granted(grant) if grant.id != id && ids.len() < 2 => findings.push(format!(
-                        "the key {key} of {user} had made {id}, and was answered with {} at {at}",
-                        grant.id
-                    )),
-                    Told::RolledBack(taken_back) if taken_back.id != id => findings.push(format!(
-                        "the key {key} of {user} had made {id}, and was told at {at} that {} was taken back",
-                        taken_back.id
-                    )),
-                    _ => {}
+                    ));
                 }
             }
         }
