@@ -53,6 +53,7 @@ local action = ARGV[7]
 local settings = to_table(redis.call('HGETALL', KEYS[3]))
 local exists = settings.revision ~= nil
 if not exists and (action == 'patch' or action == 'archive') then return {'not_found'} end
+if not exists and ARGV[9] ~= '' then return {'precondition_failed', 0} end
 if exists then
   local unchanged = {'changed', now, redis.call('HGETALL', KEYS[3])}
   if action == 'ensure' or settings.last_change == ARGV[8] then return unchanged end

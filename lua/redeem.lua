@@ -35,7 +35,8 @@
 --             rate_limited (policy, retry after ms), too_many_attempts (policy, retry after ms), not_found, disabled,
 --             not_started (starts_at), expired (expires_at), user_not_allowed, email_domain_not_allowed,
 --             already_member (group, redemption), user_limit_reached, reservation_expired,
---             exhausted (when a held use may be free again), campaign_exhausted
+--             exhausted (when a held use may be free again), campaign_exhausted;
+--             invalid instead of those that tell of a code, where the namespace's error_detail is coarse
 --   rates     for each policy of the kind, once they were looked at, how far its budget is from full, in microseconds
 -- After a grant: uses and granted + 1, the member's fields, a line in an outbox entry, one's own reservation gone. After
 -- a refusal: nothing but rate limits. Reservations whose deadline has come are removed by the call that ignores them: were
@@ -71,6 +72,11 @@ local function record(...)
 end
 -- End of the head.
 local POLICIES, GUESS, BATCH_MAX = {'user', 'ip', 'code', 'namespace', 'guess'}, 5, 1024
+-- The reasons that tell of a code; all others tell of the user or of the request.
+local FOLDED = {
+  not_found = true, disabled = true, not_started = true, expired = true, user_not_allowed = true,
+  email_domain_not_allowed = true, exhausted = true, campaign_exhausted = true
+}
 -- Locals, for a global costs a look-up each time.
 local KEYS, ARGV, call, tonumber = KEYS, ARGV, redis.call, tonumber
 local now_us = now * 1000
@@ -125,8 +131,10 @@ local function rules_of(key)
   if not rules then
     local names = {'revision', 'membership', 'archived_at'}
     for i, policy in ipairs(POLICIES) do names[3 + i] = 'rate_' .. policy end
+    names[#names + 1] = 'error_detail'
     local values = read('HMGET', key, unpack(names))
     rules = {live = values[1] and not values[3], revision = values[1], membership = values[2], quotas = {}}
+    rules.coarse = values[#names] == 'coarse'
     for i in ipairs(POLICIES) do
       if values[3 + i] then
         local count, window = string.match(values[3 + i], '^(%d+)/(%d+)$')
@@ -246,6 +254,14 @@ local function holds_of(key)
     holds[key] = held
   end
   return held
+end
+
+-- What a code that can not be used costs, for one that nobody knows: a hash of some ten fields, a look at the member and
+-- one at what is held. Else the time would tell them apart.
+local function as_if_known(kind, rule, member)
+  to_table(read('HGETALL', kind.space.settings))
+  if member and rule ~= 'unlimited' then member_fields(member, rule, 'group:') end
+  holds_of(kind.held)
 end
 
 -- Until when this user holds a use, if one is live.
@@ -521,6 +537,7 @@ local function decide(a, k)
   if not rules.live then return {'refused', 'namespace_not_found', '', ''} end
   if rules.revision ~= kind.revision then return {'settings_changed'} end
   local invite = invite_of(kind.invite)
+  if rules.coarse and not invite then as_if_known(kind, rule, member) end
   local redeemed = invite and own_redemption(member, rule, invite)
   if redeemed then
     if mode == 'reserve' then return {'refused', 'already_member', redeemed.group, redeemed.id} end
@@ -555,9 +572,14 @@ local function decide(a, k)
 
   -- 4. to 6. The invite, the membership, the uses.
   local reason, detail, more = refusal_of_invite(kind, invite, user, is_named)
+  -- Where nothing is told of a code that can not be used, a member is not told of the membership by one that is used up.
+  if not reason and rules.coarse then
+    reason, detail, more = refusal_of_uses(kind, rule, invite, held, own, member, user)
+  end
   if not reason then reason, detail, more = refusal_of_membership(rule, invite, member) end
   if not reason and named and not is_named then reason = 'reservation_expired' end
   if not reason then reason, detail, more = refusal_of_uses(kind, rule, invite, held, own, member, user) end
+  if rules.coarse and FOLDED[reason] then reason, detail, more = 'invalid', nil, nil end
 
   -- 7. Nothing above changes a table that others read; nothing below refuses.
   local reply
@@ -570,7 +592,8 @@ local function decide(a, k)
   else
     reply = {'allowed'}
   end
-  return charge(quotas, policies, first, mode ~= 'validate', reason == 'not_found', reply)
+  local missed = reason == 'not_found' or reason == 'invalid'
+  return charge(quotas, policies, first, mode ~= 'validate', missed, reply)
 end
 
 -- All rate limits in one go. One that holds something else than text reads as absent, and gets mended by its next charge.

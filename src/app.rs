@@ -20,12 +20,15 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     audit::{self, Mend},
     config::{self, Config, LedgerPlace},
-    domain::{CodeCase, Durability, MembershipRule, Token},
+    domain::{CodeCase, Durability, ErrorDetail, MembershipRule, Token},
+    feed::Feed,
     gate::{Gate, GateOptions, put_namespace::Rules, server},
     http::{self, Keys, Readiness, ServeOptions, State},
-    jobs,
+    jobs::{self, webhooks::WebhookOptions},
     ledger::{Deployment, Ledger, PostgresOptions, SNAPSHOTS_MAX, SqliteOptions},
     local_server::{self, DataDir, LocalServer, LocalServerError},
+    outbound::Outbound,
+    outcomes::{self, Outcomes},
     recovery::claims,
     sync::{
         self, SyncOptions, chain,
@@ -63,6 +66,7 @@ pub struct App {
     deployment: Deployment,
     local_server: Option<LocalServer>,
     keys: Arc<Keys>,
+    outbound: Outbound,
     metrics: PrometheusHandle,
     readiness: watch::Sender<Readiness>,
 }
@@ -83,6 +87,8 @@ pub async fn build(config: Config) -> Result<App, StartError> {
     let (Some(listener), Some(metrics_listener)) = (listener, metrics_listener) else {
         return Err(StartError(problems));
     };
+    let outbound = Outbound::new(config.webhooks.timeout, config.webhooks.allow_private)
+        .map_err(|error| StartError::of(&error))?;
     let local_server = if config.is_embedded() {
         let data_dir = DataDir::lock(&config.data_dir).map_err(|error| StartError::of(&error))?;
         let started = LocalServer::start(data_dir, config.redis.server.as_deref()).await;
@@ -103,6 +109,7 @@ pub async fn build(config: Config) -> Result<App, StartError> {
             deployment,
             local_server,
             keys,
+            outbound,
         }),
         Err(error) => {
             if let Some(server) = local_server {
@@ -255,6 +262,7 @@ fn new_namespace(config: &Config) -> Rules {
         code_case: CodeCase::default(),
         code_check: false,
         durability: Durability::default(),
+        error_detail: ErrorDetail::default(),
         rate_user: limits.user,
         rate_ip: limits.ip,
         rate_code: limits.code,
@@ -305,7 +313,20 @@ impl App {
         let progress = Progress::new(deployment.partitions);
         let audits = Arc::new(Semaphore::new(1));
         let ordered = Arc::new(Notify::new());
+        let feed = Feed::new(ledger.clone(), progress.clone());
+        let outcomes = Arc::new(Outcomes::default());
+        let webhooks_changed = Arc::new(Notify::new());
+        let stop_front = CancellationToken::new();
         let state = State {
+            feed: feed.clone(),
+            streams: Arc::new(Semaphore::new(config.events.streams_max)),
+            stopping: stop_front.clone(),
+            webhooks: http::Webhooks {
+                outbound: self.outbound.clone(),
+                namespace_max: config.webhooks.namespace_max,
+                secret_overlap: config.webhooks.secret_overlap,
+                changed: webhooks_changed.clone(),
+            },
             ordered: ordered.clone(),
             progress: progress.clone(),
             audits: audits.clone(),
@@ -316,6 +337,9 @@ impl App {
             metrics: self.metrics.clone(),
             new_namespace: new_namespace(&config),
             body_bytes_max: config.http.body_bytes_max,
+            import_bytes_max: config.http.import_bytes_max,
+            outcomes: outcomes.clone(),
+            imports: Arc::new(Semaphore::new(IMPORTS_MAX)),
             request_timeout: config.http.request_timeout,
         };
         let serve_options = ServeOptions {
@@ -361,6 +385,24 @@ impl App {
             steal_leases: config.is_embedded(),
             ordered,
         };
+        let webhooks_context = jobs::webhooks::Context {
+            gate: gate.clone(),
+            ledger: ledger.clone(),
+            feed,
+            outbound: self.outbound,
+            render: http::message,
+            options: WebhookOptions {
+                attempts_max: config.webhooks.attempts_max,
+                retry_first: config.webhooks.retry_first,
+                failing_max: config.webhooks.failing_max,
+                keep: config.webhooks.keep,
+                calls_max: config.webhooks.calls_max,
+            },
+            owner: id.clone(),
+            lease_ttl: config.sync.lease_ttl,
+            steal_leases: config.is_embedded(),
+            changed: webhooks_changed,
+        };
         let watcher = readiness::Watcher {
             gate: gate.clone(),
             ledger: ledger.clone(),
@@ -369,7 +411,6 @@ impl App {
         };
 
         // Each stage stops only when the one before has ended.
-        let stop_front = CancellationToken::new();
         let stop_sync = CancellationToken::new();
         let stop_rest = CancellationToken::new();
         let mut front = Tasks::default();
@@ -378,6 +419,10 @@ impl App {
             http::serve(self.listener, state, serve_options, stop_front.clone()),
         );
         front.spawn("the jobs", infallible(jobs::run(jobs_context, stop_front.clone())));
+        front.spawn(
+            "the webhooks",
+            infallible(jobs::webhooks::run(webhooks_context, stop_front.clone())),
+        );
         let mut syncing = Tasks::default();
         syncing.spawn("the sync", infallible(sync::run(sync_context, stop_sync.clone())));
         let mut rest = Tasks::default();
@@ -387,6 +432,10 @@ impl App {
                 http::serve_metrics(listener, self.metrics.clone(), stop_rest.clone()),
             );
         }
+        let (every, keep) = (config.stats.flush, config.stats.keep);
+        let counting =
+            outcomes::run(outcomes, ledger.clone(), id.clone(), (every, keep), stop_rest.clone());
+        rest.spawn("the counts of outcomes", infallible(counting));
         rest.spawn("readiness", until(stop_rest.clone(), watcher.run()));
         rest.spawn("the recoveries", until(stop_rest.clone(), node.clone().attend()));
         rest.spawn(
@@ -443,6 +492,9 @@ impl App {
         ended.map_or(Ok(()), Err)
     }
 }
+
+/// Imports of a node at the same time: each keeps the gate busy for milliseconds at a stretch.
+const IMPORTS_MAX: usize = 2;
 
 /// What the watched server is called among the tasks.
 const EMBEDDED_REDIS: &str = "the embedded Redis";

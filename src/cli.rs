@@ -8,7 +8,9 @@ mod codes;
 mod config;
 mod dead_letters;
 mod demo;
+mod export;
 mod healthcheck;
+mod import;
 mod inspect;
 mod invite;
 mod key;
@@ -22,9 +24,11 @@ mod redemption;
 mod reservation;
 mod serve;
 mod shell;
+mod stats;
 mod status;
 mod torture;
 mod validate;
+mod webhook;
 
 use std::{collections::BTreeMap, path::PathBuf, process::ExitCode};
 
@@ -102,6 +106,12 @@ enum Command {
     /// Make codes in bulk, and download them
     #[command(subcommand)]
     Codes(codes::Command),
+    /// Download everything of a kind: as CSV, or with --output json as NDJSON
+    Export(export::Export),
+    /// Take over invites with spent uses, or members who joined elsewhere
+    Import(import::Import),
+    /// Show how requests ended over time, what is left, and how far the ledger is
+    Stats(stats::Stats),
     /// Spend one use of a code for a user
     Redeem(redeem::Redeem),
     /// Say what a redemption would be told, without one
@@ -120,6 +130,9 @@ enum Command {
     Member(member::Command),
     /// Show what Redis holds of a code or a user, with the redis-cli commands that show it
     Inspect(inspect::Inspect),
+    /// Have events sent to a URL, and see what became of them
+    #[command(subcommand)]
+    Webhook(webhook::Command),
     /// Make, list and revoke API keys
     #[command(subcommand)]
     Key(key::Command),
@@ -205,6 +218,9 @@ async fn execute(Cli { command, common }: Cli) -> anyhow::Result<ExitCode> {
         Command::Namespace(command) => command.run(&common).await?,
         Command::Invite(command) => command.run(&common).await?,
         Command::Codes(command) => return command.run(&common).await,
+        Command::Export(export) => return export.run(&common).await,
+        Command::Import(import) => return import.run(&common).await,
+        Command::Stats(stats) => return stats.run(&common).await,
         Command::Redeem(redeem) => redeem.run(&common).await?,
         Command::Validate(validate) => return validate.run(&common).await,
         Command::Redemption(command) => command.run(&common).await?,
@@ -212,6 +228,7 @@ async fn execute(Cli { command, common }: Cli) -> anyhow::Result<ExitCode> {
         Command::Campaign(command) => command.run(&common).await?,
         Command::Member(command) => command.run(&common).await?,
         Command::Inspect(inspect) => inspect.run(&common).await?,
+        Command::Webhook(command) => command.run(&common).await?,
         Command::Key(command) => command.run(&common).await?,
         Command::Status => return status::run(&common).await,
         Command::Rebuild(rebuild) => rebuild.run(&common).await?,
@@ -331,6 +348,20 @@ mod tests {
     #[test]
     fn the_command_line_is_sound() {
         Cli::command().debug_assert();
+        // Or one would silently be taken for the other.
+        let command = Cli::command();
+        let of_all: Vec<_> = command.get_arguments().map(|one| one.get_id().clone()).collect();
+        let mut open: Vec<_> = command.get_subcommands().collect();
+        while let Some(command) = open.pop() {
+            open.extend(command.get_subcommands());
+            let mut own = command.get_arguments().map(clap::Arg::get_id);
+            let name = command.get_name();
+            assert_eq!(
+                own.find(|id| of_all.contains(id)),
+                None,
+                "{name} takes it in another sense"
+            );
+        }
     }
 
     #[test]

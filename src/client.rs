@@ -232,12 +232,38 @@ impl Client {
     pub async fn download<E: From<ClientError>>(
         &self,
         path: &str,
-        mut take: impl FnMut(&[u8]) -> Result<(), E>,
+        take: impl FnMut(&[u8]) -> Result<(), E>,
     ) -> Result<(), E> {
         let url = format!("{}{path}", self.url);
+        let request = self.http.get(&url);
+        self.stream(url, request, take).await
+    }
+
+    /// Uploads a file to a path, and takes the answer piece by piece, also while it is still being sent.
+    ///
+    /// # Errors
+    /// [`ClientError`], also when the service cuts the answer short.
+    pub async fn upload<E: From<ClientError>>(
+        &self,
+        path: &str,
+        media_type: &str,
+        file: tokio::fs::File,
+        take: impl FnMut(&[u8]) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let url = format!("{}{path}", self.url);
+        let request = self.http.post(&url).header(header::CONTENT_TYPE, media_type).body(file);
+        self.stream(url, request, take).await
+    }
+
+    async fn stream<E: From<ClientError>>(
+        &self,
+        url: String,
+        request: reqwest::RequestBuilder,
+        mut take: impl FnMut(&[u8]) -> Result<(), E>,
+    ) -> Result<(), E> {
         let transport = |cause| ClientError::Transport { url: url.clone(), cause };
-        let request = self.http.get(&url).bearer_auth(self.key.expose_secret());
-        let mut response = request.timeout(DOWNLOAD_TIMEOUT).send().await.map_err(transport)?;
+        let request = request.bearer_auth(self.key.expose_secret()).timeout(DOWNLOAD_TIMEOUT);
+        let mut response = request.send().await.map_err(transport)?;
         let status = response.status();
         if !status.is_success() {
             let text = response.text().await.map_err(transport)?;

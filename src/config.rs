@@ -35,6 +35,9 @@ pub struct Config {
     pub sync: Sync,
     pub auth: Auth,
     pub rate_limit: RateLimit,
+    pub stats: Stats,
+    pub events: Events,
+    pub webhooks: Webhooks,
     pub log: Log,
     /// Each setting as text, secrets masked, with where it came from.
     pub settings: Vec<Setting>,
@@ -45,6 +48,7 @@ pub struct Config {
 pub struct Http {
     pub bind: SocketAddr,
     pub body_bytes_max: usize,
+    pub import_bytes_max: u64,
     pub request_timeout: Duration,
     pub keep_alive: Duration,
     pub connections_max: usize,
@@ -132,6 +136,33 @@ pub struct RateLimit {
     pub guess: Option<Quota>,
 }
 
+#[derive(Debug, Clone, Copy)]
+#[expect(missing_docs, reason = "config/default.toml says what each is")]
+pub struct Stats {
+    pub flush: Duration,
+    pub keep: Duration,
+}
+
+#[derive(Debug, Clone, Copy)]
+#[expect(missing_docs, reason = "config/default.toml says what each is")]
+pub struct Events {
+    pub streams_max: usize,
+}
+
+#[derive(Debug, Clone, Copy)]
+#[expect(missing_docs, reason = "config/default.toml says what each is")]
+pub struct Webhooks {
+    pub allow_private: bool,
+    pub namespace_max: u32,
+    pub calls_max: usize,
+    pub timeout: Duration,
+    pub attempts_max: u32,
+    pub retry_first: Duration,
+    pub failing_max: Duration,
+    pub secret_overlap: Duration,
+    pub keep: Duration,
+}
+
 #[derive(Debug, Clone)]
 #[expect(missing_docs, reason = "config/default.toml says what each is")]
 pub struct Log {
@@ -189,6 +220,9 @@ impl Config {
         let sync = Sync::read(read);
         let auth = Auth::read(read);
         let rate_limit = RateLimit::read(read);
+        let stats = Stats::read(read);
+        let events = Events::read(read);
+        let webhooks = Webhooks::read(read);
         let log = Log::read(read);
         if let (Some(http), Some(gate)) = (&http, &gate) {
             read.cross_check(http, gate);
@@ -205,6 +239,9 @@ impl Config {
             sync: sync?,
             auth: auth?,
             rate_limit: rate_limit?,
+            stats: stats?,
+            events: events?,
+            webhooks: webhooks?,
             log: log?,
             settings: read.layers.settings(),
         })
@@ -215,6 +252,7 @@ impl Http {
     fn read(read: &mut Read) -> Option<Self> {
         let bind = read.address("http.bind");
         let body_bytes_max = read.number("http.body_bytes_max", 256..=1_048_576);
+        let import_bytes_max = read.number("http.import_bytes_max", 1024..=1_099_511_627_776);
         let request_timeout = read.millis("http.request_timeout_ms", 100..=60_000);
         let keep_alive = read.number("http.keep_alive_seconds", 1..=3600).map(Duration::from_secs);
         let connections_max = read.number("http.connections_max", 1..=1_000_000);
@@ -228,6 +266,7 @@ impl Http {
         Some(Self {
             bind: bind?,
             body_bytes_max: body_bytes_max?,
+            import_bytes_max: import_bytes_max?,
             request_timeout: request_timeout?,
             keep_alive: keep_alive?,
             connections_max: connections_max?,
@@ -380,6 +419,47 @@ impl RateLimit {
             Self { user: user?, ip: ip?, code: code?, namespace: namespace?, guess: guess? };
         let off = Self { user: None, ip: None, code: None, namespace: None, guess: None };
         Some(if enabled? { limits } else { off })
+    }
+}
+
+impl Stats {
+    fn read(read: &mut Read) -> Option<Self> {
+        let flush = read.millis("stats.flush_ms", 10..=60_000);
+        let keep = read.number("stats.keep_seconds", 3600..=315_360_000).map(Duration::from_secs);
+        Some(Self { flush: flush?, keep: keep? })
+    }
+}
+
+impl Events {
+    fn read(read: &mut Read) -> Option<Self> {
+        Some(Self { streams_max: read.number("events.streams_max", 0..=10_000)? })
+    }
+}
+
+impl Webhooks {
+    fn read(read: &mut Read) -> Option<Self> {
+        let allow_private = read
+            .parsed("webhooks.allow_private", |text| text.parse().map_err(|_| "use true or false"));
+        let namespace_max = read.number("webhooks.namespace_max", 0..=1000);
+        let calls_max = read.number("webhooks.calls_max", 1..=1000);
+        let timeout = read.millis("webhooks.timeout_ms", 100..=60_000);
+        let attempts_max = read.number("webhooks.attempts_max", 1..=20);
+        let retry_first = read.millis("webhooks.retry_first_ms", 10..=3_600_000);
+        let mut seconds = |key, range| read.number(key, range).map(Duration::from_secs);
+        let failing_max = seconds("webhooks.failing_max_seconds", 1..=31_536_000);
+        let secret_overlap = seconds("webhooks.secret_overlap_seconds", 0..=2_592_000);
+        let keep = seconds("webhooks.keep_seconds", 3600..=31_536_000);
+        Some(Self {
+            allow_private: allow_private?,
+            namespace_max: namespace_max?,
+            calls_max: calls_max?,
+            timeout: timeout?,
+            attempts_max: attempts_max?,
+            retry_first: retry_first?,
+            failing_max: failing_max?,
+            secret_overlap: secret_overlap?,
+            keep: keep?,
+        })
     }
 }
 

@@ -10,8 +10,11 @@ mod batches;
 mod body;
 mod campaigns;
 mod consistency;
+mod events;
+mod export;
 mod guard;
 mod health;
+mod import;
 mod invites;
 mod keys;
 mod manual;
@@ -23,9 +26,13 @@ pub mod problem;
 mod redemptions;
 mod reservations;
 mod scope;
+mod stats;
+mod users;
 mod validations;
+mod webhooks;
 
 pub use auth::Keys;
+pub use events::message;
 pub use health::{Check, Readiness};
 
 use std::{io, net::TcpListener, rc::Rc, sync::Arc, time::Duration};
@@ -45,8 +52,11 @@ use tokio_util::sync::CancellationToken;
 use self::openapi::Operation;
 use crate::{
     domain::Role,
+    feed::Feed,
     gate::{Gate, put_namespace::Rules},
     ledger::Ledger,
+    outbound::Outbound,
+    outcomes::Outcomes,
     sync::progress::Progress,
 };
 
@@ -63,6 +73,14 @@ pub struct State {
     pub audits: Arc<Semaphore>,
     /// Rung when a batch is ordered.
     pub ordered: Arc<Notify>,
+    /// What happens.
+    pub feed: Feed,
+    /// Turns to be sent events.
+    pub streams: Arc<Semaphore>,
+    /// Answers that go on for ever end with this.
+    pub stopping: CancellationToken,
+    /// Webhooks.
+    pub webhooks: Webhooks,
     /// Who may ask.
     pub keys: Arc<Keys>,
     /// Whether this node should be sent requests.
@@ -73,8 +91,27 @@ pub struct State {
     pub new_namespace: Rules,
     /// Longest request body, in bytes.
     pub body_bytes_max: usize,
+    /// Longest body of an import, in bytes.
+    pub import_bytes_max: u64,
+    /// How requests ended.
+    pub outcomes: Arc<Outcomes>,
+    /// Turns to import.
+    pub imports: Arc<Semaphore>,
     /// How long a body may take to arrive, and an answer to be reached; what is stuck otherwise gets twice as long.
     pub request_timeout: Duration,
+}
+
+/// What webhooks need.
+#[derive(Clone)]
+pub struct Webhooks {
+    /// Says who may be called.
+    pub outbound: Outbound,
+    /// Most of a namespace.
+    pub namespace_max: u32,
+    /// How long an old secret signs too.
+    pub secret_overlap: Duration,
+    /// Rung when there is something new to do.
+    pub changed: Arc<Notify>,
 }
 
 /// How to listen.
@@ -107,6 +144,7 @@ pub(crate) struct Endpoint {
 
 const NS: &str = "/v1/namespaces/{ns}";
 const CODES: &str = "/v1/namespaces/{ns}/batches/{id}/codes";
+const EVENTS: &str = "/v1/namespaces/{ns}/events";
 const REDEMPTIONS: &str = "/v1/namespaces/{ns}/redemptions";
 const RESERVATIONS: &str = "/v1/namespaces/{ns}/reservations";
 const CONFIRM: &str = "/v1/namespaces/{ns}/reservations/{id}/confirm";
@@ -116,7 +154,9 @@ const DOCS_FILE: &str = "/docs/{file}";
 impl Endpoint {
     /// Whether it answers in JSON.
     fn is_json(&self) -> bool {
-        !["/metrics", CODES, DOCS, DOCS_FILE].contains(&self.path)
+        !["/metrics", CODES, EVENTS, DOCS, DOCS_FILE].contains(&self.path)
+            && !self.path.contains("/export/")
+            && !self.path.contains("/import/")
     }
 }
 
@@ -184,9 +224,25 @@ pub(crate) static ENDPOINTS: &[Endpoint] = &[
     endpoint!(GET "/v1/namespaces/{ns}/members/{user}/{group}", Some(Role::Read), members::show_one),
     endpoint!(PUT "/v1/namespaces/{ns}/members/{user}/{group}", Some(Role::Manage), members::join),
     endpoint!(DELETE "/v1/namespaces/{ns}/members/{user}/{group}", Some(Role::Manage), members::leave),
+    endpoint!(DELETE "/v1/namespaces/{ns}/users/{user}", Some(Role::Manage), users::erase),
     endpoint!(GET "/v1/namespaces/{ns}/consistency", Some(Role::Manage), consistency::show),
     endpoint!(GET "/v1/namespaces/{ns}/audit", Some(Role::Manage), audit_log::list),
     endpoint!(GET "/v1/audit", Some(Role::Admin), audit_log::list_all),
+    endpoint!(GET "/v1/namespaces/{ns}/export/redemptions", Some(Role::Read), export::redemptions),
+    endpoint!(GET "/v1/namespaces/{ns}/export/invites", Some(Role::Read), export::invites),
+    endpoint!(GET "/v1/namespaces/{ns}/export/members", Some(Role::Read), export::members),
+    endpoint!(POST "/v1/namespaces/{ns}/import/invites", Some(Role::Manage), import::invites),
+    endpoint!(POST "/v1/namespaces/{ns}/import/members", Some(Role::Manage), import::members),
+    endpoint!(GET "/v1/namespaces/{ns}/stats", Some(Role::Read), stats::show),
+    endpoint!(GET EVENTS, Some(Role::Read), events::stream),
+    endpoint!(POST "/v1/namespaces/{ns}/webhooks", Some(Role::Manage), webhooks::create),
+    endpoint!(GET "/v1/namespaces/{ns}/webhooks", Some(Role::Manage), webhooks::list),
+    endpoint!(GET "/v1/namespaces/{ns}/webhooks/{id}", Some(Role::Manage), webhooks::show),
+    endpoint!(PATCH "/v1/namespaces/{ns}/webhooks/{id}", Some(Role::Manage), webhooks::change),
+    endpoint!(DELETE "/v1/namespaces/{ns}/webhooks/{id}", Some(Role::Manage), webhooks::delete),
+    endpoint!(POST "/v1/namespaces/{ns}/webhooks/{id}/rotate-secret", Some(Role::Manage), webhooks::rotate_secret),
+    endpoint!(GET "/v1/namespaces/{ns}/webhooks/{id}/deliveries", Some(Role::Manage), webhooks::deliveries),
+    endpoint!(POST "/v1/namespaces/{ns}/deliveries/{id}/retry", Some(Role::Manage), webhooks::retry),
     endpoint!(GET "/v1/namespaces", Some(Role::Read), namespaces::list),
     endpoint!(PUT NS, Some(Role::Admin), namespaces::put),
     endpoint!(GET NS, Some(Role::Read), namespaces::show),

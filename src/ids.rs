@@ -6,7 +6,10 @@ use jiff::Timestamp;
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
-use crate::domain::{BatchId, InviteId, Millis, Namespace, RedemptionId, RequestId, Token};
+use crate::domain::{
+    BatchId, Cursor, DeliveryId, InviteId, Millis, Namespace, RedemptionId, RequestId, Token,
+    UserId, WebhookId, command::ImportedInvite, webhook,
+};
 
 /// A UUID v7 (RFC 9562 §5.7). Its random part comes from this thread's generator: asking the kernel for each would cost
 /// every request some system calls.
@@ -14,6 +17,12 @@ use crate::domain::{BatchId, InviteId, Millis, Namespace, RedemptionId, RequestI
 pub fn unique() -> Uuid {
     let now = u64::try_from(now().as_ms()).unwrap_or_default();
     uuid::Builder::from_unix_timestamp_millis(now, &rand::random()).into_uuid()
+}
+
+/// A UUID v4 (RFC 9562 §5.4): all random, so that not even the time can be read from it.
+#[must_use]
+pub fn random() -> Uuid {
+    uuid::Builder::from_random_bytes(rand::random()).into_uuid()
 }
 
 /// An id for a new redemption.
@@ -45,11 +54,61 @@ pub fn batch(namespace: &Namespace, caller: &str, request: Option<&RequestId>) -
     }))
 }
 
+/// An id for a new webhook, in the same way.
+#[must_use]
+pub fn webhook(namespace: &Namespace, caller: &str, request: Option<&RequestId>) -> WebhookId {
+    WebhookId(request.map_or_else(unique, |request| {
+        following_from(&["webhook", namespace.as_str(), caller, request.as_str()])
+    }))
+}
+
+/// The id of an event's delivery to a webhook: whoever makes it again makes the same one.
+#[must_use]
+pub fn delivery(webhook: WebhookId, event: Cursor) -> DeliveryId {
+    DeliveryId(following_from(&["delivery", &webhook.to_string(), &event.to_string()]))
+}
+
+/// A random number from 0 to 1.
+#[must_use]
+pub fn fraction() -> f64 {
+    rand::random()
+}
+
 /// A UUID v8 (RFC 9562 §5.8) that the same parts always give.
 fn following_from(parts: &[&str]) -> Uuid {
     let mut bytes = [0; 16];
     bytes.copy_from_slice(&digest(parts)[..16]);
     uuid::Builder::from_custom_bytes(bytes).into_uuid()
+}
+
+/// The id of an invite that was made elsewhere: it follows from all that the invite is, so that the same one is known
+/// when it comes again.
+#[must_use]
+pub fn imported_invite(namespace: &Namespace, invite: &ImportedInvite) -> InviteId {
+    let number = |number: Option<u64>| number.map_or_else(String::new, |number| number.to_string());
+    let time = |time: Option<Millis>| time.map_or_else(String::new, |time| time.to_string());
+    let domains: Vec<_> = invite.email_domains.iter().map(ToString::to_string).collect();
+    InviteId(following_from(&[
+        "import",
+        namespace.as_str(),
+        invite.code.as_str(),
+        invite.group.as_str(),
+        &number(invite.max_uses),
+        &number(invite.max_uses_per_user),
+        &invite.uses.to_string(),
+        &time(invite.starts_at),
+        &time(invite.expires_at),
+        if invite.disabled { "disabled" } else { "" },
+        invite.user.as_ref().map(UserId::as_str).unwrap_or_default(),
+        &domains.join(","),
+        invite.metadata.as_deref().unwrap_or_default(),
+    ]))
+}
+
+/// A new secret of a webhook: nobody can guess it.
+#[must_use]
+pub fn webhook_secret() -> webhook::Secret {
+    webhook::Secret::new(rand::random())
 }
 
 /// What the codes of a batch follow from: nobody can guess it.

@@ -1,9 +1,10 @@
-//! What a node does by itself, without being asked for each step: so far, the codes of [batches].
+//! What a node does by itself, without being asked for each step: the codes of [batches], the deliveries of [webhooks].
 //!
 //! A job is a row of the ledger. The node that works at it holds its lease; when the node dies, another one goes on where
 //! the row says.
 
 pub mod batches;
+pub mod webhooks;
 
 use std::{sync::Arc, time::Duration};
 

@@ -5,7 +5,7 @@
 //! * `claims` are what nodes had told somebody when Redis lost it.
 //! * `partitions` holds what each partition is open on, and the leases of those who look after them.
 //! * `snapshot` reads a partition whole, for a rebuild; `read` answers the API; `keys` are the API keys,
-//!   `batches` what is made in bulk.
+//!   `batches` what is made in bulk, `webhooks` who is told; `events` reads what happened.
 //! * `backup` copies it, in SQLite.
 //! * `sqlite` and `postgres` open it; everything else is written once, for both (`sql`).
 
@@ -16,8 +16,10 @@ mod batches;
 mod claims;
 mod columns;
 mod dead_letters;
+mod events;
 mod keys;
 mod laws;
+mod outcomes;
 mod partitions;
 mod postgres;
 mod read;
@@ -26,6 +28,7 @@ mod snapshot;
 mod sql;
 mod sqlite;
 mod take;
+mod webhooks;
 
 pub use append::Appended;
 pub use audit_log::{AuditFilter, AuditLine, AuditPage, AuditPlace, By};
@@ -33,8 +36,10 @@ pub use backup::{Contents, PartitionAt, contents};
 pub use batches::{BatchEnd, BatchJob};
 pub use claims::{Claim, Claimed, WaitingClaim};
 pub use dead_letters::DeadLetter;
+pub use events::EventPage;
 pub use keys::KeysVersion;
 pub use laws::Breach;
+pub use outcomes::InviteTotals;
 pub use partitions::{Deployment, Lease, LeaseLost, Opened, PartitionRow, PartitionState, Rebuild};
 pub use postgres::PostgresOptions;
 pub use read::{
@@ -44,6 +49,7 @@ pub use read::{
 pub use snapshot::{Page, Snapshot};
 pub use sqlite::SqliteOptions;
 pub use take::TakenRows;
+pub use webhooks::{Attempt, NewWebhook, WebhookJob, WebhookPatch};
 
 use sqlx::migrate::MigrateError;
 

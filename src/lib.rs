@@ -12,7 +12,7 @@
 //! 3. [`ledger`]: SQL, which remembers, and decides nothing either.
 //! 4. [`sync`]: what carries the outbox across. [`recovery`]: from whatever Redis has to a partition that serves.
 //!    [`audit`]: whether both sides agree. [`backup`]: a copy of the ledger, and the way back.
-//!    [`jobs`]: what nodes do by themselves.
+//!    [`feed`]: what happens, for those who follow it. [`jobs`]: what nodes do by themselves.
 //! 5. [`http`]: the API. [`app`]: what wires and starts all of it, and stops it from the outside in.
 //! 6. [`config`], [`local_server`], [`ids`], [`client`], [`cli`].
 //! 7. [`torture`]: whether all of it holds while everything is killed.
@@ -28,12 +28,15 @@ pub mod cli;
 pub mod client;
 pub mod config;
 pub mod domain;
+pub mod feed;
 pub mod gate;
 pub mod http;
 pub mod ids;
 pub mod jobs;
 pub mod ledger;
 pub mod local_server;
+pub mod outbound;
+pub mod outcomes;
 pub mod recovery;
 pub mod sync;
 pub mod torture;

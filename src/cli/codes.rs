@@ -237,6 +237,6 @@ async fn download(client: &Client, path: &str, file: Option<PathBuf>) -> anyhow:
     writer.flush().with_context(cannot)
 }
 
-fn is_broken_pipe(error: &anyhow::Error) -> bool {
+pub(super) fn is_broken_pipe(error: &anyhow::Error) -> bool {
     error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
 }

@@ -1,4 +1,4 @@
-//! `redeemer member add|remove|list|show`
+//! `redeemer member add|remove|list|show|erase`
 
 use clap::{Args, Subcommand};
 use reqwest::Method;
@@ -16,7 +16,8 @@ use crate::client::encoded;
   redeemer member add alice team
   redeemer member list --group team --output csv
   redeemer member show alice
-  redeemer member remove alice team")]
+  redeemer member remove alice team
+  redeemer member erase alice")]
 pub(super) enum Command {
     /// Let a user join a group without a code, under the namespace's rule
     Add {
@@ -34,6 +35,11 @@ pub(super) enum Command {
     },
     /// List memberships, as far as the ledger is
     List(List),
+    /// Forget a person: another name, which says nothing, stands in the place of the user id everywhere
+    Erase {
+        /// Your id for the person
+        user: String,
+    },
     /// Show the memberships of a user as the gate has them
     Show {
         /// Your id for the person
@@ -73,6 +79,11 @@ impl Command {
                 let left = group.as_deref().unwrap_or("all groups");
                 let sentence = format!("{user} has left {left}.");
                 common.output.done(&json!({"user": user, "left": group}), &sentence)
+            }
+            Self::Erase { user } => {
+                let path = common.path(&format!("/users/{}", encoded(&user)));
+                let erased = client.ask(Method::DELETE, &path, None).await?;
+                common.output.one(&[("ALIAS", "alias")], &erased)
             }
             Self::List(List { user, group, limit }) => {
                 let query = query(&[("user", user), ("group", group)]);

@@ -28,6 +28,8 @@ pub struct Entry {
 pub enum InviteAction {
     /// It was made.
     Created,
+    /// It was made elsewhere and taken over.
+    Imported,
     /// Its limit, window, restrictions, metadata or switch was changed.
     Changed,
 }
@@ -93,6 +95,15 @@ pub enum Change {
         /// The invite's campaign.
         campaign: Option<CampaignName>,
     },
+    /// A user was forgotten: another name stands in the place of the id, everywhere.
+    Erased {
+        /// Who it was.
+        user: UserId,
+        /// What stands there now.
+        alias: UserId,
+        /// The invites that were bound to the user.
+        invites: Vec<InviteId>,
+    },
     /// A campaign was made or changed; this is its row now.
     Campaign(Campaign),
     /// A user joined another way.
@@ -103,6 +114,8 @@ pub enum Change {
         group: Group,
         /// The rule under which the user joined.
         rule: MembershipRule,
+        /// Since when.
+        since: Millis,
     },
     /// A user left; the use stays spent.
     Left {

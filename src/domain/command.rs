@@ -5,9 +5,9 @@ use std::net::IpAddr;
 use uuid::Uuid;
 
 use super::{
-    BatchId, CampaignName, Code, CodeCase, Cursor, Durability, EmailDomain, Group, InviteId,
-    Member, MembershipRule, Millis, Namespace, Quota, Redemption, RedemptionId, RequestId,
-    Reservation, Settings, UserId, campaign, invite,
+    BatchId, CampaignName, Code, CodeCase, Cursor, Durability, EmailDomain, ErrorDetail, Group,
+    InviteId, Member, MembershipRule, Millis, Namespace, Quota, Redemption, RedemptionId,
+    RequestId, Reservation, Settings, UserId, campaign, invite,
 };
 
 /// What is wanted of a request.
@@ -151,6 +151,94 @@ pub enum BatchCreated {
     CampaignNotFound,
     /// The namespace does not exist or was archived.
     NamespaceNotFound,
+}
+
+/// Invites that were made elsewhere.
+#[derive(Debug, Clone)]
+pub struct ImportInvites {
+    /// Where to.
+    pub namespace: Namespace,
+    /// The invites.
+    pub invites: Vec<ImportedInvite>,
+    /// Who does it: the id of an API key.
+    pub actor: String,
+}
+
+/// An invite that was made elsewhere.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the fields are those of Invite")]
+pub struct ImportedInvite {
+    /// It follows from all the rest, so that the same invite again makes nothing new.
+    pub id: InviteId,
+    pub code: Code,
+    pub group: Group,
+    pub max_uses: Option<u64>,
+    pub max_uses_per_user: Option<u64>,
+    /// How many were spent elsewhere: at most `max_uses`.
+    pub uses: u64,
+    pub starts_at: Option<Millis>,
+    pub expires_at: Option<Millis>,
+    pub disabled: bool,
+    pub user: Option<UserId>,
+    pub email_domains: Vec<EmailDomain>,
+    pub metadata: Option<String>,
+}
+
+/// What was decided.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Imported<T> {
+    /// Each line has its answer.
+    Done {
+        /// In the order of the lines.
+        told: Vec<T>,
+        /// The place of the last change of the partition: once the ledger is there, it has them.
+        cursor: Cursor,
+    },
+    /// The outbox is full.
+    Overloaded,
+    /// The namespace does not exist or was archived.
+    NamespaceNotFound,
+}
+
+/// What became of an invite that was made elsewhere.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum InviteImport {
+    /// It stands.
+    Imported,
+    /// It has stood since an earlier import.
+    Unchanged,
+    /// Another invite has its code.
+    CodeTaken {
+        /// Which.
+        by: InviteId,
+    },
+}
+
+/// Members who joined elsewhere.
+#[derive(Debug, Clone)]
+pub struct ImportMembers {
+    /// Where to.
+    pub namespace: Namespace,
+    /// Who, what, and since when; nothing means since now.
+    pub members: Vec<(UserId, Group, Option<Millis>)>,
+    /// Who does it: the id of an API key.
+    pub actor: String,
+}
+
+/// What became of a member who joined elsewhere.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum MemberImport {
+    /// The user is a member.
+    Imported,
+    /// The user has been one since an earlier import, or joined at that very moment.
+    Unchanged,
+    /// The rule allows no more, or the user came into the group otherwise.
+    AlreadyMember {
+        /// The group that the user is in.
+        group: Group,
+        /// By which redemption, if by one.
+        redemption: Option<RedemptionId>,
+    },
 }
 
 /// What to change; an outer `None` leaves a field as it is, an inner one removes it.
@@ -348,6 +436,33 @@ pub enum CampaignPut {
     NamespaceNotFound,
 }
 
+/// The user to forget.
+#[derive(Debug, Clone)]
+pub struct EraseUser {
+    /// Where.
+    pub namespace: Namespace,
+    /// Who.
+    pub user: UserId,
+    /// What is put in the user's place: nobody's id.
+    pub alias: UserId,
+    /// The invites that are bound to the user.
+    pub invites: Vec<(InviteId, Code)>,
+    /// Who does it: the id of an API key.
+    pub actor: String,
+}
+
+/// What was decided.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Erased {
+    /// Nothing has the user's id any more, once the ledger has come to this place.
+    Erased {
+        /// The last change of the partition.
+        cursor: Cursor,
+    },
+    /// The namespace does not exist.
+    NamespaceNotFound,
+}
+
 /// The membership to make. The namespace's rule holds as it does for redemptions.
 #[derive(Debug, Clone)]
 pub struct Join {
@@ -439,6 +554,7 @@ pub struct Rules {
     pub code_case: CodeCase,
     pub code_check: bool,
     pub durability: Durability,
+    pub error_detail: ErrorDetail,
     pub rate_user: Option<Quota>,
     pub rate_ip: Option<Quota>,
     pub rate_code: Option<Quota>,
@@ -451,6 +567,7 @@ pub struct Rules {
 #[expect(missing_docs, reason = "the fields are those of Settings")]
 pub struct RulesPatch {
     pub durability: Option<Durability>,
+    pub error_detail: Option<ErrorDetail>,
     pub rate_user: Option<Option<Quota>>,
     pub rate_ip: Option<Option<Quota>>,
     pub rate_code: Option<Option<Quota>>,

@@ -64,6 +64,16 @@ uuid_type! {
 }
 
 uuid_type! {
+    /// A webhook's id: a UUID.
+    WebhookId, "a webhook id"
+}
+
+uuid_type! {
+    /// A delivery's id: a UUID that follows from webhook and event, so that whoever sends it again sends the same one.
+    DeliveryId, "a delivery id"
+}
+
+uuid_type! {
     /// A reservation's id: a UUID v8 (RFC 9562 §5.8) that follows from what is held for whom until when. A user holds at
     /// most one use of an invite, so that is enough to tell any two apart, and Redis need not keep the id.
     ReservationId, "a reservation id"

@@ -34,6 +34,8 @@ pub struct Invite {
     pub campaign: Option<CampaignName>,
     /// How many are spent.
     pub uses: u64,
+    /// How many of them were spent elsewhere, before it was imported: they have no redemptions here.
+    pub imported: u64,
     /// How many were ever granted: the ordinal of the latest redemption, which never goes back.
     pub granted: u64,
     /// Before this moment nobody may redeem.

@@ -8,12 +8,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
-    Answer, Campaign, CampaignName, Code, Cursor, Group, Invite, InviteId, Member, MembershipRule,
-    Millis, Namespace, Outcome, Partition, Policy, Position, Quota, RateStatus, Redemption,
-    RedemptionId, Refusal, Reservation, Settings, UserId, campaign,
+    Answer, Campaign, CampaignName, Code, Cursor, ErrorDetail, Group, Invite, InviteId, Member,
+    MembershipRule, Millis, Namespace, Outcome, Partition, Policy, Position, Quota, RateStatus,
+    Redemption, RedemptionId, Refusal, Reservation, Settings, UserId, campaign,
     command::{
         Action, BatchCreated, CampaignPut, ChangeInvite, Changed, CreateBatch, CreateInvite,
-        Created, DeleteInvite, Deleted, InvitePatch, Join, Joined, Leave, Left, Mode, NamespacePut,
+        Created, DeleteInvite, Deleted, EraseUser, Erased, ImportInvites, ImportMembers, Imported,
+        InviteImport, InvitePatch, Join, Joined, Leave, Left, MemberImport, Mode, NamespacePut,
         PutCampaign, PutNamespace, Redeem, Release, ReleaseAnswer, Rollback, RollbackAnswer, Rules,
         RulesPatch,
     },
@@ -90,6 +91,17 @@ impl User {
             redemption.invite == invite && undone.is_none()
         };
         self.requests.values().filter(holds).count() as u64
+    }
+
+    fn rename(&mut self, to: &UserId) {
+        let memberships = self.groups.values_mut().filter_map(|membership| match membership {
+            Membership::Redeemed(redemption) => Some(redemption),
+            Membership::Joined(_) => None,
+        });
+        let answers = self.requests.values_mut().map(|(redemption, _)| redemption);
+        for redemption in memberships.chain(self.invites.values_mut()).chain(answers) {
+            redemption.user = to.clone();
+        }
     }
 
     /// A redemption ceases to hold, and the membership ends if it was this redemption's. Where each invite counts by
@@ -234,17 +246,21 @@ impl Model {
             return refused(refusal, rates);
         }
 
-        // 4. to 6. The invite, the membership, the uses.
+        // 4. to 6. The invite, the membership, the uses. Where nothing is told of a code that can not be used, a member
+        // is not told of the membership by one that is used up.
+        let is_coarse = space.settings.error_detail == ErrorDetail::Coarse;
         let refusal = match &invite {
             None => Some(Refusal::NotFound),
             Some(invite) => refusal_of_invite(request, invite, is_named, now)
+                .or_else(|| is_coarse.then(|| space.refusal_of_uses(request, own, now)).flatten())
                 .or_else(|| refusal_of_membership(rule, user.as_ref(), &invite.group))
                 .or_else(|| (named.is_some() && !is_named).then_some(Refusal::ReservationExpired))
                 .or_else(|| space.refusal_of_uses(request, own, now)),
         };
+        let refusal = refusal.map(|refusal| if is_coarse { folded(refusal) } else { refusal });
 
         // 7. Whoever passed the limits is charged; a miss also charges the guessing budget.
-        let missed = refusal == Some(Refusal::NotFound);
+        let missed = matches!(refusal, Some(Refusal::NotFound | Refusal::Invalid));
         for budget in &budgets {
             if if budget.policy == Policy::Guess { missed } else { binding } {
                 space.charge(budget, now);
@@ -309,6 +325,7 @@ impl Model {
             max_uses_per_user: create.max_uses_per_user,
             campaign: create.campaign.clone(),
             uses: 0,
+            imported: 0,
             granted: 0,
             starts_at: create.starts_at,
             expires_at: create.expires_at,
@@ -362,6 +379,7 @@ impl Model {
                 max_uses_per_user: create.max_uses_per_user,
                 campaign: create.campaign.clone(),
                 uses: 0,
+                imported: 0,
                 granted: 0,
                 starts_at: create.starts_at,
                 expires_at: create.expires_at,
@@ -382,6 +400,99 @@ impl Model {
             self.record(1);
         }
         BatchCreated::Created { taken, cursor: self.cursor }
+    }
+
+    /// `lua/import_invites.lua`.
+    pub fn import_invites(
+        &mut self,
+        import: &ImportInvites,
+        now: Millis,
+    ) -> Imported<InviteImport> {
+        let Some(space) = live(&mut self.spaces, &import.namespace) else {
+            return Imported::NamespaceNotFound;
+        };
+        if self.outbox_len >= self.outbox_max {
+            return Imported::Overloaded;
+        }
+        let mut told = Vec::new();
+        let mut changes = 0;
+        for one in &import.invites {
+            if space.codes.contains_key(&one.id) {
+                told.push(InviteImport::Unchanged);
+            } else if let Some(holder) = space.current.get(&one.code) {
+                told.push(InviteImport::CodeTaken { by: holder.invite.id });
+            } else {
+                let invite = Invite {
+                    id: one.id,
+                    namespace: import.namespace.clone(),
+                    code: one.code.clone(),
+                    group: one.group.clone(),
+                    max_uses: one.max_uses,
+                    max_uses_per_user: one.max_uses_per_user,
+                    campaign: None,
+                    uses: one.uses,
+                    imported: one.uses,
+                    granted: one.uses,
+                    starts_at: one.starts_at,
+                    expires_at: one.expires_at,
+                    disabled: one.disabled,
+                    user: one.user.clone(),
+                    email_domains: one.email_domains.clone(),
+                    metadata: one.metadata.clone(),
+                    batch: None,
+                    revision: 1,
+                    created_at: now,
+                    updated_at: now,
+                };
+                space.codes.insert(one.id, one.code.clone());
+                space.current.insert(one.code.clone(), Kept::new(invite));
+                told.push(InviteImport::Imported);
+                changes += 1;
+            }
+        }
+        self.record(changes);
+        Imported::Done { told, cursor: self.cursor }
+    }
+
+    /// `lua/import_members.lua`.
+    pub fn import_members(
+        &mut self,
+        import: &ImportMembers,
+        now: Millis,
+    ) -> Imported<MemberImport> {
+        let Some(space) = live(&mut self.spaces, &import.namespace) else {
+            return Imported::NamespaceNotFound;
+        };
+        if self.outbox_len >= self.outbox_max {
+            return Imported::Overloaded;
+        }
+        let rule = space.settings.membership;
+        let mut told = Vec::new();
+        let mut changes = 0;
+        for (user, group, since) in &import.members {
+            let groups = &mut space.users.entry(user.clone()).or_default().groups;
+            let found = groups
+                .get_key_value(group)
+                .or_else(|| groups.first_key_value().filter(|_| rule == MembershipRule::OneGroup));
+            told.push(match found {
+                Some((found, Membership::Joined(at)))
+                    if found == group && since.is_none_or(|since| since == *at) =>
+                {
+                    MemberImport::Unchanged
+                }
+                Some((found, membership)) => MemberImport::AlreadyMember {
+                    group: found.clone(),
+                    redemption: membership.redemption().map(|redemption| redemption.id),
+                },
+                None => {
+                    groups.insert(group.clone(), Membership::Joined(since.unwrap_or(now)));
+                    changes += 1;
+                    MemberImport::Imported
+                }
+            });
+        }
+        self.record(changes);
+        Imported::Done { told, cursor: self.cursor }
     }
 
     /// `lua/change_invite.lua`.
@@ -649,6 +760,33 @@ impl Model {
         Left::Left(groups)
     }
 
+    /// `lua/erase_user.lua`.
+    pub fn erase_user(&mut self, erase: &EraseUser) -> Erased {
+        let Some(space) = self.spaces.get_mut(&erase.namespace) else {
+            return Erased::NamespaceNotFound;
+        };
+        if let Some(mut user) = space.users.remove(&erase.user) {
+            // Request ids are the application's own words.
+            let answers = std::mem::take(&mut user.requests).into_values();
+            user.requests =
+                answers.map(|(answer, undone)| (answer.id.to_string(), (answer, undone))).collect();
+            user.rename(&erase.alias);
+            space.users.insert(erase.alias.clone(), user);
+        }
+        for kept in space.current.values_mut().chain(space.retired.values_mut()) {
+            let invite = &mut kept.invite;
+            if invite.user.as_ref() == Some(&erase.user)
+                && erase.invites.iter().any(|(id, _)| *id == invite.id)
+            {
+                invite.user = Some(erase.alias.clone());
+            }
+        }
+        space.budgets.remove(&(Policy::User, erase.user.to_string()));
+        space.budgets.remove(&(Policy::Guess, format!("user:{}", erase.user)));
+        self.record(1);
+        Erased::Erased { cursor: self.cursor }
+    }
+
     /// `lua/show_member.lua`.
     #[must_use]
     pub fn show_member(&mut self, namespace: &Namespace, user: &UserId) -> Vec<Member> {
@@ -671,6 +809,9 @@ impl Model {
             let (Action::Put(rules) | Action::Ensure(rules)) = &put.action else {
                 return NamespacePut::NotFound;
             };
+            if put.expected_revision.is_some() {
+                return NamespacePut::PreconditionFailed { revision: 0 };
+            }
             let settings = new_settings(rules, now);
             self.spaces.insert(put.namespace.clone(), Space::new(settings.clone(), put.change));
             self.record(1);
@@ -951,6 +1092,21 @@ fn own_redemption<'a>(
     redemption.filter(|redemption| redemption.invite == invite.id)
 }
 
+/// What a namespace tells that hides which codes exist: of a code that can not be used, always the same.
+fn folded(refusal: Refusal) -> Refusal {
+    match refusal {
+        Refusal::NotFound
+        | Refusal::Disabled
+        | Refusal::NotStarted { .. }
+        | Refusal::Expired { .. }
+        | Refusal::UserNotAllowed
+        | Refusal::EmailDomainNotAllowed
+        | Refusal::Exhausted { .. }
+        | Refusal::CampaignExhausted => Refusal::Invalid,
+        other => other,
+    }
+}
+
 /// `is_named`: the request names its user's live reservation, for which the e-mail address was asked when it was made.
 fn refusal_of_invite(
     request: &Redeem,
@@ -1030,6 +1186,7 @@ fn new_settings(rules: &Rules, now: Millis) -> Settings {
         code_case: rules.code_case,
         code_check: rules.code_check,
         durability: rules.durability,
+        error_detail: rules.error_detail,
         rate_user: rules.rate_user,
         rate_ip: rules.rate_ip,
         rate_code: rules.rate_code,
@@ -1045,6 +1202,7 @@ fn new_settings(rules: &Rules, now: Millis) -> Settings {
 fn patched_settings(settings: &Settings, patch: &RulesPatch) -> Settings {
     Settings {
         durability: patch.durability.unwrap_or(settings.durability),
+        error_detail: patch.error_detail.unwrap_or(settings.error_detail),
         rate_user: patch.rate_user.unwrap_or(settings.rate_user),
         rate_ip: patch.rate_ip.unwrap_or(settings.rate_ip),
         rate_code: patch.rate_code.unwrap_or(settings.rate_code),

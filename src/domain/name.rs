@@ -103,6 +103,12 @@ impl UserId {
     pub fn parse(text: &str) -> Result<Self, Malformed> {
         parse_text("a user", text).map(|text| Self(text.into()))
     }
+
+    /// What stands in the place of a user who was erased; the id says nothing of who it was.
+    #[must_use]
+    pub fn erased(id: uuid::Uuid) -> Self {
+        Self(format!("erased-{}", id.hyphenated()).into())
+    }
 }
 
 text_type! {

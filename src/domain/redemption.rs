@@ -108,6 +108,9 @@ pub enum Refusal {
     },
     /// No invite has this code.
     NotFound,
+    /// No invite has this code, or not one that may be used here and now: all that a namespace with
+    /// [`ErrorDetail::Coarse`](super::ErrorDetail::Coarse) tells.
+    Invalid,
     /// Switched off by hand.
     Disabled,
     /// The window has not begun.

@@ -40,6 +40,39 @@ impl Durability {
     }
 }
 
+/// How much a refusal tells.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash)]
+pub enum ErrorDetail {
+    /// What is the matter.
+    #[default]
+    Full,
+    /// Of a code that can not be used, nothing: not even whether it exists. For sign-up pages that anybody may try.
+    Coarse,
+}
+
+impl ErrorDetail {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::Full, Self::Coarse];
+
+    /// The word used in Redis, SQL and JSON.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Full => "full",
+            Self::Coarse => "coarse",
+        }
+    }
+
+    /// # Errors
+    /// [`Malformed`] when the text is neither word.
+    pub fn parse(text: &str) -> Result<Self, Malformed> {
+        Self::ALL
+            .into_iter()
+            .find(|detail| detail.as_str() == text)
+            .ok_or_else(|| Malformed("error_detail is full or coarse".to_owned()))
+    }
+}
+
 /// The rules of a namespace, as gate and ledger keep them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
@@ -51,6 +84,8 @@ pub struct Settings {
     pub code_check: bool,
     /// What an answer promises unless the request asks for more.
     pub durability: Durability,
+    /// How much a refusal tells.
+    pub error_detail: ErrorDetail,
     /// Attempts per user; nothing means that this policy is off, here and below.
     pub rate_user: Option<Quota>,
     /// Attempts per address.

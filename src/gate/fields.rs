@@ -3,8 +3,8 @@
 use std::collections::HashMap;
 
 use crate::domain::{
-    BatchId, Campaign, CampaignName, Code, CodeCase, Durability, EmailDomain, Group, Invite,
-    InviteId, MembershipRule, Millis, Namespace, Quota, Reservation, Settings, UserId,
+    BatchId, Campaign, CampaignName, Code, CodeCase, Durability, EmailDomain, ErrorDetail, Group,
+    Invite, InviteId, MembershipRule, Millis, Namespace, Quota, Reservation, Settings, UserId,
     name::Malformed,
 };
 
@@ -78,6 +78,7 @@ impl Fields {
             max_uses_per_user: self.optional("max_uses_per_user", str::parse)?,
             campaign: self.optional("campaign", CampaignName::parse)?,
             uses: self.number("uses")?,
+            imported: self.optional("imported", str::parse)?.unwrap_or_default(),
             granted: self.number("granted")?,
             starts_at: self.optional("starts_at", millis)?,
             expires_at: self.optional("expires_at", millis)?,
@@ -118,6 +119,7 @@ impl Fields {
             code_case: self.parsed("code_case", CodeCase::parse)?,
             code_check: self.0.contains_key("code_check"),
             durability: self.parsed("durability", Durability::parse)?,
+            error_detail: self.optional("error_detail", ErrorDetail::parse)?.unwrap_or_default(),
             rate_user: self.optional("rate_user", Quota::parse)?,
             rate_ip: self.optional("rate_ip", Quota::parse)?,
             rate_code: self.optional("rate_code", Quota::parse)?,
@@ -157,6 +159,7 @@ pub(super) fn of_invite(invite: &Invite) -> Vec<(&'static str, String)> {
     let mut optional =
         |name, value: Option<String>| fields.extend(value.map(|value| (name, value)));
     optional("max_uses", invite.max_uses.map(|max| max.to_string()));
+    optional("imported", (invite.imported > 0).then(|| invite.imported.to_string()));
     optional("max_uses_per_user", invite.max_uses_per_user.map(|max| max.to_string()));
     optional("campaign", invite.campaign.as_ref().map(ToString::to_string));
     optional("starts_at", invite.starts_at.map(|time| time.as_ms().to_string()));
@@ -200,6 +203,8 @@ pub(super) fn of_settings(settings: &Settings) -> Vec<(&'static str, String)> {
     let mut optional =
         |name, value: Option<String>| fields.extend(value.map(|value| (name, value)));
     optional("code_check", settings.code_check.then(|| "1".to_owned()));
+    let is_coarse = settings.error_detail == ErrorDetail::Coarse;
+    optional("error_detail", is_coarse.then(|| settings.error_detail.as_str().to_owned()));
     optional("rate_user", settings.rate_user.map(|quota| quota.to_string()));
     optional("rate_ip", settings.rate_ip.map(|quota| quota.to_string()));
     optional("rate_code", settings.rate_code.map(|quota| quota.to_string()));

@@ -464,6 +464,12 @@ fn entry(cursor: Cursor, fields: &Fields) -> Result<Entry, Malformed> {
             holds_code: true,
             displaced: fields.optional("displaced", str::parse)?,
         },
+        "invite_imported" => Change::Invite {
+            action: InviteAction::Imported,
+            invite: fields.invite(&namespace)?,
+            holds_code: true,
+            displaced: None,
+        },
         "invite_changed" => Change::Invite {
             action: InviteAction::Changed,
             invite: fields.invite(&namespace)?,
@@ -479,6 +485,7 @@ fn entry(cursor: Cursor, fields: &Fields) -> Result<Entry, Malformed> {
             user: fields.parsed("user", UserId::parse)?,
             group: fields.parsed("group", Group::parse)?,
             rule: fields.parsed("rule", MembershipRule::parse)?,
+            since: fields.optional("joined_at", millis)?.unwrap_or(at),
         },
         "left" => Change::Left {
             user: fields.parsed("user", UserId::parse)?,
@@ -492,6 +499,15 @@ fn entry(cursor: Cursor, fields: &Fields) -> Result<Entry, Malformed> {
             let (reservation, campaign) = reservation(&namespace, fields)?;
             Change::Released { reservation, campaign }
         }
+        "erased" => Change::Erased {
+            user: fields.parsed("user", UserId::parse)?,
+            alias: fields.parsed("alias", UserId::parse)?,
+            invites: fields
+                .text("invites")?
+                .split_whitespace()
+                .map(str::parse)
+                .collect::<Result<_, Malformed>>()?,
+        },
         "rolled_back" => Change::RolledBack(rolled_back(fields)?),
         "campaign" => {
             let name = fields.parsed("name", CampaignName::parse)?;

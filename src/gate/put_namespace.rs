@@ -2,7 +2,7 @@
 
 use super::{Gate, GateError, reply::Reply, script::PUT_NAMESPACE};
 pub use crate::domain::command::{Action, NamespacePut, PutNamespace, Rules, RulesPatch};
-use crate::domain::{Millis, Quota, Settings};
+use crate::domain::{ErrorDetail, Millis, Quota, Settings};
 
 impl PutNamespace {
     /// Runs the script.
@@ -63,6 +63,14 @@ fn quota(quota: Option<Quota>) -> String {
     quota.map(|quota| quota.to_string()).unwrap_or_default()
 }
 
+/// How much refusals tell, as a field: empty for all of it, which removes the field.
+fn error_detail(detail: ErrorDetail) -> String {
+    match detail {
+        ErrorDetail::Full => String::new(),
+        ErrorDetail::Coarse => detail.as_str().to_owned(),
+    }
+}
+
 impl Rules {
     fn fields(&self) -> Vec<(&'static str, String)> {
         vec![
@@ -70,6 +78,7 @@ impl Rules {
             ("code_case", self.code_case.as_str().to_owned()),
             ("code_check", if self.code_check { "1" } else { "" }.to_owned()),
             ("durability", self.durability.as_str().to_owned()),
+            ("error_detail", error_detail(self.error_detail)),
             ("rate_user", quota(self.rate_user)),
             ("rate_ip", quota(self.rate_ip)),
             ("rate_code", quota(self.rate_code)),
@@ -83,6 +92,7 @@ impl RulesPatch {
     fn fields(&self) -> Vec<(&'static str, String)> {
         [
             ("durability", self.durability.map(|durability| durability.as_str().to_owned())),
+            ("error_detail", self.error_detail.map(error_detail)),
             ("rate_user", self.rate_user.map(quota)),
             ("rate_ip", self.rate_ip.map(quota)),
             ("rate_code", self.rate_code.map(quota)),

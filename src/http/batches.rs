@@ -216,15 +216,15 @@ pub(super) async fn show(
     Ok(HttpResponse::Ok().json(View::new(&find(&state, &scope, &path.1).await?)?))
 }
 
-/// How codes are written.
+/// How rows are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Format {
+pub(super) enum Format {
     Csv,
     Ndjson,
 }
 
 impl Format {
-    fn parse(text: &str) -> Result<Self, Malformed> {
+    pub(super) fn parse(text: &str) -> Result<Self, Malformed> {
         match text {
             "csv" => Ok(Self::Csv),
             "ndjson" => Ok(Self::Ndjson),
@@ -233,7 +233,7 @@ impl Format {
     }
 
     /// The first of the media types that a client accepts and that there is. Source: RFC 9110 §12.5.1, without weights.
-    fn accepted(http: &HttpRequest) -> Option<Self> {
+    pub(super) fn accepted(http: &HttpRequest) -> Option<Self> {
         let ranges: Vec<_> = http
             .headers()
             .get_all(header::ACCEPT)
@@ -251,7 +251,15 @@ impl Format {
         })
     }
 
-    fn content_type(self) -> &'static str {
+    /// What a client is told that accepts none of them.
+    pub(super) fn not_acceptable() -> Problem {
+        Problem::new(
+            Code::NotAcceptable,
+            "Accept text/csv or application/x-ndjson, or ask for ?format=csv or ?format=ndjson.",
+        )
+    }
+
+    pub(super) fn content_type(self) -> &'static str {
         match self {
             Self::Csv => "text/csv; charset=utf-8",
             Self::Ndjson => "application/x-ndjson",
@@ -268,12 +276,7 @@ pub(super) async fn codes(
 ) -> Result<HttpResponse, Problem> {
     let asked = query.parameters.optional("format", Format::parse).value();
     query.parameters.finish()?;
-    let format = asked.or_else(|| Format::accepted(&http)).ok_or_else(|| {
-        Problem::new(
-            Code::NotAcceptable,
-            "Accept text/csv or application/x-ndjson, or ask for ?format=csv or ?format=ndjson.",
-        )
-    })?;
+    let format = asked.or_else(|| Format::accepted(&http)).ok_or_else(Format::not_acceptable)?;
     let batch = find(&state, &scope, &path.1).await?;
     let settings = state.ledger.namespace(&scope.namespace).await?;
     let case = settings.map(|settings| settings.code_case).unwrap_or_default();

@@ -113,7 +113,8 @@ async fn read(payload: &mut Payload, bytes_max: usize) -> Result<Vec<u8>, Proble
 }
 
 impl Body {
-    fn parse(bytes: &[u8]) -> Result<Self, Problem> {
+    /// A JSON object.
+    pub(super) fn parse(bytes: &[u8]) -> Result<Self, Problem> {
         let object: Object = serde_json::from_slice(bytes).map_err(|error| {
             Problem::new(Code::InvalidRequest, format!("The body is not a JSON object: {error}."))
         })?;
@@ -122,8 +123,14 @@ impl Body {
 
     /// The parameters of a query string.
     pub(super) fn from_pairs(pairs: &[(String, String)]) -> Result<Self, Problem> {
+        let text = |(name, value): &(String, String)| (name.clone(), Value::String(value.clone()));
+        Self::of(pairs.iter().map(text).collect())
+    }
+
+    /// Fields with these names.
+    pub(super) fn of(fields: Vec<(String, Value)>) -> Result<Self, Problem> {
         let mut names = HashSet::new();
-        for (name, _) in pairs {
+        for (name, _) in &fields {
             if !names.insert(name) {
                 return Err(Problem::new(
                     Code::InvalidRequest,
@@ -131,10 +138,6 @@ impl Body {
                 ));
             }
         }
-        let fields = pairs
-            .iter()
-            .map(|(name, value)| (name.clone(), Value::String(value.clone())))
-            .collect();
         Ok(Self { fields, ..Self::default() })
     }
 
@@ -231,6 +234,24 @@ impl Body {
                     Presence::Wrong
                 }
             },
+        }
+    }
+
+    /// Notes each of these fields that is there, whatever it is.
+    pub(super) fn refuse(&mut self, names: &[&str], detail: &str) {
+        for name in names {
+            if self.take(name).is_some() {
+                self.wrong(name, Code::InvalidRequest, detail);
+            }
+        }
+    }
+
+    /// Notes each of these fields that is null: a patch can not remove what always has a value.
+    pub(super) fn refuse_null(&mut self, names: &[&str]) {
+        for name in names {
+            if self.fields.iter().any(|(field, value)| field == name && value.is_null()) {
+                self.refuse(&[name], "can not be null");
+            }
         }
     }
 

@@ -42,7 +42,7 @@ const MADE_UP_TRIES: usize = 3;
 /// An invite as clients see it.
 #[derive(Serialize, ToSchema)]
 #[schema(as = Invite)]
-struct View<'a> {
+pub(super) struct View<'a> {
     id: InviteId,
     namespace: &'a Namespace,
     code: &'a InviteCode,
@@ -91,7 +91,7 @@ struct View<'a> {
 }
 
 impl<'a> View<'a> {
-    fn new(Shown { invite, held, now }: &'a Shown) -> Result<Self, Problem> {
+    pub(super) fn new(Shown { invite, held, now }: &'a Shown) -> Result<Self, Problem> {
         Ok(Self {
             id: invite.id,
             namespace: &invite.namespace,
@@ -126,7 +126,7 @@ fn missing() -> Problem {
     Problem::new(Code::InviteNotFound, "No invite of this namespace has this code or id.")
 }
 
-fn taken(code: &str, by: InviteId) -> Problem {
+pub(super) fn taken(code: &str, by: InviteId) -> Problem {
     Problem::new(
         Code::CodeTaken,
         format!(
@@ -206,9 +206,14 @@ pub(super) async fn create(
 /// The answer to a new invite, or to a repeat that asks for the same one.
 fn created(shown: &Shown, asked: &CreateInvite) -> Result<HttpResponse, Problem> {
     let invite = &shown.invite;
-    if (&invite.group, &invite.campaign) != (&asked.group, &asked.campaign)
-        || invite.created_at == invite.updated_at && invite.max_uses != asked.max_uses
-    {
+    let fixed = (&invite.group, &invite.campaign) == (&asked.group, &asked.campaign);
+    // What an administrator has changed since says no more what was asked for.
+    let was_changed = invite.revision > 1;
+    let rest = (invite.max_uses, invite.max_uses_per_user, invite.starts_at, invite.expires_at)
+        == (asked.max_uses, asked.max_uses_per_user, asked.starts_at, asked.expires_at)
+        && (&invite.user, &invite.email_domains, &invite.metadata)
+            == (&asked.user, &asked.email_domains, &asked.metadata);
+    if !fixed || !was_changed && !rest {
         return Err(key_reused("invite"));
     }
     let location = format!("/v1/namespaces/{}/invites/{}", invite.namespace, invite.id);
@@ -330,6 +335,7 @@ pub(super) async fn change(
     http: HttpRequest,
     mut body: Body,
 ) -> Result<HttpResponse, Problem> {
+    body.refuse_null(&["disabled"]);
     let patch = InvitePatch {
         max_uses: body.count("max_uses", MAX_USES_MAX).patch(),
         max_uses_per_user: body.count("max_uses_per_user", MAX_USES_MAX).patch(),
@@ -344,9 +350,7 @@ pub(super) async fn change(
         email_domains: email_domains(&mut body),
         metadata: body.metadata().patch(),
     };
-    for fixed in ["code", "group", "campaign"] {
-        body.typed::<()>(fixed, |_| Err("can not be changed; make another invite".to_owned()));
-    }
+    body.refuse(&["code", "group", "campaign"], "can not be changed; make another invite");
     body.finish()?;
     let id: InviteId = path.1.parse().map_err(|_| missing())?;
     let change = ChangeInvite {

@@ -27,7 +27,7 @@ use crate::{
 /// A membership as clients see it.
 #[derive(Serialize, ToSchema)]
 #[schema(as = Member)]
-struct View<'a> {
+pub(super) struct View<'a> {
     namespace: &'a Namespace,
     user: &'a UserId,
     group: &'a Group,
@@ -41,7 +41,7 @@ struct View<'a> {
 }
 
 impl<'a> View<'a> {
-    fn new(member: &'a Member, stale: bool) -> Self {
+    pub(super) fn new(member: &'a Member, stale: bool) -> Self {
         let Member { namespace, user, group, redemption, joined_at } = member;
         Self { namespace, user, group, redemption: *redemption, joined_at: *joined_at, stale }
     }

@@ -16,7 +16,10 @@ use super::{
     scope::{Caller, Scope},
 };
 use crate::{
-    domain::{CodeCase, Durability, MembershipRule, Millis, Namespace, Quota, Refusal, Settings},
+    domain::{
+        CodeCase, Durability, ErrorDetail, MembershipRule, Millis, Namespace, Quota, Refusal,
+        Settings,
+    },
     gate::{
         GateError,
         put_namespace::{Action, NamespacePut, PutNamespace, Rules, RulesPatch},
@@ -37,6 +40,8 @@ struct View<'a> {
     code_check: bool,
     #[schema(value_type = Durability)]
     durability: &'static str,
+    #[schema(value_type = ErrorDetail)]
+    error_detail: &'static str,
     #[schema(required, value_type = Option<Quota>)]
     rate_user: Option<String>,
     #[schema(required, value_type = Option<Quota>)]
@@ -69,6 +74,7 @@ impl<'a> View<'a> {
             code_case: settings.code_case.as_str(),
             code_check: settings.code_check,
             durability: settings.durability.as_str(),
+            error_detail: settings.error_detail.as_str(),
             rate_user: quota(settings.rate_user),
             rate_ip: quota(settings.rate_ip),
             rate_code: quota(settings.rate_code),
@@ -108,6 +114,8 @@ pub(super) async fn put(
         })
         .value();
     let durability = durability(&state, &mut body).unwrap_or(new.durability);
+    let error_detail =
+        body.optional("error_detail", ErrorDetail::parse).value().unwrap_or(new.error_detail);
     let [user, ip, code, namespace, guess] = rates(&mut body);
     body.finish()?;
     // What is fixed and left out stays as it is.
@@ -126,6 +134,7 @@ pub(super) async fn put(
         code_case: code_case.unwrap_or(fixed.1),
         code_check: code_check.unwrap_or(fixed.2),
         durability,
+        error_detail,
         rate_user: user.unwrap_or(new.rate_user),
         rate_ip: ip.unwrap_or(new.rate_ip),
         rate_code: code.unwrap_or(new.rate_code),
@@ -141,14 +150,22 @@ pub(super) async fn patch(
     http: HttpRequest,
     mut body: Body,
 ) -> Result<HttpResponse, Problem> {
-    for fixed in ["membership", "code_case", "code_check"] {
-        body.typed::<()>(fixed, |_| Err("can not be changed once a namespace is made".to_owned()));
-    }
+    let fixed = ["membership", "code_case", "code_check"];
+    body.refuse(&fixed, "can not be changed once a namespace is made");
+    body.refuse_null(&["durability", "error_detail"]);
     let durability = durability(&state, &mut body);
+    let error_detail = body.optional("error_detail", ErrorDetail::parse).value();
     let [rate_user, rate_ip, rate_code, rate_namespace, rate_guess] = rates(&mut body);
     body.finish()?;
-    let patch =
-        RulesPatch { durability, rate_user, rate_ip, rate_code, rate_namespace, rate_guess };
+    let patch = RulesPatch {
+        durability,
+        error_detail,
+        rate_user,
+        rate_ip,
+        rate_code,
+        rate_namespace,
+        rate_guess,
+    };
     run(&state, scope, &http, Action::Patch(patch)).await
 }
 
@@ -225,16 +242,25 @@ pub(super) async fn list(
     query: Query,
 ) -> Result<HttpResponse, Problem> {
     let page = query.page()?;
-    // A key that is tied to namespaces sees no others; there are few of them, so they come on one page.
+    let after = page.after(single)?;
+    // A key that is tied to namespaces sees no others, and they are few.
     if let Some(only) = &caller.0.namespaces {
+        let mut names: Vec<_> = only
+            .iter()
+            .filter(|name| after.as_deref().is_none_or(|after| name.as_str() > after))
+            .collect();
+        names.sort();
         let mut rows = Vec::new();
-        for name in only {
+        for name in names {
             let known = state.ledger.namespace(name).await?;
             rows.extend(known.map(|settings| View::new(name, &settings)));
         }
-        return Ok(page.answer(&rows, None, None));
+        let limit = usize::try_from(page.limit).unwrap_or(usize::MAX);
+        let is_last = rows.len() <= limit;
+        rows.truncate(limit);
+        let next = rows.last().filter(|_| !is_last).map(|last| [last.name.as_str()]);
+        return Ok(page.answer(&rows, next.as_ref().map(<[_; 1]>::as_slice), None));
     }
-    let after = page.after(single)?;
     let found = state.ledger.namespaces(after.as_deref(), page.limit).await?;
     let rows: Vec<_> =
         found.rows.iter().map(|(name, settings)| View::new(name, settings)).collect();
@@ -243,7 +269,7 @@ pub(super) async fn list(
 }
 
 pub(super) mod docs {
-    use super::{CodeCase, Durability, MembershipRule, Quota, View};
+    use super::{CodeCase, Durability, ErrorDetail, MembershipRule, Quota, View};
     use crate::http::{
         openapi::{Fields, GATE, LEDGER, Operation, Tag, flag, word},
         problem::Code,
@@ -278,7 +304,8 @@ pub(super) mod docs {
                     .may_be_null("membership", word::<MembershipRule>(), "Fixed when it is made.")
                     .may_be_null("code_case", word::<CodeCase>(), "Fixed when it is made.")
                     .may_be_null("code_check", flag(), "Fixed when it is made.")
-                    .may_be_null("durability", word::<Durability>(), "What answers promise at least."),
+                    .may_be_null("durability", word::<Durability>(), "What answers promise at least.")
+                    .may_be_null("error_detail", word::<ErrorDetail>(), "How much refusals tell."),
             ))
             .answers::<View>(201, "It was made.")
             .with(&["ETag"])
@@ -301,11 +328,11 @@ pub(super) mod docs {
         Operation::new("change_namespace", Tag::Namespaces, "Change some rules of a namespace")
             .about("A JSON merge patch (RFC 7396): null removes, what is left out stays.")
             .if_match()
-            .takes(rates(Fields::new().may_have(
-                "durability",
-                word::<Durability>(),
-                "What answers promise at least.",
-            )))
+            .takes(rates(
+                Fields::new()
+                    .may_have("durability", word::<Durability>(), "What answers promise at least.")
+                    .may_have("error_detail", word::<ErrorDetail>(), "How much refusals tell."),
+            ))
             .answers::<View>(200, "The namespace as it is now.")
             .with(&["ETag"])
             .problems(&[Code::DurabilityUnavailable, Code::NamespaceNotFound])

@@ -36,6 +36,9 @@ pub(super) enum Tag {
     Batches,
     Members,
     Namespaces,
+    Events,
+    Webhooks,
+    Exports,
     Keys,
     Audit,
     Service,
@@ -51,6 +54,9 @@ impl Tag {
         Self::Batches,
         Self::Members,
         Self::Namespaces,
+        Self::Events,
+        Self::Webhooks,
+        Self::Exports,
         Self::Keys,
         Self::Audit,
         Self::Service,
@@ -68,6 +74,9 @@ impl Tag {
             Self::Batches => ("Batches", "Codes in bulk."),
             Self::Members => ("Members", "Who is in which group."),
             Self::Namespaces => ("Namespaces", "Isolated domains and their rules."),
+            Self::Events => ("Events", "What happens, as it happens."),
+            Self::Webhooks => ("Webhooks", "Who is told what happens."),
+            Self::Exports => ("Exports", "Everything, in and out."),
             Self::Keys => ("Keys", "Who may ask."),
             Self::Audit => ("Audit log", "Who changed what."),
             Self::Service => ("Service", "Health, metrics and documentation."),
@@ -85,6 +94,8 @@ pub(super) struct Operation {
     conditions: Vec<&'static str>,
     query: Vec<Value>,
     body: Option<Value>,
+    /// The types that it takes instead of JSON.
+    text_types: &'static [&'static str],
     answers: Vec<Answer>,
     problems: Vec<Code>,
     /// Whether its answers may say what is left of rate limits.
@@ -113,6 +124,7 @@ impl Operation {
             conditions: Vec::new(),
             query: Vec::new(),
             body: None,
+            text_types: &[],
             answers: Vec::new(),
             problems: Vec::new(),
             rated: false,
@@ -148,6 +160,12 @@ impl Operation {
         let name = format!("{name}Request");
         self.body = Some(reference(&name));
         self.schemas.insert(name, fields.schema());
+        self
+    }
+
+    /// It takes text of one of these types.
+    pub(super) fn takes_text(mut self, types: &'static [&'static str]) -> Self {
+        self.text_types = types;
         self
     }
 
@@ -476,6 +494,13 @@ fn described(endpoint: &Endpoint, operation: &Operation) -> Value {
         }
         described["requestBody"] = json!({"required": true, "content": content});
     }
+    if !operation.text_types.is_empty() {
+        let types = operation.text_types.iter();
+        let content: Map<String, Value> = types
+            .map(|media| ((*media).to_owned(), json!({"schema": {"type": "string"}})))
+            .collect();
+        described["requestBody"] = json!({"required": true, "content": content});
+    }
     described["responses"] = responses(endpoint, operation);
     described
 }
@@ -501,7 +526,7 @@ fn parameters(endpoint: &Endpoint, operation: &Operation) -> Vec<Value> {
     for condition in &operation.conditions {
         parameters.push(json!({
             "name": condition, "in": "header", "description": "The ETag of an earlier answer, or *.",
-            "schema": {"type": "string", "pattern": r#"^"[0-9]{1,19}"$"#, "examples": ["\"1\""]},
+            "schema": {"type": "string", "pattern": r#"^(\*|"[0-9]{1,19}")$"#, "examples": ["\"1\""]},
         }));
     }
     parameters.extend(operation.query.iter().cloned());
@@ -518,6 +543,8 @@ fn path_schema(collection: &str, name: &str) -> Value {
         ("invites", "id") => "InviteId",
         ("redemptions", "id") => "RedemptionId",
         ("batches", "id") => "BatchId",
+        ("webhooks", "id") => "WebhookId",
+        ("deliveries", "id") => "DeliveryId",
         ("reservations", "id") => "ReservationId",
         ("campaigns", "name") => "CampaignName",
         ("keys", "id") => "KeyId",

@@ -143,7 +143,7 @@ fn encode(parts: &[&str]) -> String {
     data_encoding::BASE64URL_NOPAD.encode(parts.join("\n").as_bytes())
 }
 
-fn decode(text: &str) -> Option<Vec<String>> {
+pub(super) fn decode(text: &str) -> Option<Vec<String>> {
     if text.is_empty() {
         return None;
     }

@@ -73,13 +73,17 @@ codes! {
     EmailDomainNotAllowed = "email_domain_not_allowed", 403, false, "The invite is for other e-mail domains";
     NotStarted = "not_started", 403, true, "The invite can not be used yet";
     InviteNotFound = "invite_not_found", 404, false, "There is no such invite";
+    InviteInvalid = "invite_invalid", 404, false, "The code can not be used";
     RedemptionNotFound = "redemption_not_found", 404, false, "There is no such redemption";
     ReservationNotFound = "reservation_not_found", 404, false, "There is no such reservation";
     CampaignNotFound = "campaign_not_found", 404, false, "There is no such campaign";
     MemberNotFound = "member_not_found", 404, false, "The user is not a member";
+    UserNotFound = "user_not_found", 404, false, "Nothing is known of such a user";
     NamespaceNotFound = "namespace_not_found", 404, false, "There is no such namespace";
     KeyNotFound = "key_not_found", 404, false, "There is no such API key";
     BatchNotFound = "batch_not_found", 404, false, "There is no such batch";
+    WebhookNotFound = "webhook_not_found", 404, false, "There is no such webhook";
+    DeliveryNotFound = "delivery_not_found", 404, false, "There is no such delivery";
     RouteNotFound = "route_not_found", 404, false, "There is no such path";
     MethodNotAllowed = "method_not_allowed", 405, false, "The path does not have this method";
     NotAcceptable = "not_acceptable", 406, false, "Answers are JSON";
@@ -91,7 +95,9 @@ codes! {
     UserLimitReached = "user_limit_reached", 409, false, "The user has spent as many uses as one user may";
     AlreadyRolledBack = "already_rolled_back", 409, false, "The redemption was rolled back";
     ReservationConfirmed = "reservation_confirmed", 409, false, "The reservation has become a redemption";
+    DeadLettersWait = "dead_letters_wait", 409, true, "The ledger could not take some changes";
     TooManyCampaigns = "too_many_campaigns", 409, false, "The namespace has as many campaigns as it may";
+    TooManyWebhooks = "too_many_webhooks", 409, false, "The namespace has as many webhooks as it may";
     InviteExhausted = "invite_exhausted", 410, false, "All uses of the invite are spent or held";
     CampaignExhausted = "campaign_exhausted", 410, false, "All uses of the campaign are spent or held";
     ReservationExpired = "reservation_expired", 410, false, "The reservation holds nothing any more";
@@ -117,6 +123,7 @@ const REFUSALS: &[Code] = &[
     Code::EmailDomainNotAllowed,
     Code::NotStarted,
     Code::InviteNotFound,
+    Code::InviteInvalid,
     Code::AlreadyMember,
     Code::UserLimitReached,
     Code::ReservationExpired,
@@ -215,6 +222,14 @@ impl Problem {
     pub(super) fn caused_by(mut self, error: &(dyn std::error::Error + 'static)) -> Self {
         self.parts.cause = Some(crate::sync::chain(error));
         self
+    }
+
+    /// What is wrong, without what belongs to an answer of its own.
+    pub(super) fn about(&self) -> Value {
+        let mut about = self.parts.members.clone();
+        about.insert("code".to_owned(), self.code.as_str().into());
+        about.insert("detail".to_owned(), self.parts.detail.as_str().into());
+        Value::Object(about)
     }
 
     /// The cause, for the log.
@@ -322,6 +337,10 @@ impl From<Refusal> for Problem {
             Refusal::NotFound => Self::new(
                 Code::InviteNotFound,
                 "No invite has this code. Check it for typing mistakes.",
+            ),
+            Refusal::Invalid => Self::new(
+                Code::InviteInvalid,
+                "This code can not be used. Check it for typing mistakes, or ask for a new one.",
             ),
             Refusal::Disabled => {
                 Self::new(Code::InviteDisabled, "This invite was switched off. Ask for a new one.")

@@ -38,7 +38,7 @@ use crate::{
 /// A redemption as clients see it.
 #[derive(Serialize, ToSchema)]
 #[schema(as = Redemption)]
-struct View<'a> {
+pub(super) struct View<'a> {
     id: RedemptionId,
     namespace: &'a Namespace,
     invite: InviteId,
@@ -73,7 +73,7 @@ struct View<'a> {
 }
 
 impl<'a> View<'a> {
-    fn new(redemption: &'a Redemption, replayed: bool, reached: Durability) -> Self {
+    pub(super) fn new(redemption: &'a Redemption, replayed: bool, reached: Durability) -> Self {
         let Redemption { id, namespace, invite, code, group, user, .. } = redemption;
         Self {
             id: *id,
@@ -94,12 +94,12 @@ impl<'a> View<'a> {
         }
     }
 
-    fn rolled_back(mut self, at: Option<Millis>, reason: Option<String>) -> Self {
+    pub(super) fn rolled_back(mut self, at: Option<Millis>, reason: Option<String>) -> Self {
         (self.rolled_back_at, self.rollback_reason) = (at, reason);
         self
     }
 
-    fn with_metadata(mut self, metadata: Option<String>) -> Result<Self, Problem> {
+    pub(super) fn with_metadata(mut self, metadata: Option<String>) -> Result<Self, Problem> {
         self.metadata = stored_metadata(metadata)?;
         Ok(self)
     }
@@ -245,6 +245,9 @@ pub(super) async fn spend(
     } else {
         (state.gate.redeem(question).await?, false)
     };
+    if let Some(word) = outcome_word(&answer.outcome) {
+        state.outcomes.count(&namespace, word, crate::ids::now());
+    }
     // The rules may have changed while it waited, and a grant is decided by the newest. What is known must not wait for
     // Redis again.
     let newest = state.gate.known_settings(&namespace);
@@ -379,6 +382,17 @@ pub(super) async fn rollback(
     }
 }
 
+/// What the statistics call it; nothing where there is no such namespace.
+fn outcome_word(outcome: &Outcome) -> Option<&'static str> {
+    match outcome {
+        Outcome::Granted(_) => Some("granted"),
+        Outcome::Replayed(_) => Some("replayed"),
+        Outcome::Refused(Refusal::NamespaceNotFound) => None,
+        Outcome::Refused(refusal) => Some(Problem::from(refusal.clone()).code.as_str()),
+        _ => None,
+    }
+}
+
 pub(super) async fn show(
     state: web::Data<State>,
     scope: Scope,
@@ -488,6 +502,7 @@ pub(super) mod docs {
         Code::EmailDomainNotAllowed,
         Code::NotStarted,
         Code::InviteNotFound,
+        Code::InviteInvalid,
         Code::NamespaceNotFound,
         Code::AlreadyMember,
         Code::UserLimitReached,

@@ -3,8 +3,8 @@
 use super::{
     Lease, Ledger, LedgerError,
     rows::{
-        AuditRow, CampaignRow, CampaignUsesRow, EndedRow, InviteRow, MemberRow, NamespaceRow,
-        RedemptionRow, ReservationRow, RolledBackRow, Rows, UsesRow,
+        AuditRow, CampaignRow, CampaignUsesRow, EndedRow, ErasedRow, InviteRow, MemberRow,
+        NamespaceRow, RedemptionRow, ReservationRow, RolledBackRow, Rows, UsesRow,
     },
     sql::{Tx, Value, bulk, sql},
 };
@@ -114,6 +114,7 @@ pub(super) async fn write(
     partition: Partition,
     rows: &Rows,
 ) -> Result<(), sqlx::Error> {
+    erased(tx, &rows.erased).await?;
     namespaces(tx, partition, &rows.namespaces).await?;
     let ids = rows.deleted_invites.iter().map(|id| vec![id.0.into()]).collect();
     in_bulk(
@@ -208,6 +209,53 @@ fn membership(row: &EndedRow) -> Vec<Value> {
     ]
 }
 
+/// Puts another name in the place of users. Before all else: what comes after it has the new name already, or is about
+/// somebody else who has the old id by now.
+async fn erased(tx: &mut Tx, rows: &[ErasedRow]) -> Result<(), sqlx::Error> {
+    for row in rows {
+        for (table, more) in [
+            ("redemptions", ", metadata = NULL, request = CAST(id AS TEXT)"),
+            ("claims", ", metadata = NULL, request = CAST(id AS TEXT)"),
+            ("members", ""),
+            ("audit_log", ", subject = $3 || SUBSTR(subject, LENGTH($2) + 1)"),
+        ] {
+            sql(format!(
+                "UPDATE {table} SET user_id = $3{more}
+                 WHERE namespace = $1 AND user_id = $2 AND (epoch, seq) < ($4, $5)",
+            ))
+            .bind(row.namespace.as_str())
+            .bind(row.user.as_str())
+            .bind(row.alias.as_str())
+            .bind(row.cursor.epoch)
+            .bind(row.cursor.seq)
+            .execute(&mut *tx)
+            .await?;
+        }
+        sql("UPDATE reservations SET user_id = $3
+             WHERE namespace = $1 AND user_id = $2 AND (epoch, seq) < ($4, $5) AND (state <> 'held' OR held_until <= $6)")
+        .bind(row.namespace.as_str())
+        .bind(row.user.as_str())
+        .bind(row.alias.as_str())
+        .bind(row.cursor.epoch)
+        .bind(row.cursor.seq)
+        .bind(row.at.as_ms())
+        .execute(&mut *tx)
+        .await?;
+        let bound = row.invites.iter();
+        let bound =
+            bound.map(|id| vec![id.0.into(), row.user.as_str().into(), row.alias.as_str().into()]);
+        in_bulk(
+            tx,
+            "WITH bound (id, user_id, alias) AS (",
+            bound.collect(),
+            ") UPDATE invites SET user_id = bound.alias FROM bound
+             WHERE invites.id = bound.id AND invites.user_id = bound.user_id",
+        )
+        .await?;
+    }
+    Ok(())
+}
+
 async fn namespaces(
     tx: &mut Tx,
     partition: Partition,
@@ -223,6 +271,7 @@ async fn namespaces(
             settings.code_case.as_str().into(),
             settings.code_check.into(),
             settings.durability.as_str().into(),
+            settings.error_detail.as_str().into(),
             quota(settings.rate_user),
             quota(settings.rate_ip),
             quota(settings.rate_code),
@@ -238,11 +287,12 @@ async fn namespaces(
     });
     in_bulk(
         tx,
-        "INSERT INTO namespaces (name, partition, membership, code_case, code_check, durability, rate_user, rate_ip,
+        "INSERT INTO namespaces (name, partition, membership, code_case, code_check, durability, error_detail, rate_user, rate_ip,
          rate_code, rate_namespace, rate_guess, revision, created_at, updated_at, archived_at, epoch, seq) ",
         values.collect(),
         " ON CONFLICT (name) DO UPDATE SET membership = excluded.membership, code_case = excluded.code_case,
-         code_check = excluded.code_check, durability = excluded.durability, rate_user = excluded.rate_user, rate_ip = excluded.rate_ip,
+         code_check = excluded.code_check, durability = excluded.durability,
+         error_detail = excluded.error_detail, rate_user = excluded.rate_user, rate_ip = excluded.rate_ip,
          rate_code = excluded.rate_code, rate_namespace = excluded.rate_namespace,
          rate_guess = excluded.rate_guess, revision = excluded.revision, created_at = excluded.created_at,
          updated_at = excluded.updated_at, archived_at = excluded.archived_at, epoch = excluded.epoch,
@@ -276,6 +326,7 @@ async fn invites(
             (!domains.is_empty()).then(|| domains.join(",")).into(),
             invite.metadata.as_deref().into(),
             invite.batch.map(|batch| batch.0).into(),
+            invite.imported.into(),
             invite.max_uses_per_user.into(),
             invite.campaign.as_ref().map(CampaignName::as_str).into(),
             invite.revision.into(),
@@ -290,8 +341,8 @@ async fn invites(
     in_bulk(
         tx,
         "INSERT INTO invites (id, namespace, partition, code, grp, max_uses, uses, granted, starts_at, expires_at,
-         disabled, user_id, email_domains, metadata, batch, max_uses_per_user, campaign, revision, created_at,
-         updated_at, holds_code, epoch, seq) ",
+         disabled, user_id, email_domains, metadata, batch, imported, max_uses_per_user, campaign, revision,
+         created_at, updated_at, holds_code, epoch, seq) ",
         values.collect(),
         " ON CONFLICT (id) DO UPDATE SET max_uses = excluded.max_uses, uses = excluded.uses,
          granted = excluded.granted, starts_at = excluded.starts_at, expires_at = excluded.expires_at,
@@ -438,7 +489,7 @@ pub(super) async fn reservations(
         "INSERT INTO reservations (id, namespace, partition, invite, code, user_id, held_until, state, redemption,
          epoch, seq) ",
         values.collect(),
-        " ON CONFLICT (id) DO UPDATE SET state = excluded.state, redemption = excluded.redemption,
+        " ON CONFLICT (id) DO UPDATE SET user_id = excluded.user_id, state = excluded.state, redemption = excluded.redemption,
          epoch = excluded.epoch, seq = excluded.seq
          WHERE (reservations.epoch, reservations.seq) <= (excluded.epoch, excluded.seq)",
     )
@@ -508,14 +559,16 @@ async fn audit(tx: &mut Tx, partition: Partition, rows: &[AuditRow]) -> Result<(
             row.action.into(),
             row.namespace.as_str().into(),
             row.subject.as_str().into(),
+            row.user.as_ref().map(UserId::as_str).into(),
         ]
     });
     in_bulk(
         tx,
-        "INSERT INTO audit_log (partition, epoch, seq, at, actor, action, namespace, subject) ",
+        "INSERT INTO audit_log (partition, epoch, seq, at, actor, action, namespace, subject, user_id) ",
         values.collect(),
         " ON CONFLICT (partition, epoch, seq) DO UPDATE SET at = excluded.at, actor = excluded.actor,
-         action = excluded.action, namespace = excluded.namespace, subject = excluded.subject",
+         action = excluded.action, namespace = excluded.namespace, subject = excluded.subject,
+         user_id = excluded.user_id",
     )
     .await
 }

@@ -75,6 +75,7 @@ pub struct AuditLine {
 pub struct AuditFilter {
     pub namespace: Option<Namespace>,
     pub actor: Option<String>,
+    /// What applications do for their users, such as `reserved`, is only found when it is named here.
     pub action: Option<String>,
     /// At or after this moment.
     pub after: Option<Millis>,
@@ -90,6 +91,10 @@ pub struct AuditPage {
     /// Where the next page begins, if there is one.
     pub next: Option<(Millis, AuditPlace)>,
 }
+
+/// What applications do for their users: it is in the log so that no change is missing there, and it would hide what
+/// administrators do.
+const EVERYDAY: &str = "'reserved', 'reservation_released'";
 
 /// Writes down who changes what, in the transaction that changes it.
 pub(super) async fn record(
@@ -151,6 +156,9 @@ impl Ledger {
             query
         };
         let (mut changes, mut deeds) = (half(AUDIT, "audit_log"), half(DEED, "deeds"));
+        if filter.action.is_none() {
+            changes.push(&format!(" AND action NOT IN ({EVERYDAY})"));
+        }
         // Of one moment, deeds come before changes.
         match from {
             None => {}

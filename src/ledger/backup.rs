@@ -75,6 +75,7 @@ impl Ledger {
         for statement in [
             "UPDATE partitions SET requested = NULL, lease_owner = NULL, lease_expires_at = 0",
             "UPDATE batches SET lease_owner = NULL, lease_expires_at = 0",
+            "UPDATE webhooks SET lease_owner = NULL, lease_expires_at = 0",
             "DELETE FROM nodes",
             "DELETE FROM confirmations",
         ] {

@@ -5,17 +5,17 @@ use uuid::Uuid;
 use super::{LedgerError, sql::Row};
 use crate::domain::{
     Alphabet, Batch, BatchId, BatchOrder, BatchState, Campaign, CampaignName, Code, CodeCase,
-    Cursor, Durability, EmailDomain, Group, Invite, InviteId, Member, MembershipRule, Millis,
-    Namespace, Partition, Pattern, Position, Quota, Redemption, RedemptionId, Reservation,
+    Cursor, Durability, EmailDomain, ErrorDetail, Group, Invite, InviteId, Member, MembershipRule,
+    Millis, Namespace, Partition, Pattern, Position, Quota, Redemption, RedemptionId, Reservation,
     ReservationId, Settings, UserId, reservation::Held,
 };
 
 // Columns by name, never `*`: a newer version may add some while this one runs, and PostgreSQL then refuses every
 // `SELECT *` that it has prepared before ("cached plan must not change result type").
-pub(super) const NAMESPACE: &str = "name, partition, membership, code_case, code_check, durability, rate_user, rate_ip, \
+pub(super) const NAMESPACE: &str = "name, partition, membership, code_case, code_check, durability, error_detail, rate_user, rate_ip, \
      rate_code, rate_namespace, rate_guess, revision, created_at, updated_at, archived_at, epoch, seq";
 pub(super) const INVITE: &str = "id, namespace, partition, code, grp, max_uses, uses, granted, starts_at, expires_at, \
-     disabled, user_id, email_domains, metadata, batch, max_uses_per_user, campaign, revision, created_at, updated_at, \
+     disabled, user_id, email_domains, metadata, batch, imported, max_uses_per_user, campaign, revision, created_at, updated_at, \
      holds_code, epoch, seq";
 pub(super) const BATCH: &str = "id, namespace, pattern, alphabet, total, done, grp, max_uses, starts_at, expires_at, \
      email_domains, metadata, max_uses_per_user, campaign, actor, secret, state, reason, created_at, started_at, finished_at, lease_token";
@@ -110,6 +110,7 @@ impl Row {
             code_case: self.parsed("code_case", CodeCase::parse)?,
             code_check: self.get("code_check")?,
             durability: self.parsed("durability", Durability::parse)?,
+            error_detail: self.parsed("error_detail", ErrorDetail::parse)?,
             rate_user: self.maybe_parsed("rate_user", Quota::parse)?,
             rate_ip: self.maybe_parsed("rate_ip", Quota::parse)?,
             rate_code: self.maybe_parsed("rate_code", Quota::parse)?,
@@ -138,6 +139,7 @@ impl Row {
             max_uses_per_user: self.maybe_number("max_uses_per_user")?,
             campaign: self.maybe_parsed("campaign", CampaignName::parse)?,
             uses: self.number("uses")?,
+            imported: self.number("imported")?,
             granted: self.number("granted")?,
             starts_at: self.maybe_time("starts_at")?,
             expires_at: self.maybe_time("expires_at")?,

@@ -8,10 +8,11 @@ const LAWS: [(&str, &str); 6] = [
     (
         "an invite's uses are not its redemptions",
         "SELECT i.namespace, i.namespace || ' ' || i.code || ' (' || i.id || '): uses ' || i.uses || ', granted ' || i.granted
-             || ', redemptions that hold ' || (COUNT(r.id) - COUNT(r.rolled_back_at)) || ', last '
+             || ', imported ' || i.imported || ', redemptions that hold ' || (COUNT(r.id) - COUNT(r.rolled_back_at)) || ', last '
              || COALESCE(MAX(r.ordinal), 0) AS what
          FROM invites i LEFT JOIN redemptions r ON r.invite = i.id WHERE i.partition = $1
-         GROUP BY i.id HAVING i.uses <> COUNT(r.id) - COUNT(r.rolled_back_at) OR i.granted <> COALESCE(MAX(r.ordinal), 0)",
+         GROUP BY i.id HAVING i.uses <> i.imported + COUNT(r.id) - COUNT(r.rolled_back_at)
+             OR i.granted <> COALESCE(MAX(r.ordinal), i.imported)",
     ),
     (
         "an invite has more uses than its limit",

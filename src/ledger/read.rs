@@ -375,6 +375,66 @@ impl Ledger {
         row.map(|row| Ok((row.reservation()?, row.held()?))).transpose()
     }
 
+    /// Whether a user's id stands anywhere in a namespace.
+    ///
+    /// # Errors
+    /// [`LedgerError`] when it can not be read.
+    pub async fn knows_user(
+        &self,
+        namespace: &Namespace,
+        user: &UserId,
+    ) -> Result<bool, LedgerError> {
+        let tables = ["redemptions", "members", "reservations", "invites", "audit_log", "claims"];
+        let exists = tables.map(|table| {
+            format!("EXISTS (SELECT 1 FROM {table} WHERE namespace = $1 AND user_id = $2)")
+        });
+        let row = sql(format!("SELECT {} AS known", exists.join(" OR ")))
+            .bind(namespace.as_str())
+            .bind(user.as_str())
+            .fetch_one(&self.reader)
+            .await
+            .map_err(LedgerError::of("looking for a user"))?;
+        row.get("known")
+    }
+
+    /// What a user may still hold: the reservations that nobody has ended.
+    ///
+    /// # Errors
+    /// [`LedgerError`] when they can not be read.
+    pub async fn reservations_of(
+        &self,
+        namespace: &Namespace,
+        user: &UserId,
+    ) -> Result<Vec<Reservation>, LedgerError> {
+        let rows = sql(format!(
+            "SELECT {RESERVATION} FROM reservations WHERE namespace = $1 AND user_id = $2 AND state = 'held'"
+        ))
+        .bind(namespace.as_str())
+        .bind(user.as_str())
+        .fetch_all(&self.reader)
+        .await
+        .map_err(LedgerError::of("reading reservations"))?;
+        rows.iter().map(Row::reservation).collect()
+    }
+
+    /// The invites that are bound to a user, each with its code.
+    ///
+    /// # Errors
+    /// [`LedgerError`] when they can not be read.
+    pub async fn invites_bound_to(
+        &self,
+        namespace: &Namespace,
+        user: &UserId,
+    ) -> Result<Vec<(InviteId, Code)>, LedgerError> {
+        let rows = sql("SELECT id, code FROM invites WHERE namespace = $1 AND user_id = $2")
+            .bind(namespace.as_str())
+            .bind(user.as_str())
+            .fetch_all(&self.reader)
+            .await
+            .map_err(LedgerError::of("reading invites"))?;
+        rows.iter().map(|row| Ok((InviteId(row.id("id")?), row.code()?))).collect()
+    }
+
     /// One campaign.
     ///
     /// # Errors

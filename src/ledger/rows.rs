@@ -10,6 +10,8 @@ use crate::domain::{
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 #[expect(missing_docs, reason = "each field is a table's share")]
 pub struct Rows {
+    /// Users of earlier batches whose name is another now.
+    pub erased: Vec<ErasedRow>,
     pub namespaces: Vec<NamespaceRow>,
     /// Invites that are gone.
     pub deleted_invites: Vec<InviteId>,
@@ -151,6 +153,20 @@ pub struct CampaignRow {
     pub cursor: Cursor,
 }
 
+/// A user whose name is another now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the fields say it")]
+pub struct ErasedRow {
+    pub namespace: Namespace,
+    pub user: UserId,
+    pub alias: UserId,
+    /// That were bound to the user.
+    pub invites: Vec<InviteId>,
+    /// When, by the clock of Redis: what the user holds then is held on, by the same name.
+    pub at: Millis,
+    pub cursor: Cursor,
+}
+
 /// A campaign's uses.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[expect(missing_docs, reason = "the fields say it")]
@@ -171,4 +187,6 @@ pub struct AuditRow {
     pub action: &'static str,
     pub namespace: Namespace,
     pub subject: String,
+    /// Whom the subject begins with, if it does.
+    pub user: Option<UserId>,
 }

@@ -160,6 +160,23 @@ impl Ledger {
                 .map(|row| vec![row.redemption.id.0.into(), row.exclusive_key.as_deref().into()]);
             let live = live.collect();
             write(&mut tx, lease.partition, &rows).await.map_err(&failed)?;
+            // Somebody may have been forgotten since the ledger got them.
+            let named = rows.redemptions.iter().map(|row| {
+                vec![
+                    row.redemption.id.0.into(),
+                    row.redemption.user.as_str().into(),
+                    row.request.as_str().into(),
+                ]
+            });
+            in_bulk(
+                &mut tx,
+                "WITH taken (id, user_id, request) AS (",
+                named.collect(),
+                ") UPDATE redemptions SET user_id = taken.user_id, request = taken.request, metadata = NULL FROM taken
+                 WHERE redemptions.id = taken.id AND redemptions.user_id <> taken.user_id",
+            )
+            .await
+            .map_err(&failed)?;
             // Those that were there before lost it above.
             in_bulk(
                 &mut tx,

@@ -7,14 +7,14 @@ use std::collections::BTreeMap;
 
 use crate::{
     domain::{
-        CampaignName, Change, Cursor, Entry, Group, InviteId, MembershipRule, Namespace,
+        CampaignName, Change, Cursor, Entry, Group, InviteId, MembershipRule, Millis, Namespace,
         RedemptionId, Reservation, ReservationId, UserId,
         change::{InviteAction, MembershipLeft, RolledBack, exclusive_key},
         reservation::Held,
     },
     ledger::rows::{
-        self, AuditRow, CampaignRow, CampaignUsesRow, EndedRow, InviteRow, MemberRow, NamespaceRow,
-        RedemptionRow, ReservationRow, Rollback, RolledBackRow, Rows, UsesRow,
+        self, AuditRow, CampaignRow, CampaignUsesRow, EndedRow, ErasedRow, InviteRow, MemberRow,
+        NamespaceRow, RedemptionRow, ReservationRow, Rollback, RolledBackRow, Rows, UsesRow,
     },
 };
 
@@ -69,6 +69,7 @@ struct Fold {
     reservations: BTreeMap<ReservationId, ReservationRow>,
     campaigns: BTreeMap<(Namespace, CampaignName), CampaignFold>,
     rolled_back: Vec<RolledBackRow>,
+    erased: Vec<ErasedRow>,
     redemptions: Vec<RedemptionRow>,
     /// Memberships that ended: what was redeemed for them counts no more under the rule.
     released: Vec<EndedRow>,
@@ -144,6 +145,7 @@ impl Fold {
                 (fold.uses, fold.reopened) = (None, false);
                 let action = match action {
                     InviteAction::Created => "invite_created",
+                    InviteAction::Imported => "invite_imported",
                     InviteAction::Changed => "invite_changed",
                 };
                 self.audit(entry, action, invite.id.to_string());
@@ -179,7 +181,7 @@ impl Fold {
                 if let Some(reservation) = reservation {
                     self.hold(*cursor, reservation, Held::Confirmed(redemption.id));
                 }
-                self.join(entry, &redemption.user, &redemption.group, *rule, Some(redemption.id));
+                self.join(entry, &redemption.user, &redemption.group, *rule, Ok(redemption.id));
                 self.redemptions.push(RedemptionRow {
                     redemption: redemption.clone(),
                     request: request.clone(),
@@ -197,19 +199,22 @@ impl Fold {
                 self.hold(*cursor, reservation, Held::Released);
                 self.audit(entry, "reservation_released", reservation.id.to_string());
             }
+            Change::Erased { user, alias, invites } => self.erase(entry, user, alias, invites),
             Change::Campaign(campaign) => {
                 let key = (namespace.clone(), campaign.name.clone());
                 let whole = CampaignRow { campaign: campaign.clone(), cursor: *cursor };
                 self.campaigns.insert(key, CampaignFold { whole: Some(whole), uses: None });
                 self.audit(entry, "campaign_put", campaign.name.to_string());
             }
-            Change::Joined { user, group, rule } => {
-                self.join(entry, user, group, *rule, None);
+            Change::Joined { user, group, rule, since } => {
+                self.join(entry, user, group, *rule, Err(*since));
                 self.audit(entry, "joined", format!("{user} in {group}"));
+                self.audited_user(user);
             }
             Change::Left { user, group } => {
                 self.release(*cursor, namespace, user, group);
                 self.audit(entry, "left", rows::left(user, group));
+                self.audited_user(user);
             }
         }
     }
@@ -299,14 +304,15 @@ impl Fold {
         user: &UserId,
         group: &Group,
         rule: MembershipRule,
-        redemption: Option<RedemptionId>,
+        // By which redemption, or since when.
+        how: Result<RedemptionId, Millis>,
     ) {
         let row = MemberRow {
             namespace: entry.namespace.clone(),
             user: user.clone(),
             group: group.clone(),
-            redemption,
-            joined_at: entry.at,
+            redemption: how.ok(),
+            joined_at: how.err().unwrap_or(entry.at),
             exclusive_key: (rule == MembershipRule::OneGroup).then(|| "*".to_owned()),
             cursor: entry.cursor,
         };
@@ -342,7 +348,74 @@ impl Fold {
             action,
             namespace: entry.namespace.clone(),
             subject,
+            user: None,
         });
+    }
+
+    /// Notes who the line just written begins with.
+    fn audited_user(&mut self, user: &UserId) {
+        if let Some(row) = self.audit.last_mut() {
+            row.user = Some(user.clone());
+        }
+    }
+
+    /// What this batch has brought so far of a user gets the other name; what the ledger has gets it before all else.
+    fn erase(&mut self, entry: &Entry, user: &UserId, alias: &UserId, invites: &[InviteId]) {
+        let Entry { cursor, namespace, .. } = entry;
+        let rename = |of: &Namespace, name: &mut UserId| {
+            if of == namespace && name == user {
+                name.clone_from(alias);
+            }
+        };
+        for (key, mut fold) in std::mem::take(&mut self.members) {
+            let (of, mut name, group) = key;
+            rename(&of, &mut name);
+            if let Some(row) = &mut fold.ended {
+                rename(&of, &mut row.user);
+            }
+            if let Some(row) = &mut fold.row {
+                rename(&of, &mut row.user);
+            }
+            self.members.insert((of, name, group), fold);
+        }
+        for row in &mut self.released {
+            rename(&row.namespace, &mut row.user);
+        }
+        // What is held now was held for somebody who has come since.
+        for row in self.reservations.values_mut() {
+            if row.held != Held::Held || row.reservation.until <= entry.at {
+                rename(&row.reservation.namespace, &mut row.reservation.user);
+            }
+        }
+        for row in &mut self.redemptions {
+            let redemption = &mut row.redemption;
+            if (&redemption.namespace, &redemption.user) == (namespace, user) {
+                redemption.user = alias.clone();
+                row.request = redemption.id.to_string();
+                row.metadata = None;
+            }
+        }
+        for row in self.audit.iter_mut().filter(|row| row.namespace == *namespace) {
+            if row.user.as_ref() == Some(user) {
+                let rest = row.subject.strip_prefix(user.as_str()).unwrap_or_default();
+                row.subject = format!("{alias}{rest}");
+                row.user = Some(alias.clone());
+            }
+        }
+        for id in invites {
+            if let Some(row) = self.invites.get_mut(id).and_then(|fold| fold.whole.as_mut()) {
+                row.invite.user = Some(alias.clone());
+            }
+        }
+        self.erased.push(ErasedRow {
+            namespace: namespace.clone(),
+            user: user.clone(),
+            alias: alias.clone(),
+            invites: invites.to_vec(),
+            at: entry.at,
+            cursor: *cursor,
+        });
+        self.audit(entry, "user_erased", alias.to_string());
     }
 
     fn into_rows(self) -> Rows {
@@ -351,6 +424,7 @@ impl Fold {
             released: self.released,
             redemptions: self.redemptions,
             rolled_back: self.rolled_back,
+            erased: self.erased,
             reservations: self.reservations.into_values().collect(),
             audit: self.audit,
             ..Rows::default()
@@ -383,7 +457,7 @@ impl Fold {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::{BatchId, Code, CodeCase, Invite, Millis};
+    use crate::domain::{BatchId, Code, CodeCase, Invite};
 
     fn at(epoch: u64, seq: u64) -> Cursor {
         Cursor { epoch, seq }
@@ -409,6 +483,7 @@ mod tests {
             max_uses_per_user: None,
             campaign: None,
             uses: 0,
+            imported: 0,
             granted: 0,
             starts_at: None,
             expires_at: None,

@@ -20,6 +20,11 @@ use crate::{
 
 /// How often the ledger is asked while somebody waits.
 const LOOK: Duration = Duration::from_millis(5);
+/// How often it is asked while somebody only listens.
+const LOOK_FOR_LISTENERS: Duration = Duration::from_millis(250);
+
+/// Before the first change.
+const NOTHING: Cursor = Cursor { epoch: 0, seq: 0 };
 
 /// Cheap to clone: all clones are one.
 #[derive(Clone)]
@@ -29,8 +34,9 @@ pub struct Progress {
 
 struct Inner {
     partitions: Vec<Known>,
-    /// Rung when somebody begins to wait.
+    /// Rung when somebody begins to wait, or to listen.
     awaited: Notify,
+    listeners: AtomicUsize,
 }
 
 struct Known {
@@ -58,19 +64,40 @@ impl Drop for Waiting<'_> {
     }
 }
 
+/// One who wants to hear how far the ledger is, and hurries nobody.
+pub struct Listener {
+    progress: Progress,
+    reached: watch::Receiver<Reached>,
+}
+
+impl Listener {
+    /// Waits until the ledger is known to be further than this.
+    pub async fn beyond(&mut self, cursor: Cursor) {
+        if self.reached.wait_for(|reached| reached.cursor > cursor).await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        self.progress.inner.listeners.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
 impl Progress {
     /// Nothing is known yet of so many partitions.
     #[must_use]
     pub fn new(partitions: u16) -> Self {
-        let nothing = Cursor { epoch: 0, seq: 0 };
-        let nothing = Reached { cursor: nothing, rows_after: nothing };
+        let nothing = Reached { cursor: NOTHING, rows_after: NOTHING };
         let known = || Known {
             reached: watch::Sender::new(nothing),
             waiting: AtomicUsize::new(0),
             hurry: Notify::new(),
         };
         let partitions = (0..partitions).map(|_| known()).collect();
-        Self { inner: Arc::new(Inner { partitions, awaited: Notify::new() }) }
+        let inner = Inner { partitions, awaited: Notify::new(), listeners: AtomicUsize::new(0) };
+        Self { inner: Arc::new(inner) }
     }
 
     /// The ledger has passed everything of a partition up to here.
@@ -107,7 +134,7 @@ impl Progress {
     #[must_use]
     pub fn cursor(&self, partition: Partition) -> Cursor {
         let known = self.inner.partitions.get(usize::from(partition.0));
-        known.map_or(Cursor { epoch: 0, seq: 0 }, |known| known.reached.borrow().cursor)
+        known.map_or(NOTHING, |known| known.reached.borrow().cursor)
     }
 
     /// Waits until the ledger is at this position or further; says whether what was there is a row for sure. Otherwise
@@ -126,6 +153,19 @@ impl Progress {
         there.is_ok_and(|reached| reached.rows_after < position.cursor)
     }
 
+    /// Begins to listen to a partition; of one that is not there nothing is ever heard.
+    #[must_use]
+    pub fn listen(&self, partition: Partition) -> Listener {
+        let known = self.inner.partitions.get(usize::from(partition.0));
+        let reached = known.map_or_else(
+            || watch::channel(Reached { cursor: NOTHING, rows_after: NOTHING }).1,
+            |known| known.reached.subscribe(),
+        );
+        self.inner.listeners.fetch_add(1, Ordering::SeqCst);
+        self.inner.awaited.notify_one();
+        Listener { progress: self.clone(), reached }
+    }
+
     /// Lets changes of a partition gather for so long, unless somebody waits for it.
     pub(super) async fn gather(&self, partition: Partition, time: Duration) {
         let Some(known) = self.inner.partitions.get(usize::from(partition.0)) else { return };
@@ -142,11 +182,16 @@ impl Progress {
     }
 }
 
-/// Asks the ledger how far it is, while somebody waits; for ever.
+/// Asks the ledger how far it is, while somebody waits or listens; for ever.
 pub async fn look(progress: Progress, ledger: Ledger) {
     loop {
         if !progress.is_awaited() {
-            progress.inner.awaited.notified().await;
+            let begins = progress.inner.awaited.notified();
+            if progress.inner.listeners.load(Ordering::SeqCst) > 0 {
+                drop(tokio::time::timeout(LOOK_FOR_LISTENERS, begins).await);
+            } else {
+                begins.await;
+            }
         }
         match ledger.partitions().await {
             Ok(rows) => {
@@ -189,6 +234,22 @@ mod tests {
         // What is known does not go back.
         progress.passed(at(1, 2, 1));
         assert!(poll_immediate(Box::pin(progress.wait(at(1, 2, 6)))).await.is_some());
+    }
+
+    #[tokio::test]
+    async fn one_who_listens_hears_of_it_and_hurries_nobody() {
+        let progress = Progress::new(1);
+        let mut listener = progress.listen(Partition(0));
+        assert!(!progress.is_awaited());
+        progress.passed(at(0, 1, 5));
+        assert!(
+            poll_immediate(Box::pin(listener.beyond(Cursor { epoch: 1, seq: 4 }))).await.is_some()
+        );
+        assert!(
+            poll_immediate(Box::pin(listener.beyond(Cursor { epoch: 1, seq: 5 }))).await.is_none()
+        );
+        drop(listener);
+        assert_eq!(progress.inner.listeners.load(Ordering::SeqCst), 0);
     }
 
     #[tokio::test]

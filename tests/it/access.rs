@@ -5,7 +5,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use redeemer::domain::Role;
+use redeemer::{
+    domain::{Millis, Role},
+    ids::now,
+};
 use reqwest::Method;
 use serde_json::{Value, json};
 
@@ -210,21 +213,21 @@ async fn while_the_ledger_is_down_known_keys_go_on_and_none_is_made_or_revoked()
 #[tokio::test(flavor = "multi_thread")]
 async fn a_key_that_has_an_end_opens_until_then() {
     let node = start(&Settings::default()).await;
-    let make = async |end: &str| {
+    let make = async |end: Value| {
         let body = json!({"name": "guest", "role": "read", "expires_at": end});
         node.post("/v1/keys", &body).await
     };
-    let past = make("2020-01-01T00:00:00Z").await;
+    let past = make(json!("2020-01-01T00:00:00Z")).await;
     assert_eq!((past.status, past.code()), (400, "invalid_request"), "{}", past.text);
-    let end = jiff::Timestamp::now() + Duration::from_secs(2);
-    let made = make(&end.to_string()).await;
+    let end = Millis::from_ms(now().as_ms() + 2000).unwrap();
+    let made = make(json!(end)).await;
     assert_eq!(made.status, 201, "{}", made.text);
     let key = made.body["key"].as_str().unwrap();
     let ask = || send(node.bare(Method::GET, "/v1/namespaces").bearer_auth(key));
     let before = ask().await.unwrap();
-    assert!(before.status == 200 || jiff::Timestamp::now() >= end, "{}", before.text);
+    assert!(before.status == 200 || now() >= end, "{}", before.text);
     eventually("it has ended", async || ask().await.unwrap().status == 401).await;
-    assert!(jiff::Timestamp::now() >= end);
+    assert!(now() >= end);
     let listed = node.get("/v1/keys").await;
     let guest = listed.body["data"].as_array().unwrap().last().unwrap();
     assert_eq!(

@@ -447,6 +447,19 @@ async fn a_namespace_is_made_changed_archived_and_brought_back() {
         (seen.body["data"].as_array().unwrap().len(), &seen.body["data"][0]["name"]),
         (1, &json!("acme"))
     );
+    let both = json!({"name": "t", "role": "read", "namespaces": ["default", "acme"]});
+    let both = node.post("/v1/keys", &both).await.body["key"].as_str().unwrap().to_owned();
+    let mut path = "/v1/namespaces?limit=1".to_owned();
+    for name in ["acme", "default"] {
+        let page = send(node.bare(Method::GET, &path).bearer_auth(&both)).await.unwrap();
+        assert_eq!(page.body["data"][0]["name"], name, "{}", page.text);
+        assert_eq!(page.body["data"].as_array().unwrap().len(), 1, "{}", page.text);
+        assert_eq!(page.header("link").is_empty(), name == "default", "{:?}", page.headers);
+        path = format!(
+            "/v1/namespaces?limit=1&cursor={}",
+            page.body["next_cursor"].as_str().unwrap_or_default()
+        );
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -89,6 +89,15 @@ async fn every_administrative_change_has_its_line() {
     ask(Method::DELETE, &path, json!({})).await;
     ask(Method::PUT, "/members/alice/team", json!({})).await;
     ask(Method::DELETE, "/members/alice/team", json!({})).await;
+    ask(Method::PUT, "/campaigns/spring", json!({"max_uses": 9})).await;
+    ask(Method::POST, "/invites", json!({"code": "MINE", "group": "team", "max_uses": 5})).await;
+    let mine = json!({"code": "MINE", "user": "bob"});
+    let held = ask(Method::POST, "/reservations", mine.clone()).await;
+    let held = held.body["id"].as_str().unwrap();
+    ask(Method::DELETE, &format!("/reservations/{held}"), json!({})).await;
+    let redeemed = ask(Method::POST, "/redemptions", mine).await;
+    let path = format!("/redemptions/{}/rollback", redeemed.body["id"].as_str().unwrap());
+    ask(Method::POST, &path, json!({"reason": "a test"})).await;
     let batch = json!({"count": 3, "pattern": "B-######", "group": "team", "max_uses": 1});
     let ordered = ask(Method::POST, "/batches", batch).await;
     eventually("the batch is made", async || {
@@ -114,6 +123,9 @@ async fn every_administrative_change_has_its_line() {
         [
             "namespace_archived",
             "invites_created",
+            "redemption_rolled_back",
+            "invite_created",
+            "campaign_put",
             "left",
             "joined",
             "invite_deleted",
@@ -151,7 +163,10 @@ async fn every_administrative_change_has_its_line() {
     let joined_at = joined["at"].as_str().unwrap();
     let earlier = lines.iter().filter(|line| line["at"].as_str().unwrap() < joined_at).count();
     for (narrow, expected) in [
-        (format!("actor={id}"), 8),
+        (format!("actor={id}"), 11),
+        // What users do is only listed for those who ask for it.
+        ("action=reserved".to_owned(), 1),
+        ("action=reservation_released".to_owned(), 1),
         ("actor=nobody".to_owned(), 0),
         ("action=namespace_put".to_owned(), 2),
         ("after=2099-01-01T00:00:00Z".to_owned(), 0),
@@ -278,7 +293,7 @@ async fn lines_of_one_moment_are_paged_without_a_hole() {
     for number in 1..=4 {
         let at = if number < 4 { 1000 } else { 2000 };
         for partition in [0, 1] {
-            sql.execute(&format!("INSERT INTO audit_log VALUES ({partition}, {}, {number}, {at}, 'a', 'joined', 'acme', 'x')", 3 - partition)).await;
+            sql.execute(&format!("INSERT INTO audit_log (partition, epoch, seq, at, actor, action, namespace, subject) VALUES ({partition}, {}, {number}, {at}, 'a', 'joined', 'acme', 'x')", 3 - partition)).await;
         }
         sql.execute(&format!("INSERT INTO deeds (at, actor, action, namespace, subject) VALUES ({at}, 'a', 'batch_ordered', 'acme', 'x')")).await;
     }

@@ -406,6 +406,8 @@ fn members_are_added_listed_shown_and_removed() {
     assert_eq!(json(&node, &["member", "show", "alice/ü"])[0]["group"], "the team");
     let removed = json(&node, &["member", "remove", "alice/ü", "the team"]);
     assert_eq!(removed["left"], "the team");
+    let erased = json(&node, &["member", "erase", "alice/ü"]);
+    assert!(erased["alias"].as_str().unwrap().starts_with("erased-"), "{erased}");
     assert!(run(&node, &["member", "remove", "bob"]).status.success());
     let gone = run(&node, &["member", "show", "bob"]);
     assert_eq!(gone.status.code(), Some(1));

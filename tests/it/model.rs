@@ -16,14 +16,15 @@ use proptest::{
 };
 use redeemer::{
     domain::{
-        BatchId, CampaignName, Code, CodeCase, Cursor, EmailDomain, Entry, Group, InviteId,
-        MembershipRule, Millis, Namespace, Outcome, Partition, Quota, Redemption, RedemptionId,
-        Refusal, RequestId, Reservation, UserId,
+        BatchId, CampaignName, Code, CodeCase, Cursor, EmailDomain, Entry, ErrorDetail, Group,
+        InviteId, MembershipRule, Millis, Namespace, Outcome, Partition, Quota, Redemption,
+        RedemptionId, Refusal, RequestId, Reservation, UserId,
         command::{
             Action, BatchCreated, CampaignPut, ChangeInvite, Changed, CreateBatch, CreateInvite,
-            Created, DeleteInvite, Deleted, InvitePatch, Join, Joined, Leave, Left, Mode,
-            NamespacePut, PutCampaign, PutNamespace, Redeem, Release, ReleaseAnswer, Rollback,
-            RollbackAnswer, Rules, RulesPatch,
+            Created, DeleteInvite, Deleted, EraseUser, Erased, ImportInvites, ImportMembers,
+            Imported, ImportedInvite, InviteImport, InvitePatch, Join, Joined, Leave, Left,
+            MemberImport, Mode, NamespacePut, PutCampaign, PutNamespace, Redeem, Release,
+            ReleaseAnswer, Rollback, RollbackAnswer, Rules, RulesPatch,
         },
         model::Model,
     },
@@ -95,6 +96,9 @@ enum Op {
         id: u8,
         expected: Option<u64>,
     },
+    ImportInvites(Vec<InviteLine>),
+    /// Lines: user, group, since when.
+    ImportMembers(Vec<(u8, u8, Option<i64>)>),
     Join {
         user: u8,
         group: u8,
@@ -103,9 +107,11 @@ enum Op {
         user: u8,
         group: Option<u8>,
     },
+    Erase(u8),
     Patch {
         change: u8,
         rates: [Option<u8>; 3],
+        detail: Option<ErrorDetail>,
         expected: Option<u64>,
     },
     Put {
@@ -116,6 +122,9 @@ enum Op {
     Archive,
     Trim,
 }
+
+/// Id, code, group, limit, uses (at most the limit), until when, whether it is switched off.
+type InviteLine = (u8, u8, u8, Option<u64>, u64, Option<i64>, bool);
 
 #[derive(Debug, Clone)]
 struct Ask {
@@ -212,15 +221,25 @@ fn op() -> impl Strategy<Value = Op> {
         ),
         4 => (0..2u8, max_uses(), expected())
             .prop_map(|(name, max_uses, expected)| Op::Campaign { name, max_uses, expected }),
-        3 => (0..6u8).prop_map(Op::Rollback),
+        6 => (0..6u8).prop_map(Op::Rollback),
         2 => (0..3u8).prop_map(Op::Release),
         6 => (0..8u8, 0..20u8, expected(), patch)
             .prop_map(|(id, change, expected, patch)| Op::Change { id, change, expected, patch }),
         1 => (0..8u8, expected()).prop_map(|(id, expected)| Op::Delete { id, expected }),
+        3 => vec((0..6u8, 0..4u8, 0..2u8, max_uses(), 0..4u64, moment(), proptest::bool::weighted(0.1)), 1..4)
+            .prop_map(Op::ImportInvites),
+        2 => vec((0..4u8, 0..2u8, proptest::option::of(select(vec![-5_000_000, -1, 0]))), 1..4)
+            .prop_map(Op::ImportMembers),
         2 => (0..4u8, 0..2u8).prop_map(|(user, group)| Op::Join { user, group }),
         3 => (0..4u8, proptest::option::of(0..2u8)).prop_map(|(user, group)| Op::Leave { user, group }),
-        1 => (0..6u8, [proptest::option::of(0..3u8), proptest::option::of(0..3u8), proptest::option::of(0..3u8)], expected())
-            .prop_map(|(change, rates, expected)| Op::Patch { change, rates, expected }),
+        1 => (
+            0..6u8,
+            [proptest::option::of(0..3u8), proptest::option::of(0..3u8), proptest::option::of(0..3u8)],
+            proptest::option::weighted(0.5, select(ErrorDetail::ALL.to_vec())),
+            expected(),
+        )
+            .prop_map(|(change, rates, detail, expected)| Op::Patch { change, rates, detail, expected }),
+        1 => (0..4u8).prop_map(Op::Erase),
         1 => (0..6u8, rule()).prop_map(|(change, rule)| Op::Put { change, rule }),
         1 => Just(Op::Ensure),
         1 => proptest::bool::weighted(0.2).prop_map(|archive| if archive { Op::Archive } else { Op::Trim }),
@@ -577,6 +596,73 @@ async fn step(world: &mut World<'_>, op: &Op) {
             });
             assert_eq!(said, meant);
         }
+        Op::ImportInvites(lines) => {
+            let invite = |(id, number, group_number, max_uses, uses, expires_in, disabled): &(
+                _,
+                _,
+                _,
+                Option<u64>,
+                u64,
+                _,
+                _,
+            )| {
+                ImportedInvite {
+                    id: world.id(*id),
+                    code: code(*number),
+                    group: group(*group_number),
+                    max_uses: *max_uses,
+                    max_uses_per_user: (*number == 2).then_some(1),
+                    uses: max_uses.map_or(*uses, |max| max.min(*uses)),
+                    starts_at: None,
+                    expires_at: world.after(*expires_in),
+                    disabled: *disabled,
+                    user: (*number == 3).then(|| user(1)),
+                    email_domains: if *number == 0 { vec![domain(1)] } else { Vec::new() },
+                    metadata: (*number == 1).then(|| "{\"a\":3}".to_owned()),
+                }
+            };
+            let import =
+                ImportInvites { namespace, invites: lines.iter().map(invite).collect(), actor };
+            let said = import.run(gate).await.unwrap();
+            let meant = world.model.import_invites(&import, now);
+            match &meant {
+                Imported::Done { told, .. } => {
+                    for one in told {
+                        world.saw(match one {
+                            InviteImport::Imported => "invite imported",
+                            InviteImport::Unchanged => "invite unchanged",
+                            InviteImport::CodeTaken { .. } => "import: code_taken",
+                        });
+                    }
+                }
+                Imported::Overloaded => world.saw("import: overloaded"),
+                Imported::NamespaceNotFound => world.saw("import: namespace_not_found"),
+            }
+            assert_eq!(said, meant);
+        }
+        Op::ImportMembers(lines) => {
+            let member = |(number, group_number, since): &(u8, u8, Option<i64>)| {
+                (user(*number), group(*group_number), world.after(*since))
+            };
+            let import =
+                ImportMembers { namespace, members: lines.iter().map(member).collect(), actor };
+            let said = import.run(gate).await.unwrap();
+            let meant = world.model.import_members(&import, now);
+            match &meant {
+                Imported::Done { told, .. } => {
+                    for one in told {
+                        world.saw(match one {
+                            MemberImport::Imported => "member imported",
+                            MemberImport::Unchanged => "member unchanged",
+                            MemberImport::AlreadyMember { .. } => "import: already_member",
+                        });
+                    }
+                }
+                Imported::Overloaded => world.saw("members: overloaded"),
+                Imported::NamespaceNotFound => world.saw("members: namespace_not_found"),
+            }
+            assert_eq!(said, meant);
+        }
         Op::Join { user: user_number, group: group_number } => {
             let join =
                 Join { namespace, user: user(*user_number), group: group(*group_number), actor };
@@ -600,9 +686,34 @@ async fn step(world: &mut World<'_>, op: &Op) {
             });
             assert_eq!(said, meant);
         }
-        Op::Patch { change, rates, expected } => {
+        Op::Erase(number) => {
+            // Every invite that may be bound to the user, whether it is or not.
+            let invites = (0..8).flat_map(|id| (0..6).map(move |number| (id, number)));
+            let invites = invites.map(|(id, number)| (world.id(id), code(number))).collect();
+            let alias = UserId::erased(world.redemption().0);
+            let erase =
+                EraseUser { namespace, user: user(*number), alias: alias.clone(), invites, actor };
+            let gate = &world.bench.gate;
+            let (said, meant) = (erase.run(gate).await.unwrap(), world.model.erase_user(&erase));
+            world.saw(match meant {
+                Erased::Erased { .. } => "erased",
+                Erased::NamespaceNotFound => "erase: namespace_not_found",
+            });
+            assert_eq!(said, meant);
+            let question = ShowMember { namespace: erase.namespace.clone(), user: alias.clone() };
+            let shown = question.run(gate).await.unwrap();
+            assert_eq!(shown, world.model.show_member(&erase.namespace, &alias));
+        }
+        Op::Patch { change, rates, detail, expected } => {
             let [rate_user, rate_ip, rate_guess] = rates.map(|rate| rate.map(quota));
-            let patch = RulesPatch { rate_user, rate_ip, rate_guess, ..RulesPatch::default() };
+            let error_detail = *detail;
+            let patch = RulesPatch {
+                error_detail,
+                rate_user,
+                rate_ip,
+                rate_guess,
+                ..RulesPatch::default()
+            };
             put(world, Action::Patch(patch), *change, *expected).await;
         }
         Op::Put { change, rule } => put(world, Action::Put(limited(*rule)), *change, None).await,
@@ -657,6 +768,7 @@ fn word(outcome: &Outcome) -> &'static str {
             Refusal::RateLimited { .. } => "rate_limited",
             Refusal::TooManyAttempts { .. } => "too_many_attempts",
             Refusal::NotFound => "not_found",
+            Refusal::Invalid => "invalid",
             Refusal::Disabled => "disabled",
             Refusal::NotStarted { .. } => "not_started",
             Refusal::Expired { .. } => "expired",
@@ -674,7 +786,8 @@ fn word(outcome: &Outcome) -> &'static str {
 }
 
 /// Every reply word that a history can bring about.
-const WORDS: [&str; 66] = [
+const WORDS: [&str; 78] = [
+    "erased",
     "held",
     "held before",
     "already_rolled_back",
@@ -699,6 +812,16 @@ const WORDS: [&str; 66] = [
     "batch: taken",
     "batch: overloaded",
     "batch: namespace_not_found",
+    "invite imported",
+    "invite unchanged",
+    "import: code_taken",
+    "import: overloaded",
+    "import: namespace_not_found",
+    "member imported",
+    "member unchanged",
+    "import: already_member",
+    "members: overloaded",
+    "members: namespace_not_found",
     "granted",
     "replayed",
     "allowed",
@@ -708,6 +831,7 @@ const WORDS: [&str; 66] = [
     "rate_limited",
     "too_many_attempts",
     "not_found",
+    "invalid",
     "disabled",
     "not_started",
     "expired",
@@ -894,10 +1018,12 @@ async fn tables(entries: &[Entry], lengths: &[usize]) -> Vec<(&'static str, Vec<
 
 /// The columns of a table, from the migrations that make and change it.
 fn columns_of(table: &str) -> Vec<&'static str> {
-    const MIGRATIONS: [&str; 3] = [
+    const MIGRATIONS: [&str; 5] = [
         include_str!("../../migrations/sqlite/0001_ledger.sql"),
         include_str!("../../migrations/sqlite/0002_batches.sql"),
         include_str!("../../migrations/sqlite/0003_reservations.sql"),
+        include_str!("../../migrations/sqlite/0006_imports_and_outcomes.sql"),
+        include_str!("../../migrations/sqlite/0008_erasing.sql"),
     ];
     let mut columns = Vec::new();
     for migration in MIGRATIONS {

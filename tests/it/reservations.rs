@@ -195,7 +195,7 @@ async fn holders_and_redeemers_together_get_exactly_all_uses() {
     invite(&node, &ns, &json!({"code": "RUSH", "group": "team", "max_uses": 20})).await;
     let one = async |number: usize| -> bool {
         let user = format!("user-{number}");
-        if number % 2 == 0 {
+        if number.is_multiple_of(2) {
             return redeem(&node, &ns, "RUSH", &user).await.status == 201;
         }
         let held = reserve(&node, &ns, "RUSH", &user).await;
@@ -204,7 +204,7 @@ async fn holders_and_redeemers_together_get_exactly_all_uses() {
             return false;
         }
         let path = held.header("location").to_owned();
-        if number % 3 == 0 {
+        if number.is_multiple_of(3) {
             assert_eq!(node.delete(&path).await.status, 204);
             return false;
         }

@@ -6,6 +6,7 @@ pub mod ledger;
 pub mod node;
 pub mod postgres;
 pub mod proxy;
+pub mod receiver;
 pub mod redis;
 
 use std::time::Duration;

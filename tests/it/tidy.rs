@@ -328,6 +328,22 @@ fn every_test_in_the_document_about_backups_exists() {
     }
 }
 
+/// The README's table and the example know what to tell a person whose redemption is refused.
+#[test]
+fn there_is_a_message_for_each_refusal() {
+    let (table, example) = (read("README.md"), read("examples/django/signup/redeemer.py"));
+    let table = table.split("## What to tell the person").nth(1).unwrap();
+    let table = table.split("\n## ").next().unwrap();
+    for code in redeemer::http::problem::Code::ALL.iter().filter(|code| code.is_refusal()) {
+        let code = code.as_str();
+        // Only who holds reservations can be told of one.
+        if code != "reservation_expired" {
+            assert!(table.contains(&format!("`{code}`")), "README.md lacks {code}");
+            assert!(example.contains(&format!("\"{code}\": ")), "the example lacks {code}");
+        }
+    }
+}
+
 #[test]
 fn every_test_in_the_document_about_applications_exists() {
     let tests = read("examples/django/signup/tests.py");

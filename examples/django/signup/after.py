@@ -55,3 +55,5 @@ def record(redemption):
             "ended_at": at if was_left else None,
         },
     )
+    if redemption["rolled_back_at"]:
+        Membership.objects.filter(redemption=redemption["id"], ended_at=None).update(ended_at=redemption["rolled_back_at"])

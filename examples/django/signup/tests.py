@@ -203,6 +203,11 @@ os.kill(os.getpid(), signal.SIGKILL)
         Membership.objects.update(ended_at=timezone.now())
         after.record(spring)
         self.assertFalse(Membership.objects.filter(ended_at=None).exists())
+        # Joined anew, then taken back, before this database knew of any of it.
+        again = redeemer.redeem("SPRING", self.user.pk, uuid.uuid4())[0]
+        redeemer.ask("POST", f"/redemptions/{again['id']}/rollback", {"reason": "paid back"})
+        after.record(redeemer.ask("GET", f"/redemptions/{again['id']}"))
+        self.assertFalse(Membership.objects.filter(ended_at=None).exists())
         # Joined anew, and the rows arrive in the wrong order.
         summer = redeemer.redeem("SUMMER", self.user.pk, uuid.uuid4())[0]
         Membership.objects.all().delete()

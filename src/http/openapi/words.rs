@@ -12,9 +12,12 @@ use utoipa::{
 };
 
 use crate::domain::{
-    Alphabet, BatchId, BatchState, CampaignName, Code, CodeCase, Durability, EmailDomain, Group,
-    InviteId, InviteState, MembershipRule, Millis, Namespace, Policy, Position, Quota,
-    RedemptionId, ReservationId, Role, UserId, invite::EMAIL_DOMAINS_MAX,
+    Alphabet, BatchId, BatchState, CampaignName, Code, CodeCase, DeliveryId, DeliveryState,
+    Durability, EmailDomain, ErrorDetail, Group, InviteId, InviteState, MembershipRule, Millis,
+    Namespace, Policy, Position, Quota, RedemptionId, ReservationId, Role, UserId, WebhookId,
+    event,
+    invite::EMAIL_DOMAINS_MAX,
+    webhook::{URL_BYTES_MAX, WebhookState},
 };
 
 /// Text without control characters.
@@ -66,6 +69,16 @@ words! {
     InviteId, "InviteId" = id("An invite.");
     RedemptionId, "RedemptionId" = id("A redemption.");
     BatchId, "BatchId" = id("A batch.");
+    WebhookId, "WebhookId" = id("A webhook.");
+    DeliveryId, "DeliveryId" = id("A delivery: the webhook-id of its messages.");
+    WebhookState, "WebhookState" = one_of(
+        WebhookState::ALL.map(WebhookState::as_str),
+        "Whether a webhook is served: yes; yes, and its last attempts have failed; no.",
+    );
+    DeliveryState, "DeliveryState" = one_of(
+        DeliveryState::ALL.map(DeliveryState::as_str),
+        "How a delivery goes: it is to be tried; the receiver has it; it was given up.",
+    );
     ReservationId, "ReservationId" = id("A reservation.");
     CampaignName, "CampaignName" = json!({
         "type": "string", "minLength": 1, "maxLength": 63, "pattern": "^[a-z0-9-]+$", "examples": ["spring"],
@@ -91,6 +104,10 @@ words! {
     Durability, "Durability" = one_of(
         Durability::ALL.map(Durability::as_str),
         "What an answer promises: Redis has it, replicas have it, SQL has committed it.",
+    );
+    ErrorDetail, "ErrorDetail" = one_of(
+        ErrorDetail::ALL.map(ErrorDetail::as_str),
+        "How much refusals tell: what is the matter, or of a code that can not be used nothing, not even whether it exists.",
     );
     InviteState, "InviteState" = one_of(
         InviteState::ALL.map(InviteState::as_str),
@@ -144,6 +161,15 @@ words! {
     "EmailDomains" = json!({
         "type": "array", "items": {"$ref": "#/components/schemas/EmailDomain"}, "maxItems": EMAIL_DOMAINS_MAX,
         "description": "The only e-mail domains whose users may redeem; an empty list means any.",
+    });
+    "ReceiverUrl" = json!({
+        "type": "string", "format": "uri", "minLength": 10, "maxLength": URL_BYTES_MAX, "pattern": "^https?://",
+        "examples": ["https://example.com/hook"],
+        "description": "https, without user, password or fragment, at an address of the public internet.",
+    });
+    "EventTypes" = json!({
+        "type": "array", "minItems": 1, "items": {"type": "string", "enum": event::TYPES},
+        "description": "Types of events.",
     });
     "KeyId" = json!({
         "type": "string", "minLength": 16, "maxLength": 16, "pattern": "^[a-z2-7]+$", "examples": ["aaaaaaaaaaaaaaaa"],

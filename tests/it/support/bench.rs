@@ -9,7 +9,9 @@ use std::{
 };
 
 use redeemer::{
-    domain::{CodeCase, Cursor, Durability, MembershipRule, Millis, Namespace, Partition},
+    domain::{
+        CodeCase, Cursor, Durability, ErrorDetail, MembershipRule, Millis, Namespace, Partition,
+    },
     gate::{
         Gate, GateOptions,
         outbox::Reader,
@@ -178,6 +180,7 @@ pub fn rules(membership: MembershipRule) -> Rules {
         code_case: CodeCase::Insensitive,
         code_check: false,
         durability: Durability::Gate,
+        error_detail: ErrorDetail::Full,
         rate_user: None,
         rate_ip: None,
         rate_code: None,

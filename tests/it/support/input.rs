@@ -11,6 +11,7 @@ pub fn filled(path: &str, namespace: &str) -> String {
         .replace("{code}", "NOBODY")
         .replace("{user}", "nobody")
         .replace("{group}", "nothing")
+        .replace("{name}", "spring")
         .replace("{file}", "start.js");
     assert!(!filled.contains('{'), "nothing is known to put into {filled}");
     filled

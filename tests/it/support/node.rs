@@ -180,6 +180,14 @@ impl Node {
         send(self.request(Method::DELETE, path)).await.unwrap()
     }
 
+    /// Waits until the ledger has the namespace `default`, which a first start makes.
+    pub async fn until_ledger_has_default(&self) {
+        super::eventually("the ledger has the namespace default", async || {
+            self.get("/v1/namespaces").await.body["data"][0] != Value::Null
+        })
+        .await;
+    }
+
     /// Makes an invite in the namespace `default`; returns its id.
     pub async fn invite(&self, code: &str, group: &str, max_uses: u64) -> String {
         let body = json!({"code": code, "group": group, "max_uses": max_uses});

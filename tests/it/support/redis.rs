@@ -1,7 +1,7 @@
 //! A redis-server of one's own.
 
 use std::{
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
 };
 
@@ -15,6 +15,40 @@ pub struct RedisServer {
     directory: TempDir,
     options: Vec<String>,
     child: Child,
+}
+
+/// Everything that a Redis holds, as text: names of keys, and what each has.
+pub async fn keys_and_values(socket: &Path) -> String {
+    let url = format!("unix://{}", socket.display());
+    let client = redis::Client::open(url).unwrap();
+    let mut connection = client.get_multiplexed_async_connection().await.unwrap();
+    let keys: Vec<String> = redis::cmd("KEYS").arg("*").query_async(&mut connection).await.unwrap();
+    let mut all = Vec::new();
+    for key in keys {
+        let kind: String = redis::cmd("TYPE").arg(&key).query_async(&mut connection).await.unwrap();
+        let command = match kind.as_str() {
+            "hash" => vec!["HGETALL", &key],
+            "zset" => vec!["ZRANGE", &key, "0", "-1", "WITHSCORES"],
+            "stream" => vec!["XRANGE", &key, "-", "+"],
+            _ => vec!["GET", &key],
+        };
+        let mut sent = redis::cmd(command[0]);
+        sent.arg(&command[1..]);
+        let value: redis::Value = sent.query_async(&mut connection).await.unwrap();
+        all.push(format!("{key}: {}", text_of(&value)));
+    }
+    all.join("\n")
+}
+
+fn text_of(value: &redis::Value) -> String {
+    match value {
+        redis::Value::BulkString(bytes) => String::from_utf8_lossy(bytes).into_owned(),
+        redis::Value::Array(values) => values.iter().map(text_of).collect::<Vec<_>>().join(" "),
+        redis::Value::Map(pairs) => {
+            pairs.iter().map(|(a, b)| text_of(a) + " " + &text_of(b)).collect::<Vec<_>>().join(" ")
+        }
+        other => format!("{other:?}"),
+    }
 }
 
 impl RedisServer {

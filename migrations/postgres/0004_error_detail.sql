@@ -1,0 +1,3 @@
+-- How much refusals tell.
+
+ALTER TABLE namespaces ADD COLUMN error_detail TEXT COLLATE "C" NOT NULL DEFAULT 'full';  -- full, coarse

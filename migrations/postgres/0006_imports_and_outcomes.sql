@@ -1,0 +1,15 @@
+-- What came from elsewhere, and how requests ended. What is added here, a version that does not know it leaves alone.
+
+ALTER TABLE invites ADD COLUMN imported BIGINT NOT NULL DEFAULT 0;  -- of its uses: so many have no redemption here
+
+-- How many requests of each kind a node has answered so in a minute. Each node writes its own counts, whole, so that
+-- writing one again changes nothing.
+CREATE TABLE outcomes (
+    namespace TEXT COLLATE "C" NOT NULL,
+    minute    BIGINT           NOT NULL,  -- its beginning
+    outcome   TEXT COLLATE "C" NOT NULL,
+    node      TEXT COLLATE "C" NOT NULL,
+    count     BIGINT           NOT NULL,
+    PRIMARY KEY (namespace, minute, outcome, node)
+);
+CREATE INDEX outcomes_minute ON outcomes (minute);
