@@ -467,14 +467,41 @@ impl<'a> Case<'a> {
         let last = definite.max_by_key(|operation| operation.invoked);
         if let Some(last) = last.filter(|last| last.told.is_refusal() && !evidence.is_lossy()) {
             let mut made = evidence.redemptions_of((user, last.invite));
+            let is_later = |id: RedemptionId| {
+                self.may_hold_no_more(last)
+                    && operations.iter().any(|one| {
+                        one.may_have_made(id)
+                            && (one.grant().is_none() || one.returned >= last.invoked)
+                    })
+            };
             let is_its = |id: &RedemptionId| {
-                evidence.rows.contains_key(id) && evidence.maker(*id) == Some(key)
+                evidence.rows.contains_key(id) && evidence.maker(*id) == Some(key) && !is_later(*id)
             };
             if let Some(id) = made.find(is_its) {
                 findings.push(format!("the last answer to the key {key} of {user} was a refusal, and the ledger has {id}"));
             }
         }
         self.findings.extend(findings.into_iter().map(|what| Finding { law, what }));
+    }
+
+    /// Whether what a use was refused for may have ended afterwards, so that an earlier request that was still under way
+    /// may have got one.
+    fn may_hold_no_more(&self, refusal: &Operation) -> bool {
+        let Operation { user, invite, invoked, told, .. } = refusal;
+        let is_later = |known: Option<Duration>| known.is_none_or(|at| at > *invoked);
+        match told {
+            Told::Exhausted => self.given_back_after(*invite, *invoked) > 0,
+            Told::AlreadyMember => {
+                let invites = self.evidence.invites.get(user).into_iter().flatten();
+                let mut ids =
+                    invites.flat_map(|other| self.evidence.redemptions_of((user, *other)));
+                ids.any(|id| {
+                    self.evidence.may_be_taken_back(id)
+                        && is_later(self.evidence.known_as_taken_back(id))
+                })
+            }
+            _ => self.evidence.holds.contains_key(&(user, *invite)),
+        }
     }
 
     /// Who is told of a rollback is told what is so, and who asks later is told the same.

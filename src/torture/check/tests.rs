@@ -895,6 +895,20 @@ fn a_release_that_is_answered_with_a_redemption_of_nobodys_or_with_nothing_is_fo
     assert_eq!(simulation.check_lossy(), []);
 }
 
+#[test]
+fn a_refusal_while_an_earlier_request_of_the_same_key_is_under_way_may_be_followed_by_its_grant() {
+    let mut simulation = Simulation::new(&[1]);
+    let Told::Granted(Grant { id, .. }) = simulation.ask(1, 0) else { panic!() };
+    assert_eq!(simulation.ask(2, 0), Told::Exhausted);
+    simulation.roll_back(id);
+    let told = simulation.decide(Redeem::plain(2, 0));
+    simulation.tell(2, 0, told, 30, 0);
+    assert_eq!(simulation.check(), []);
+    // Not so if nothing became free after the refusal.
+    simulation.history.operations[1].invoked = Duration::from_millis(35);
+    assert_found(&simulation.check(), Law::KnownAnswer, "was a refusal, and the ledger has");
+}
+
 /// What a client knows of one request of a random history.
 #[derive(Debug, Clone, Copy)]
 enum Fate {
@@ -1104,7 +1118,9 @@ fn corrupt(simulation: &mut Simulation, outcome: &mut Outcome, how: usize, at: I
             early.user = user(98);
             early.told = Told::Exhausted;
             operations.push(early);
-            return operations.iter().filter(|one| one.invoked == Duration::ZERO).count() == 1;
+            let others = simulation.history.holds.iter().map(|one| one.invoked);
+            let mut others = others.chain(operations.iter().rev().skip(1).map(|one| one.invoked));
+            return others.all(|invoked| invoked > Duration::ZERO);
         }
         // A count that is wrong.
         2 => {
