@@ -1010,7 +1010,7 @@ impl Simulation {
                 let mut told = told!(Told, self.decide(redeem));
                 if let Told::Granted(grant) = &mut told {
                     // Some ask for no more than the gate.
-                    if times.0 % 2 == 0 {
+                    if times.0.is_multiple_of(2) {
                         grant.durability = Durability::Gate;
                     } else {
                         self.save();
