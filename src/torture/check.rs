@@ -444,19 +444,22 @@ impl<'a> Case<'a> {
         if let Some((since, id)) = made.min_by_key(|(since, _)| *since) {
             for later in operations.iter().filter(|one| one.invoked > since) {
                 let at = seconds(later.returned);
-                match &later.told {
-                    told if told.is_refusal() => findings.push(format!(
+                // Who confirms a reservation is told by what that was spent, with whatever key.
+                let other = match &later.told {
+                    Told::Granted(grant) => Some(grant.id),
+                    Told::RolledBack(taken_back) => Some(taken_back.id),
+                    _ => None,
+                };
+                let other = other.filter(|other| *other != id && later.reservation.is_none());
+                if let Some(other) = other {
+                    findings.push(format!(
+                        "the key {key} of {user} had made {id}, and was told of {other} at {at}"
+                    ));
+                }
+                if later.told.is_refusal() {
+                    findings.push(format!(
                         "the key {key} of {user} was granted {id}, and refused at {at}"
-                    )),
-                    Told::Granted(grant) if grant.id != id && ids.len() < 2 => findings.push(format!(
-                        "the key {key} of {user} had made {id}, and was answered with {} at {at}",
-                        grant.id
-                    )),
-                    Told::RolledBack(taken_back) if taken_back.id != id => findings.push(format!(
-                        "the key {key} of {user} had made {id}, and was told at {at} that {} was taken back",
-                        taken_back.id
-                    )),
-                    _ => {}
+                    ));
                 }
             }
         }
@@ -464,14 +467,41 @@ impl<'a> Case<'a> {
         let last = definite.max_by_key(|operation| operation.invoked);
         if let Some(last) = last.filter(|last| last.told.is_refusal() && !evidence.is_lossy()) {
             let mut made = evidence.redemptions_of((user, last.invite));
+            let is_later = |id: RedemptionId| {
+                self.may_hold_no_more(last)
+                    && operations.iter().any(|one| {
+                        one.may_have_made(id)
+                            && (one.grant().is_none() || one.returned >= last.invoked)
+                    })
+            };
             let is_its = |id: &RedemptionId| {
-                evidence.rows.contains_key(id) && evidence.maker(*id) == Some(key)
+                evidence.rows.contains_key(id) && evidence.maker(*id) == Some(key) && !is_later(*id)
             };
             if let Some(id) = made.find(is_its) {
                 findings.push(format!("the last answer to the key {key} of {user} was a refusal, and the ledger has {id}"));
             }
         }
         self.findings.extend(findings.into_iter().map(|what| Finding { law, what }));
+    }
+
+    /// Whether what a use was refused for may have ended afterwards, so that an earlier request that was still under way
+    /// may have got one.
+    fn may_hold_no_more(&self, refusal: &Operation) -> bool {
+        let Operation { user, invite, invoked, told, .. } = refusal;
+        let is_later = |known: Option<Duration>| known.is_none_or(|at| at > *invoked);
+        match told {
+            Told::Exhausted => self.given_back_after(*invite, *invoked) > 0,
+            Told::AlreadyMember => {
+                let invites = self.evidence.invites.get(user).into_iter().flatten();
+                let mut ids =
+                    invites.flat_map(|other| self.evidence.redemptions_of((user, *other)));
+                ids.any(|id| {
+                    self.evidence.may_be_taken_back(id)
+                        && is_later(self.evidence.known_as_taken_back(id))
+                })
+            }
+            _ => self.evidence.holds.contains_key(&(user, *invite)),
+        }
     }
 
     /// Who is told of a rollback is told what is so, and who asks later is told the same.
