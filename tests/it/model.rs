@@ -195,7 +195,7 @@ fn op() -> impl Strategy<Value = Op> {
         1 => (0..2u8).prop_map(Bound::Domain),
     ];
     let per_user = || proptest::option::weighted(0.2, 1..3u64);
-    let campaign = || proptest::option::weighted(0.6, 0..2u8);
+    let campaign = || proptest::option::weighted(0.8, 0..2u8);
     let patch =
         (
             proptest::option::of(max_uses()),
@@ -219,7 +219,7 @@ fn op() -> impl Strategy<Value = Op> {
         2 => (vec((0..4u8, 0..6u8), 1..4), 0..2u8, max_uses(), campaign(), moment()).prop_map(
             |(slots, group, max_uses, campaign, expires_in)| Op::Batch { slots, group, max_uses, campaign, expires_in }
         ),
-        4 => (0..2u8, max_uses(), expected())
+        8 => (0..2u8, prop_oneof![1 => Just(None), 4 => (1..3u64).prop_map(Some)], expected())
             .prop_map(|(name, max_uses, expected)| Op::Campaign { name, max_uses, expected }),
         6 => (0..6u8).prop_map(Op::Rollback),
         2 => (0..3u8).prop_map(Op::Release),
