@@ -1,10 +1,10 @@
-//! The OpenAPI document, made from [`ENDPOINTS`](super::ENDPOINTS) and what stands next to each handler.
+//! The OpenAPI document, made from `ENDPOINTS` and what stands next to each handler.
 //!
-//! An endpoint names an [`Operation`]: what it takes, each status that it answers with, each problem. What follows from
+//! An endpoint names an `Operation`: what it takes, each status that it answers with, each problem. What follows from
 //! the endpoint itself (its path, its role, whether it has a body) is added here, in one place. In a debug build, and so
 //! in every test, the guard lets no answer out that the document does not have.
 //!
-//! Schemas of answers are derived from the very types that are written out; schemas of words are in [`words`].
+//! Schemas of answers are derived from the very types that are written out; schemas of words are in `words`.
 
 mod problems;
 mod words;
