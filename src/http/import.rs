@@ -56,6 +56,28 @@ enum What {
     Members,
 }
 
+impl What {
+    /// What a line needs, and what it may have besides.
+    fn columns(self) -> (&'static [&'static str], &'static [&'static str]) {
+        match self {
+            Self::Invites => (
+                &["code", "group", "max_uses"],
+                &[
+                    "uses",
+                    "max_uses_per_user",
+                    "starts_at",
+                    "expires_at",
+                    "disabled",
+                    "user",
+                    "email_domains",
+                    "metadata",
+                ],
+            ),
+            Self::Members => (&["user", "group"], &["joined_at"]),
+        }
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Format {
     Csv,
@@ -106,18 +128,14 @@ async fn start(
             "This node takes as many imports at once as it may. Nothing was done; try again soon.",
         ));
     };
+    let mut lines = Lines { payload, names: None, waiting: Vec::new(), at: 0, line: 0, bytes: 0 };
+    if format == Format::Csv {
+        lines.read_names(what, state.import_bytes_max, state.request_timeout).await?;
+    }
     let unusable = |error: io::Error| Problem::internal("making a file for bad lines", &error);
     let run = Import {
         what,
-        lines: Lines {
-            format,
-            payload,
-            names: None,
-            waiting: Vec::new(),
-            at: 0,
-            line: 0,
-            bytes: 0,
-        },
+        lines,
         state,
         scope,
         settings,
@@ -408,9 +426,8 @@ fn member(mut body: Body) -> Result<(UserId, Group, Option<Millis>), Problem> {
 
 /// A body as lines.
 struct Lines {
-    format: Format,
     payload: web::Payload,
-    /// What the first line of CSV calls the columns.
+    /// What the first line of CSV calls the columns; nothing for NDJSON.
     names: Option<Vec<String>>,
     /// What was read, of which everything before `at` is done with.
     waiting: Vec<u8>,
@@ -423,10 +440,50 @@ struct Lines {
 type Line = (u64, Result<Body, Problem>);
 
 impl Lines {
+    /// Reads what the first line of CSV calls the columns: with wrong names every line would be wrong.
+    async fn read_names(
+        &mut self,
+        what: What,
+        bytes_max: u64,
+        timeout: Duration,
+    ) -> Result<(), Problem> {
+        let wrong = |detail: String| Problem::new(Code::InvalidRequest, detail);
+        let Some(line) = self.line(bytes_max, timeout).await.map_err(wrong)? else { return Ok(()) };
+        let names = record(&line)?;
+        let (needed, others) = what.columns();
+        let unknown =
+            |name: &&String| !needed.contains(&name.as_str()) && !others.contains(&name.as_str());
+        if let Some(name) = names.iter().find(unknown) {
+            let all = [needed, others].concat().join(", ");
+            return Err(wrong(format!("The first line names a column {name:?}; there are {all}.")));
+        }
+        if let Some(name) = needed.iter().find(|name| !names.iter().any(|one| one == **name)) {
+            return Err(wrong(format!(
+                "The first line does not name the column {name:?}, which is needed."
+            )));
+        }
+        self.names = Some(names);
+        Ok(())
+    }
+
     /// The next lines, at most for one call; none at the end. Empty ones do not count.
     async fn next(&mut self, bytes_max: u64, timeout: Duration) -> Result<Vec<Line>, String> {
         let mut lines = Vec::new();
-        while lines.len() < CALL_LINES {
+        while lines.len() < CALL_LINES
+            && let Some(line) = self.line(bytes_max, timeout).await?
+        {
+            let body = match &self.names {
+                None => Body::parse(&line),
+                Some(names) => record(&line).and_then(|cells| fields(names, cells)),
+            };
+            lines.push((self.line, body));
+        }
+        Ok(lines)
+    }
+
+    /// The next line that is not empty, without its end.
+    async fn line(&mut self, bytes_max: u64, timeout: Duration) -> Result<Option<Vec<u8>>, String> {
+        loop {
             let line = match self.take() {
                 Some(line) => line,
                 None if self.waiting.len() - self.at > LINE_BYTES_MAX => {
@@ -459,28 +516,16 @@ impl Lines {
                         self.line += 1;
                         rest
                     }
-                    Ok(None) => return Ok(lines),
+                    Ok(None) => return Ok(None),
                     Err(_) => return Err("the rest of the body did not arrive in time".to_owned()),
                 },
             };
             let line = line.strip_suffix(b"\r").unwrap_or(&line);
             let line = line.strip_prefix(b"\xef\xbb\xbf").unwrap_or(line);
-            if line.iter().all(u8::is_ascii_whitespace) {
-                continue;
+            if !line.iter().all(u8::is_ascii_whitespace) {
+                return Ok(Some(line.to_vec()));
             }
-            let body = match self.format {
-                Format::Ndjson => Body::parse(line),
-                Format::Csv => match &self.names {
-                    None => {
-                        self.names = Some(record(line).map_err(|problem| problem.to_string())?);
-                        continue;
-                    }
-                    Some(names) => record(line).and_then(|cells| fields(names, cells)),
-                },
-            };
-            lines.push((self.line, body));
         }
-        Ok(lines)
     }
 
     fn take(&mut self) -> Option<Vec<u8>> {

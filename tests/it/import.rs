@@ -177,6 +177,15 @@ async fn what_is_no_import_is_refused() {
     };
     let json = ask(&format!("{BASE}/import/invites"), "application/json").await;
     assert_eq!((json.status, json.code()), (415, "unsupported_media_type"));
+    // With wrong columns every line would be bad.
+    for (columns, why) in [("code,group,max_uses,colour", "\"colour\""), ("code,group", "max_uses")]
+    {
+        let path = format!("{BASE}/import/invites");
+        let request = node.request(Method::POST, &path).header("content-type", "text/csv");
+        let reply = send(request.body(format!("{columns}\n"))).await.unwrap();
+        assert_eq!((reply.status, reply.code()), (400, "invalid_request"), "{}", reply.text);
+        assert!(reply.body["detail"].as_str().unwrap().contains(why), "{}", reply.text);
+    }
     let nowhere = ask("/v1/namespaces/unheard-of/import/members", NDJSON).await;
     assert_eq!((nowhere.status, nowhere.code()), (404, "namespace_not_found"));
     let (bad, empty) = import(&node, "members", NDJSON, String::new()).await;
