@@ -8,6 +8,7 @@ mod codes;
 mod config;
 mod dead_letters;
 mod demo;
+mod events;
 mod export;
 mod healthcheck;
 mod import;
@@ -112,6 +113,8 @@ enum Command {
     Import(import::Import),
     /// Show how requests ended over time, what is left, and how far the ledger is
     Stats(stats::Stats),
+    /// Follow what happens, until it is stopped
+    Events(events::Events),
     /// Spend one use of a code for a user
     Redeem(redeem::Redeem),
     /// Say what a redemption would be told, without one
@@ -221,6 +224,7 @@ async fn execute(Cli { command, common }: Cli) -> anyhow::Result<ExitCode> {
         Command::Export(export) => return export.run(&common).await,
         Command::Import(import) => return import.run(&common).await,
         Command::Stats(stats) => return stats.run(&common).await,
+        Command::Events(events) => events.run(&common).await?,
         Command::Redeem(redeem) => redeem.run(&common).await?,
         Command::Validate(validate) => return validate.run(&common).await,
         Command::Redemption(command) => command.run(&common).await?,

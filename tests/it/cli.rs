@@ -415,6 +415,39 @@ fn members_are_added_listed_shown_and_removed() {
 }
 
 #[test]
+fn what_happens_is_followed_from_where_one_stopped() {
+    use std::io::BufRead as _;
+    let node = Node::embedded();
+    json(&node, &["invite", "create", "WELCOME", "--group", "team", "--max-uses", "2"]);
+    json(&node, &["redeem", "WELCOME", "--user", "alice"]);
+    let follow = |after: &str, output: &str| {
+        command(node.directory(), &Settings::default())
+            .env("REDEEMER_URL", &node.url)
+            .args(["events", "--after", after, "--output", output])
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .unwrap()
+    };
+    let mut child = follow("start", "json");
+    let mut lines = std::io::BufReader::new(child.stdout.take().unwrap()).lines();
+    let mut next = || serde_json::from_str::<Value>(&lines.next().unwrap().unwrap()).unwrap();
+    let redeemed = std::iter::repeat_with(&mut next).find(|event| event["event"] == "redeemed");
+    let redeemed = redeemed.unwrap();
+    assert_eq!(redeemed["data"]["user"], "alice");
+    // What happens while it follows comes too.
+    json(&node, &["member", "add", "bob", "team"]);
+    assert_eq!(next()["event"], "joined");
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let mut child = follow(redeemed["id"].as_str().unwrap(), "table");
+    let mut lines = std::io::BufReader::new(child.stdout.take().unwrap()).lines();
+    let line = lines.next().unwrap().unwrap();
+    assert!(line.contains("joined") && line.ends_with("bob in team"), "{line}");
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
+
+#[test]
 fn uses_are_held_spent_given_back_and_taken_back() {
     let node = Node::embedded();
     let campaign = json(&node, &["campaign", "put", "spring", "--max-uses", "2"]);
