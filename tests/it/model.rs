@@ -247,6 +247,62 @@ fn op() -> impl Strategy<Value = Op> {
     ]
 }
 
+/// Histories that bring about what others seldom do, each a good beginning for more.
+fn rare() -> Vec<Vec<Op>> {
+    let ask = |wanted, user| {
+        let ask = Ask { wanted, code: 0, user: Some(user), request: 0, ip: None, email: None };
+        Op::Redeem(vec![ask])
+    };
+    let (redeem, reserve) = (Wanted::Redeem(None), Wanted::Reserve(60_000));
+    let invite = |id, max_uses, campaign| Op::Create {
+        id,
+        code: 0,
+        group: 0,
+        max_uses,
+        max_uses_per_user: None,
+        campaign,
+        window: (None, None),
+        bound: Bound::No,
+    };
+    let campaign = |max_uses| Op::Campaign { name: 0, max_uses: Some(max_uses), expected: None };
+    vec![
+        // A campaign's limit below what is spent, and what is taken back twice.
+        vec![
+            campaign(2),
+            invite(0, None, Some(0)),
+            ask(redeem, 0),
+            ask(redeem, 1),
+            campaign(1),
+            ask(redeem, 2),
+            Op::Rollback(0),
+            Op::Rollback(0),
+            ask(redeem, 1),
+        ],
+        // What is held, given back, held by one alone, and named when it holds nothing any more.
+        vec![
+            invite(0, Some(1), None),
+            ask(reserve, 0),
+            ask(reserve, 0),
+            ask(redeem, 1),
+            Op::Release(0),
+            Op::Release(0),
+            ask(Wanted::Redeem(Some(0)), 0),
+        ],
+        // In an archived namespace.
+        vec![
+            invite(0, Some(3), None),
+            ask(redeem, 0),
+            ask(reserve, 1),
+            Op::Archive,
+            Op::Release(0),
+            Op::Rollback(0),
+            campaign(1),
+        ],
+        // A code that another invite has by now.
+        vec![invite(0, Some(1), None), ask(redeem, 0), invite(1, Some(1), None), Op::Rollback(0)],
+    ]
+}
+
 fn rule() -> impl Strategy<Value = MembershipRule> {
     select(MembershipRule::ALL.to_vec())
 }
@@ -878,7 +934,9 @@ fn the_scripts_do_what_the_model_says_on_random_histories() {
     let bench = runtime.block_on(Bench::start_with(|options| options.outbox_max = OUTBOX_MAX));
     let words = std::cell::RefCell::new(BTreeSet::new());
     let cases = AtomicU64::new(0);
-    let history = (rule(), vec(op(), 5..60));
+    let begin = prop_oneof![20 => Just(Vec::new()), 1 => select(rare())];
+    let history = (rule(), begin, vec(op(), 5..60))
+        .prop_map(|(rule, begin, ops)| (rule, [begin, ops].concat()));
     let mut runner = TestRunner::new(config(2000));
     runner
         .run(&history, |(rule, ops)| {
