@@ -81,7 +81,7 @@ local FOLDED = {
 local KEYS, ARGV, call, tonumber = KEYS, ARGV, redis.call, tonumber
 local now_us = now * 1000
 local limit, room = tonumber(ARGV[5]), nil
-local settings, invites, members, unread, tats, holds, campaigns = {}, {}, {}, {}, {}, {}, {}
+local settings, invites, members, unread, tats, holds, campaigns, spent = {}, {}, {}, {}, {}, {}, {}, {}
 local changed, entry, entries, writes, changed_invites, changed_tats = 0, nil, {}, {}, {}, {}
 
 local spaces, kinds, next_key, next_arg = {}, {}, 3, 9
@@ -226,6 +226,8 @@ end
 
 -- How many uses of an invite a user has spent; those that were rolled back do not count. Only for invites that ask.
 local function uses_of_member(member, rule, invite)
+  local known = member .. ' ' .. invite.id
+  if spent[known] then return spent[known] end
   local fields = member_fields(member, rule)
   if rule ~= 'one_group' then
     -- What is on the table may be only what was asked for.
@@ -241,6 +243,7 @@ local function uses_of_member(member, rule, invite)
       if not undone then count = count + 1 end
     end
   end
+  spent[known] = count
   return count
 end
 
@@ -250,7 +253,7 @@ local function holds_of(key)
   if not held then
     local all = read('ZCARD', key)
     local expired = all > 0 and read('ZCOUNT', key, '-inf', at) or 0
-    held = {any = all > 0, live = all - expired, expired = expired > 0, until_of = {}}
+    held = {any = all > 0, live = all - expired, expired = expired > 0, until_of = {}, changed = {}}
     holds[key] = held
   end
   return held
@@ -278,14 +281,15 @@ end
 
 -- When the first of the live holds may end.
 local function may_free_at(held, key)
-  local first, known = nil, 0
-  for _, deadline in pairs(held.until_of) do
-    known = known + 1
+  -- Of those whom this call has changed the tables know; the first of all others is the next one in Redis.
+  local first, changed_users = nil, 0
+  for _, deadline in pairs(held.changed) do
+    changed_users = changed_users + 1
     if deadline and (not first or deadline < first) then first = deadline end
   end
-  local found = read('ZRANGEBYSCORE', key, '(' .. at, '+inf', 'WITHSCORES', 'LIMIT', 0, known + 1)
+  local found = read('ZRANGEBYSCORE', key, '(' .. at, '+inf', 'WITHSCORES', 'LIMIT', 0, changed_users + 1)
   for i = 1, #found, 2 do
-    if held.until_of[found[i]] == nil then
+    if held.changed[found[i]] == nil then
       local deadline = tonumber(found[i + 1])
       if not first or deadline < first then first = deadline end
       break
@@ -426,7 +430,7 @@ end
 
 -- One's own hold counts no more.
 local function end_hold(kind, invite, held, own, user)
-  held.live, held.until_of[user] = held.live - 1, false
+  held.live, held.until_of[user], held.changed[user] = held.live - 1, false, false
   writes[#writes + 1] = {'ZREM', kind.held, user}
   if not invite.campaign then return end
   local campaign = campaign_of(kind.space, invite.campaign)
@@ -442,6 +446,8 @@ local function grant(kind, rule, invite, held, own, member, id, redemption, user
   if own then end_hold(kind, invite, held, own, user) end
   invite.uses, invite.granted, changed = invite.uses + 1, invite.granted + 1, changed + 1
   changed_invites[kind.invite], kind.told = invite, invite
+  local known = member .. ' ' .. invite.id
+  if spent[known] then spent[known] = spent[known] + 1 end
   local position = epoch .. '-' .. text(seq + changed)
   local ordinal, left = text(invite.granted), invite.max and text(invite.max - invite.uses) or '-'
   local written = {
@@ -495,7 +501,7 @@ local function hold(kind, invite, held, user, ttl_ms)
   local deadline = now + ttl_ms
   if invite.expires_at then deadline = math.min(deadline, tonumber(invite.expires_at)) end
   changed, entry, kind.told = changed + 1, nil, invite
-  held.any, held.live, held.until_of[user] = true, held.live + 1, deadline
+  held.any, held.live, held.until_of[user], held.changed[user] = true, held.live + 1, deadline, deadline
   writes[#writes + 1] = {'ZADD', kind.held, text(deadline), user}
   local fields = {
     'ns', kind.space.name, 'actor', kind.actor, 'at', at, 'user', user, 'invite', invite.id, 'code', kind.code,

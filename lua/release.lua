@@ -13,7 +13,7 @@
 -- ARGV[8] code
 -- ARGV[9] user
 -- ARGV[10] until      the deadline of the reservation
--- replies   {'fenced'} | {'released'} | {'not_held'} | {'namespace_not_found'}
+-- replies   {'fenced'} | {'released'} | {'not_held'} | {'namespace_not_found'}; also in an archived namespace
 -- The head, the same in every fenced script: KEYS[1] meta, KEYS[2] outbox, ARGV[1] deployment, ARGV[2] lineage,
 -- ARGV[3] epoch (all three from the ledger), ARGV[4] now (ms; empty for the clock of Redis).
 local meta = redis.call('HMGET', KEYS[1], 'deployment', 'lineage', 'epoch', 'seq')
@@ -44,18 +44,25 @@ local function record(...)
   return position
 end
 -- End of the head.
-local settings = redis.call('HMGET', KEYS[3], 'revision', 'archived_at')
-if not settings[1] or settings[2] then return {'namespace_not_found'} end
+if redis.call('HEXISTS', KEYS[3], 'revision') == 0 then return {'namespace_not_found'} end
 local invite = redis.call('HMGET', KEYS[4], 'id', 'campaign')
 local held_until = tonumber(redis.call('ZSCORE', KEYS[5], ARGV[9]))
-if invite[1] ~= ARGV[7] or held_until ~= tonumber(ARGV[10]) or held_until <= now then return {'not_held'} end
+if invite[1] ~= ARGV[7] or held_until ~= tonumber(ARGV[10]) then return {'not_held'} end
+local function give_back()
+  redis.call('ZREM', KEYS[5], ARGV[9])
+  if invite[2] then
+    local member = invite[2] .. ':' .. string.format('%013d', held_until) .. ':' .. ARGV[8] .. ':' .. ARGV[9]
+    redis.call('ZREM', KEYS[6], member)
+  end
+end
+-- What has run out is nobody's; it needs no entry to be gone.
+if held_until <= now then
+  give_back()
+  return {'not_held'}
+end
 local entry = {'user', ARGV[9], 'invite', invite[1], 'code', ARGV[8], 'until', ARGV[10]}
 if invite[2] then entry[9], entry[10] = 'campaign', invite[2] end
 -- Nothing above writes; nothing below refuses.
 record('released', ARGV[5], ARGV[6], unpack(entry))
-redis.call('ZREM', KEYS[5], ARGV[9])
-if invite[2] then
-  local member = invite[2] .. ':' .. string.format('%013d', held_until) .. ':' .. ARGV[8] .. ':' .. ARGV[9]
-  redis.call('ZREM', KEYS[6], member)
-end
+give_back()
 return {'released'}

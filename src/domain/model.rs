@@ -628,20 +628,23 @@ impl Model {
     /// `lua/release.lua`.
     pub fn release(&mut self, release: &Release, now: Millis) -> ReleaseAnswer {
         let Release { reservation, .. } = release;
-        let Some(space) = live(&mut self.spaces, &reservation.namespace) else {
+        let Some(space) = self.spaces.get_mut(&reservation.namespace) else {
             return ReleaseAnswer::NamespaceNotFound;
         };
         let kept = space.current.get_mut(&reservation.code);
         let Some(kept) = kept.filter(|kept| kept.invite.id == reservation.invite) else {
             return ReleaseAnswer::NotHeld;
         };
-        if kept.held.get(&reservation.user) != Some(&reservation.until) || reservation.until <= now
-        {
+        if kept.held.get(&reservation.user) != Some(&reservation.until) {
             return ReleaseAnswer::NotHeld;
         }
         kept.held.remove(&reservation.user);
         let invite = kept.invite.clone();
         space.forget_held(&invite, [(reservation.user.clone(), reservation.until)]);
+        // What has run out is nobody's; it needs no entry to be gone.
+        if reservation.until <= now {
+            return ReleaseAnswer::NotHeld;
+        }
         self.record(1);
         ReleaseAnswer::Released
     }

@@ -255,10 +255,11 @@ impl Ledger {
         // Who redeems spends what it holds itself.
         for RedemptionRow { redemption, .. } in &rows.redemptions {
             sql("UPDATE reservations SET state = 'confirmed', redemption = $1
-                 WHERE invite = $2 AND user_id = $3 AND state = 'held'")
+                 WHERE invite = $2 AND user_id = $3 AND state = 'held' AND held_until > $4")
             .bind(redemption.id.0)
             .bind(redemption.invite.0)
             .bind(redemption.user.as_str())
+            .bind(redemption.redeemed_at.as_ms())
             .execute(&mut tx)
             .await
             .map_err(&failed)?;

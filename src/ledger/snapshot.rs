@@ -123,7 +123,7 @@ impl Snapshot {
         Ok((!campaigns.is_empty()).then_some(Page::Campaigns(campaigns)))
     }
 
-    /// What is held, but for what has long run out. The gate may have given away what had run out a moment ago, so of
+    /// What is held, the latest of each user and invite, but for what has long run out. The gate may have given away what had run out a moment ago, so of
     /// each invite no more is loaded than it has uses: a clock that is behind must not revive the rest.
     async fn reservations(
         &mut self,
@@ -149,6 +149,10 @@ impl Snapshot {
                  FROM reservations JOIN invites ON invites.id = reservations.invite
                  WHERE reservations.partition = $1 AND reservations.state = 'held' AND invites.holds_code
                      AND reservations.held_until > $5 - {RUN_OUT_MS}
+                     AND NOT EXISTS (
+                         SELECT 1 FROM reservations AS later WHERE later.invite = reservations.invite
+                             AND later.user_id = reservations.user_id AND later.state = 'held'
+                             AND later.held_until > reservations.held_until)
              ) AS held WHERE (free IS NULL OR place <= free) AND (invite, user_id) > ($2, $3)
              ORDER BY invite, user_id LIMIT $4",
             columns.join(", ")

@@ -69,8 +69,8 @@ impl Ledger {
         .execute(&mut tx)
         .await
         .map_err(&failed)?;
-        // Of a user who joined another way and has left every group nothing is in Redis any more.
-        sql("DELETE FROM members WHERE partition = $1 AND redemption IS NULL")
+        // All that the gate knows of come back with its users; others have left, or were forgotten.
+        sql("DELETE FROM members WHERE partition = $1")
             .bind(lease.partition.0)
             .execute(&mut tx)
             .await
@@ -177,6 +177,17 @@ impl Ledger {
             )
             .await
             .map_err(&failed)?;
+            // What the gate does not know to be taken back holds.
+            let holds = user_redemptions(chunk).filter(|one| one.rolled_back_at.is_none());
+            in_bulk(
+                &mut tx,
+                "WITH taken (id) AS (",
+                holds.map(|one| vec![one.redemption.id.0.into()]).collect(),
+                ") UPDATE redemptions SET rolled_back_at = NULL, rolled_back_by = NULL, rollback_reason = NULL
+                 WHERE rolled_back_at IS NOT NULL AND id IN (SELECT id FROM taken)",
+            )
+            .await
+            .map_err(&failed)?;
             // Those that were there before lost it above.
             in_bulk(
                 &mut tx,
@@ -190,6 +201,10 @@ impl Ledger {
         }
         Ok(Ok(()))
     }
+}
+
+fn user_redemptions(users: &[UserRecord]) -> impl Iterator<Item = &Remembered> {
+    users.iter().flat_map(|user| &user.redemptions)
 }
 
 /// What a gate has besides its users.

@@ -164,7 +164,8 @@ impl Fold {
             }
             Change::InviteDeleted { id } => {
                 let fold = self.invites.entry(*id).or_default();
-                *fold = InviteFold { deleted: true, ..InviteFold::default() };
+                let displaced = fold.displaced;
+                *fold = InviteFold { deleted: true, displaced, ..InviteFold::default() };
                 self.audit(entry, "invite_deleted", id.to_string());
             }
             Change::Redeemed {

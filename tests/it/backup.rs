@@ -273,8 +273,9 @@ async fn a_backup_with_dead_letters_comes_back_once_somebody_has_decided_on_them
 
 /// A service whose ledger was restored beside a Redis that has three redemptions more.
 struct Newer {
-    place: Place,
+    /// Dropped before the place: its Redis is stopped by the socket there.
     node: Node,
+    place: Place,
     kept: Vec<(String, Value)>,
     rest: Vec<(String, Value)>,
 }
@@ -301,7 +302,7 @@ impl Newer {
         }
         json(&data, &["restore", "backup"]).await;
         let node = start(data).await;
-        Self { place, node, kept, rest }
+        Self { node, place, kept, rest }
     }
 
     /// Why the partition of the namespace `default` stays closed.

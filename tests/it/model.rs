@@ -842,7 +842,7 @@ fn word(outcome: &Outcome) -> &'static str {
 }
 
 /// Every reply word that a history can bring about.
-const WORDS: [&str; 78] = [
+const WORDS: [&str; 77] = [
     "erased",
     "held",
     "held before",
@@ -859,7 +859,6 @@ const WORDS: [&str; 78] = [
     "rollback: namespace_not_found",
     "released",
     "not_held",
-    "release: namespace_not_found",
     "campaign created",
     "campaign changed",
     "campaign precondition_failed",
