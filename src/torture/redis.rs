@@ -128,7 +128,9 @@ impl Setup {
         config.push_str(&match place {
             Some(place) => {
                 let port = if self.tls { "port 0\ntls-port" } else { "port" };
-                format!("bind {}\nprotected-mode no\n{port} {}\n", place.ip(), place.port())
+                let (ip, number) = (place.ip(), place.port());
+                // Others find it where its connections come from.
+                format!("bind {ip}\nbind-source-addr {ip}\nprotected-mode no\n{port} {number}\n")
             }
             None => "port 0\n".to_owned(),
         });
