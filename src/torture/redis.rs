@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use redis::{FromRedisValue, RedisResult, aio::MultiplexedConnection};
+use redis::{AsyncConnectionConfig, FromRedisValue, RedisResult, aio::MultiplexedConnection};
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::{
     process::{Child, Command},
@@ -28,6 +28,10 @@ use crate::{domain::Partition, gate::key::Keyspace};
 
 /// How often a state is looked at.
 const LOOK: Duration = Duration::from_millis(10);
+/// How long a server may take to carry out a command, such as to move a slot's keys.
+const ANSWERS_WITHIN: Duration = Duration::from_mins(1);
+/// How long a server is asked what it is; after that it counts as one that stands still.
+const LOOKS_WITHIN: Duration = Duration::from_millis(500);
 
 /// As by default.
 const KEY_PREFIX: &str = "rdm";
@@ -179,13 +183,20 @@ impl Server {
         self.place.map(|place| place.to_string()).unwrap_or_default()
     }
 
-    /// A connection over its socket.
+    /// A connection over its socket, on which it has some seconds for each answer.
     ///
     /// # Errors
     /// When it does not answer.
     pub async fn connect(&self) -> RedisResult<MultiplexedConnection> {
         let url = format!("unix://{}", self.socket().display());
-        redis::Client::open(url)?.get_multiplexed_async_connection().await
+        let patient = AsyncConnectionConfig::new().set_response_timeout(Some(ANSWERS_WITHIN));
+        redis::Client::open(url)?.get_multiplexed_async_connection_with_config(&patient).await
+    }
+
+    /// Whether it answers, and is a primary; one that stands still does not.
+    async fn is_primary(&self) -> bool {
+        let info = tokio::time::timeout(LOOKS_WITHIN, self.run::<String>(&["INFO", "replication"]));
+        info.await.is_ok_and(|info| info.is_ok_and(|info| info.contains("role:master")))
     }
 
     /// Runs one command over its socket.
@@ -264,11 +275,6 @@ impl Server {
 
     fn ended(&self, ended: io::Result<std::process::ExitStatus>) -> TortureError {
         ended_alone("redis-server", ended, &self.directory.join("redis.log"))
-    }
-
-    async fn is_primary(&self) -> bool {
-        let info: RedisResult<String> = self.run(&["INFO", "replication"]).await;
-        info.is_ok_and(|info| info.contains("role:master"))
     }
 
     /// Replicas that have all that it had when they came.
@@ -412,8 +418,8 @@ impl Redis {
             Kind::Standalone => Some(0),
             Kind::Sentinel => {
                 for sentinel in &self.sentinels {
-                    let place: RedisResult<Option<(String, u16)>> =
-                        sentinel.run(&["SENTINEL", "GET-MASTER-ADDR-BY-NAME", PRIMARY_NAME]).await;
+                    let command = ["SENTINEL", "GET-MASTER-ADDR-BY-NAME", PRIMARY_NAME];
+                    let place = sentinel.run::<Option<(String, u16)>>(&command).await;
                     let Ok(Some((ip, port))) = place else { continue };
                     let at = format!("{ip}:{port}");
                     let known = self.servers.iter().position(|server| server.place() == at);
@@ -429,7 +435,8 @@ impl Redis {
                 let slot = keys.slot(partition);
                 let mut best = None;
                 for (number, server) in self.servers.iter().enumerate() {
-                    let Ok(text) = server.run::<String>(&["CLUSTER", "NODES"]).await else {
+                    let nodes = server.run::<String>(&["CLUSTER", "NODES"]);
+                    let Ok(Ok(text)) = tokio::time::timeout(LOOKS_WITHIN, nodes).await else {
                         continue;
                     };
                     if let Some(epoch) = claim(&text, slot) {

@@ -576,7 +576,7 @@ async fn redemptions_are_followed_by_position_and_none_is_seen_twice_or_missed()
 
 #[tokio::test(flavor = "multi_thread")]
 async fn while_the_gate_is_down_reads_come_from_the_ledger_and_say_so() {
-    let redis = RedisServer::start().await;
+    let redis = RedisServer::plain().await;
     let proxy = Proxy::start(redis.socket()).await;
     let env = vec![("REDEEMER_GATE__DEADLINE_MS", "200".to_owned())];
     let settings = Settings { redis_url: Some(proxy.url()), env, ..Settings::default() };

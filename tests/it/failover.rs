@@ -86,13 +86,24 @@ impl Deployment {
         .await
     }
 
-    /// Waits until another server has the namespace.
-    async fn until_replaced(&self, old: usize) -> usize {
+    /// Waits until another server has the namespace, by everybody's word.
+    async fn until_replaced(&self, old: usize) {
+        let place = self.redis.servers[old].place();
         until_some("a replica takes over", async || {
             let primary = self.redis.primary(&self.keys, self.partition).await;
             primary.filter(|primary| *primary != old)
         })
-        .await
+        .await;
+        let others = self.redis.servers.iter().enumerate().filter(|(number, _)| *number != old);
+        for (_, other) in others.filter(|_| self.redis.sentinels.is_empty()) {
+            eventually("the others know it", async || {
+                let nodes: String = other.run(&["CLUSTER", "NODES"]).await.unwrap();
+                // Eight words, and the slots that it has.
+                let of_old = nodes.lines().find(|line| line.contains(&place));
+                of_old.is_some_and(|line| line.split(' ').count() == 8)
+            })
+            .await;
+        }
     }
 
     /// Waits until this server follows another one and has all that that one has.

@@ -222,6 +222,7 @@ async fn a_rebuild_takes_each_chunk_once_and_in_order_and_counts_what_it_loaded(
     assert!(matches!(closed, Closed::Closed));
     let (meta, outbox) = (bench.gate.keys().meta(PARTITION), bench.gate.keys().outbox(PARTITION));
     let epoch = next.epoch.to_string();
+    let key = |number: u32| format!("{meta}-{number}");
     let step = async |words: &[&str], key: &[&str]| -> String {
         let count = (2 + key.len()).to_string();
         let mut command = vec!["EVAL", script::REBUILD.source, &count, &meta, &outbox];
@@ -232,15 +233,15 @@ async fn a_rebuild_takes_each_chunk_once_and_in_order_and_counts_what_it_loaded(
         reply.join(" ")
     };
     assert_eq!(step(&["begin", "1", ""], &[]).await, "done");
-    assert_eq!(step(&["load", "2", "string", "1", "two"], &["key-2"]).await, "moved");
-    assert_eq!(step(&["load", "1", "string", "1", "one"], &["key-1"]).await, "done");
-    assert_eq!(step(&["load", "1", "string", "1", "again"], &["key-1"]).await, "done");
-    assert_eq!(bench.redis.run::<String>(&["GET", "key-1"]).await, "one");
-    assert_eq!(step(&["load", "3", "string", "1", "three"], &["key-3"]).await, "moved");
+    assert_eq!(step(&["load", "2", "string", "1", "two"], &[&key(2)]).await, "moved");
+    assert_eq!(step(&["load", "1", "string", "1", "one"], &[&key(1)]).await, "done");
+    assert_eq!(step(&["load", "1", "string", "1", "again"], &[&key(1)]).await, "done");
+    assert_eq!(bench.redis.run::<String>(&["GET", &key(1)]).await, "one");
+    assert_eq!(step(&["load", "3", "string", "1", "three"], &[&key(3)]).await, "moved");
     assert_eq!(step(&["finish", "2", "1", "1-0"], &[]).await, "miscounted 1 1");
     assert_eq!(step(&["finish", "1", "2", "1-0"], &[]).await, "miscounted 1 1");
     assert_eq!(step(&["finish", "1", "1", "1-0"], &[]).await, "done");
-    assert_eq!(bench.redis.run::<u32>(&["EXISTS", "key-2", "key-3"]).await, 0);
+    assert_eq!(bench.redis.run::<u32>(&["EXISTS", &key(2), &key(3)]).await, 0);
 }
 
 /// An audit looked at a key some time ago; what it holds by now may be right, and must not be written over.

@@ -74,10 +74,24 @@ fn processes_in(directory: &Path) -> Vec<String> {
 
 #[test]
 fn a_tortured_deployment_breaks_no_law() {
+    tortured("standalone");
+}
+
+#[test]
+fn a_tortured_deployment_with_sentinels_breaks_no_law() {
+    tortured("sentinel");
+}
+
+#[test]
+fn a_tortured_deployment_with_a_cluster_breaks_no_law() {
+    tortured("cluster");
+}
+
+fn tortured(redis: &str) {
     let place = Place::new();
     // With this seed the first fault of Redis and of a node is a kill.
     let seconds = (20 * effort()).to_string();
-    let verdict = place.verdict(&["--seconds", &seconds, "--seed", "19", "--nodes", "2"]);
+    let verdict = place.verdict(&["--seconds", &seconds, "--seed", "19", "--redis", redis]);
     assert_eq!((&verdict["seed"], &verdict["proven"]), (&19.into(), &true.into()));
     let laws = verdict["laws"].as_array().unwrap();
     assert_eq!(laws.len(), 6);

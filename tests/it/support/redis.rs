@@ -125,6 +125,11 @@ impl RedisServer {
         server
     }
 
+    /// One server, whatever kind the other tests get: a proxy stands before one.
+    pub async fn plain() -> Self {
+        Self::start_with(&[]).await
+    }
+
     /// With more options, such as `--port 7001`; of the plain kind.
     pub async fn start_with(options: &[&str]) -> Self {
         let server = Self::spawn(new_directory(), options);
@@ -154,7 +159,9 @@ impl RedisServer {
 
     async fn try_connect(&self) -> redis::RedisResult<MultiplexedConnection> {
         let url = format!("unix://{}", self.socket().display());
-        redis::Client::open(url)?.get_multiplexed_async_connection().await
+        // However long it takes: a busy machine is no fault.
+        let patient = redis::AsyncConnectionConfig::new().set_response_timeout(None);
+        redis::Client::open(url)?.get_multiplexed_async_connection_with_config(&patient).await
     }
 
     /// Runs one command.
