@@ -10,13 +10,19 @@ run: ## Install what is missing, build, and run the service with its own Redis i
 	cargo build --release --locked
 	@exec target/release/redeemer serve
 
-test: ## Install what is missing, then check format and lints and run every test, with both ledgers
+# What must be the same on one server, behind sentinels and on a cluster.
+ON_EVERY_REDIS := api:: audit_log:: batch:: batches:: claims:: coarse:: events:: export:: idempotency:: import:: \
+	leaders:: model:: race:: recovery:: reservations:: scripts:: stats::
+
+test: ## Install what is missing, then check format and lints and run every test, with both ledgers and each kind of Redis
 	@scripts/setup test
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --quiet
 	cargo test --locked --quiet
 	TEST_LEDGER=postgres cargo test --locked --quiet --test it
+	TEST_REDIS=sentinel cargo test --locked --quiet --test it -- $(ON_EVERY_REDIS)
+	TEST_REDIS=cluster cargo test --locked --quiet --test it -- $(ON_EVERY_REDIS)
 	cargo test --locked --quiet --bench report -- --smoke
 	tests/mutants.py --check
 	tests/schemathesis/run

@@ -1,4 +1,4 @@
-//! TLS and users of Redis: of one server, of sentinels and of a cluster, with the rights that docs/redis.md says are
+//! TLS and users of Redis: of one server, of sentinels and of a cluster, with the rights that docs/which-redis.md says are
 //! enough and no more.
 
 use std::{
@@ -32,9 +32,9 @@ fn certificates(directory: &Path) {
     ));
 }
 
-/// The line of docs/redis.md that makes a user, of servers or of sentinels.
+/// The line of docs/which-redis.md that makes a user, of servers or of sentinels.
 fn user(number: usize) -> String {
-    let document = include_str!("../../docs/redis.md");
+    let document = include_str!("../../docs/which-redis.md");
     let block = document.split("```acl\n").nth(number + 1).unwrap();
     block.lines().next().unwrap().replace("PASSWORD", "hush")
 }
