@@ -576,12 +576,12 @@ impl Read {
         if self.is_empty("redis.url") {
             return Some(None);
         }
-        // What is wrong with a file has been said.
-        let tls = tls?;
-        self.parsed("redis.url", |url| {
-            let topology = Topology::parse(url, &tls)?;
+        // What is wrong with a file has been said; what is wrong with the URL is said beside it.
+        let place = self.parsed("redis.url", |url| {
+            let topology = Topology::parse(url, tls.as_ref().unwrap_or(&Tls::default()))?;
             Ok::<_, String>(Some(RedisPlace { url: SecretString::from(url), topology }))
-        })
+        });
+        tls.and(place)
     }
 
     fn redis_tls(&mut self) -> Option<Tls> {
@@ -692,6 +692,20 @@ mod tests {
         let env = [("REDIS_URL", "redis://one:6379"), ("REDEEMER_REDIS__URL", "redis://two:6379")];
         let place = load(&env, None, &[]).unwrap().redis.place.unwrap();
         assert_eq!(place.url.expose_secret(), "redis://two:6379");
+    }
+
+    #[test]
+    fn a_setting_whose_name_ends_in_file_is_a_path_and_told_of_with_the_rest() {
+        let env = [
+            ("REDEEMER_REDIS__URL", "rediss-sentinel://one"),
+            ("REDEEMER_REDIS__TLS_CA_FILE", "/nowhere"),
+            ("REDEEMER_REDIS__TLS_KEY_FILE", "/dev/null"),
+        ];
+        let problems = load(&env, None, &[]).unwrap_err();
+        for part in ["redis.tls_ca_file = \"/nowhere\"", "set both or none", "?master=NAME"] {
+            assert!(problems.to_string().contains(part), "{part} is not in {problems}");
+        }
+        assert_eq!(problems.0.len(), 3, "{problems}");
     }
 
     #[test]

@@ -91,16 +91,21 @@ impl Topology {
         ConnectionAddr::Unix(path.to_owned()).into_connection_info().map(Self::Standalone)
     }
 
-    /// The command that opens it in a terminal; of sentinels, the one that asks where the primary is. It holds no
-    /// password.
+    /// What opens it in a terminal, for a shell; a command of Redis may follow. Behind sentinels it asks one of them
+    /// first. It holds no password.
     #[must_use]
     pub fn redis_cli(&self) -> String {
         match self {
-            Self::Standalone(redis) => client(redis, ""),
-            Self::Cluster { seeds } => client(&seeds[0], " -c"),
-            Self::Sentinel { sentinels, name, .. } => {
-                format!("{} SENTINEL GET-MASTER-ADDR-BY-NAME {name}", client(&sentinels[0], ""))
+            Self::Standalone(redis) => format!("redis-cli{}{}", place(redis), login(redis)),
+            Self::Cluster { seeds } => {
+                format!("redis-cli -c{}{}", place(&seeds[0]), login(&seeds[0]))
             }
+            Self::Sentinel { sentinels, name, redis } => format!(
+                "redis-cli{} $(redis-cli{}{} SENTINEL GET-MASTER-ADDR-BY-NAME {name} | xargs printf '-h %s -p %s')",
+                login(redis),
+                place(&sentinels[0]),
+                login(&sentinels[0]),
+            ),
         }
     }
 
@@ -226,18 +231,25 @@ fn moved(model: &ConnectionInfo, host: &str, port: u16) -> ConnectionInfo {
     model.clone().set_addr(addr)
 }
 
-fn client(info: &ConnectionInfo, flags: &str) -> String {
-    let own = info.redis_settings();
-    let at = match info.addr() {
+/// The options of `redis-cli` that say where a server is.
+fn place(info: &ConnectionInfo) -> String {
+    match info.addr() {
         ConnectionAddr::Unix(path) => format!(" -s {}", path.display()),
-        ConnectionAddr::TcpTls { host, port, .. } => format!(" -h {host} -p {port} --tls"),
-        ConnectionAddr::Tcp(host, port) => format!(" -h {host} -p {port}"),
+        ConnectionAddr::TcpTls { host, port, .. } | ConnectionAddr::Tcp(host, port) => {
+            format!(" -h {host} -p {port}")
+        }
         _ => String::new(),
-    };
+    }
+}
+
+/// The options of `redis-cli` that say how to come in.
+fn login(info: &ConnectionInfo) -> String {
+    let own = info.redis_settings();
+    let tls = if matches!(info.addr(), ConnectionAddr::TcpTls { .. }) { " --tls" } else { "" };
     let user = own.username().map(|user| format!(" --user {user}")).unwrap_or_default();
     let password = if own.password().is_some() { " --askpass" } else { "" };
     let database = if own.db() == 0 { String::new() } else { format!(" -n {}", own.db()) };
-    format!("redis-cli{flags}{at}{user}{password}{database}")
+    format!("{tls}{user}{password}{database}")
 }
 
 /// Small packets at once, and a probe when the other side is silent: a peer that vanished must not hold a lane.
@@ -284,6 +296,22 @@ mod tests {
         };
         let seeds: Vec<_> = seeds.iter().map(shown).collect();
         assert_eq!(seeds, ["app:pw@one:6379/0", "app:pw@two:7/0"]);
+    }
+
+    #[test]
+    fn what_opens_it_in_a_terminal_holds_no_password() {
+        let shown = |url| parse(url).unwrap().redis_cli();
+        assert_eq!(shown("redis://one:7/3"), "redis-cli -h one -p 7 -n 3");
+        assert_eq!(shown("unix:///a/b"), "redis-cli -s /a/b");
+        assert_eq!(
+            shown("redis-cluster://app:hush@one,two"),
+            "redis-cli -c -h one -p 6379 --user app --askpass"
+        );
+        assert_eq!(
+            shown("redis-sentinel://app:hush@one,two?master=gate&sentinel_password=hush"),
+            "redis-cli --user app --askpass $(redis-cli -h one -p 26379 --askpass SENTINEL GET-MASTER-ADDR-BY-NAME gate \
+             | xargs printf '-h %s -p %s')"
+        );
     }
 
     #[test]

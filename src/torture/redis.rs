@@ -128,20 +128,18 @@ impl Setup {
         std::fs::create_dir_all(&directory)
             .map_err(|cause| TortureError::io("making", &directory, cause))?;
         let shown = directory.display();
-        let mut config = format!("dir {shown}\nlogfile {shown}/redis.log\nunixsocket {shown}/s\n");
-        config.push_str(&match place {
+        let listens = match place {
             Some(place) => {
                 let port = if self.tls { "port 0\ntls-port" } else { "port" };
                 let (ip, number) = (place.ip(), place.port());
                 // Others find it where its connections come from.
-                format!("bind {ip}\nbind-source-addr {ip}\nprotected-mode no\n{port} {number}\n")
+                format!("bind {ip}\nbind-source-addr {ip}\nprotected-mode no\n{port} {number}")
             }
-            None => "port 0\n".to_owned(),
-        });
-        for line in lines {
-            config.push_str(line);
-            config.push('\n');
-        }
+            None => "port 0".to_owned(),
+        };
+        let own =
+            format!("dir {shown}\nlogfile {shown}/redis.log\nunixsocket {shown}/s\n{listens}");
+        let config = lines.fold(own, |config, line| config + "\n" + line) + "\n";
         // What it learns of others, it writes there too.
         let path = directory.join("redis.conf");
         std::fs::write(&path, config).map_err(|cause| TortureError::io("writing", &path, cause))?;
