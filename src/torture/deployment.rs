@@ -43,7 +43,8 @@ impl Deployment {
     pub(super) async fn start(&mut self) -> Result<(), TortureError> {
         self.redis.wait().await?;
         for node in &mut self.nodes {
-            node.start().await?;
+            // On a busy machine a replica may take over before anything has begun.
+            if self.redis.fails_over() { node.start_again().await? } else { node.start().await? }
         }
         Ok(())
     }

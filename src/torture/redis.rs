@@ -409,6 +409,11 @@ impl Redis {
         }
     }
 
+    /// Whether a replica takes over when a primary is lost.
+    pub(super) fn fails_over(&self) -> bool {
+        self.kind != Kind::Standalone
+    }
+
     /// The number of the server that serves a partition now, by the newest word of those that know; nothing while
     /// nobody does.
     pub async fn primary(&self, keys: &Keyspace, partition: Partition) -> Option<usize> {

@@ -467,7 +467,7 @@ async fn losses(kind: Kind) {
                 lost += usize::from(again.body["id"] != id);
             }
         }
-        println!("{kind:?}, {level}: {acknowledged} acknowledged, {lost} lost");
+        eprintln!("{kind:?}, {level}: {acknowledged} acknowledged, {lost} lost");
         assert!(level == "gate" || lost == 0, "{level}: {lost} of {acknowledged}");
     }
 }

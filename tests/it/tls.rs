@@ -94,8 +94,11 @@ async fn works(kind: Kind) {
     assert!(!node.log().contains("NOPERM"), "{}", node.log());
     assert!(!node.log().contains("hush"), "{}", node.log());
 
-    let output =
-        command(directory.path(), &settings("stranger.crt")).arg("serve").output().unwrap();
+    let output = command(directory.path(), &settings("stranger.crt"))
+        .arg("serve")
+        .env("REDEEMER_HTTP__BIND", "127.0.0.1:0")
+        .output()
+        .unwrap();
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(!output.status.success() && said.contains("ertificate"), "{said}");
     assert!(!said.contains("hush"), "{said}");
