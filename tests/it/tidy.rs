@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use redeemer::gate::script;
+use redeemer::{gate::script, http::metrics::DESCRIBED};
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -232,15 +232,21 @@ fn every_route_is_documented() {
 }
 
 #[test]
-fn every_metric_is_documented() {
+fn every_metric_is_described_and_documented_in_the_same_words() {
     let api = read("docs/api.md");
+    let described: BTreeSet<_> = DESCRIBED.iter().map(|(name, _)| (*name).to_owned()).collect();
+    for (name, says) in DESCRIBED {
+        let row = format!("| `{name}` | {says} |");
+        assert!(api.contains(&row), "docs/api.md lacks: {row}");
+    }
+    let mut counted = BTreeSet::new();
     for path in files("src") {
         let text = fs::read_to_string(path).unwrap();
         for (at, _) in text.match_indices("\"redeemer_") {
-            let name: String = text[at + 1..].chars().take_while(|c| *c != '"').collect();
-            assert!(api.contains(&format!("`{name}`")), "docs/api.md lacks the metric {name}");
+            counted.insert(text[at + 1..].chars().take_while(|c| *c != '"').collect::<String>());
         }
     }
+    assert_eq!(counted, described);
 }
 
 #[test]
