@@ -147,6 +147,9 @@ fn begin() {
     ] {
         metrics::counter!(name).increment(0);
     }
+    for kind in ["unknown", "not_now", "refused", "script"] {
+        metrics::counter!("redeemer_gate_call_failures_total", "kind" => kind).increment(0);
+    }
     for how in ["adopted", "rebuilt", "taken"] {
         metrics::counter!("redeemer_recoveries_total", "how" => how).increment(0);
     }
