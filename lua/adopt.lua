@@ -8,7 +8,7 @@
 -- ARGV[4] cursor     <epoch>-<seq> up to which the ledger has everything
 -- replies   {'adopted'} | {'moved'}   another server, or a later recovery; start again
 --           | {'differs'}             the gate is not where the ledger is; rebuild it
-local lineage = string.match(redis.call('INFO', 'replication'), 'master_replid:(%x+)')
+local lineage = string.match(redis.call('INFO', 'replication'), 'role:master.-master_replid:(%x+)')
 if lineage ~= ARGV[2] then return {'moved'} end
 local meta = redis.call('HMGET', KEYS[1], 'deployment', 'closing', 'epoch', 'seq', 'opened_from', 'builder')
 if meta[1] ~= ARGV[1] or meta[2] ~= ARGV[3] then return {'moved'} end

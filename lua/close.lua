@@ -9,7 +9,7 @@
 -- replies   {'closed'} | {'empty'}   there is no meta: nothing to close
 --           | {'moved'}              another server, or a later recovery; start again
 --           | {'foreign', deployment, epoch}   the gate of another deployment, or ahead of this ledger
-local lineage = string.match(redis.call('INFO', 'replication'), 'master_replid:(%x+)')
+local lineage = string.match(redis.call('INFO', 'replication'), 'role:master.-master_replid:(%x+)')
 if lineage ~= ARGV[2] then return {'moved'} end
 local meta = redis.call('HMGET', KEYS[1], 'deployment', 'epoch', 'closing')
 if not meta[2] then return {'empty'} end

@@ -13,7 +13,7 @@
 -- The head, the same in every fenced script: KEYS[1] meta, KEYS[2] outbox, ARGV[1] deployment, ARGV[2] lineage,
 -- ARGV[3] epoch (all three from the ledger), ARGV[4] now (ms; empty for the clock of Redis).
 local meta = redis.call('HMGET', KEYS[1], 'deployment', 'lineage', 'epoch', 'seq')
-local lineage = string.match(redis.call('INFO', 'replication'), 'master_replid:(%x+)')
+local lineage = string.match(redis.call('INFO', 'replication'), 'role:master.-master_replid:(%x+)')
 if lineage ~= ARGV[2] or meta[1] ~= ARGV[1] or meta[2] ~= ARGV[2] or meta[3] ~= ARGV[3] then
   return {'fenced'}
 end

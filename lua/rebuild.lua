@@ -16,7 +16,7 @@
 --           in turn for a hash, member and score for a zset
 -- replies   {'done'} | {'moved'}   another server, builder or chunk; start again
 --           | {'foreign', deployment, epoch} | {'miscounted', chunks, keys}
-local lineage = string.match(redis.call('INFO', 'replication'), 'master_replid:(%x+)')
+local lineage = string.match(redis.call('INFO', 'replication'), 'role:master.-master_replid:(%x+)')
 if lineage ~= ARGV[2] then return {'moved'} end
 local meta = redis.call('HMGET', KEYS[1], 'deployment', 'epoch', 'closing', 'builder', 'chunk', 'loaded')
 local epoch, builder, step, chunk = ARGV[3], ARGV[4], ARGV[5], ARGV[6]

@@ -2,10 +2,10 @@
 -- What a partition of this Redis is open on, and how far its outbox goes. Decides nothing; recovery and the sync do.
 --
 -- KEYS[1] meta, KEYS[2] outbox
--- replies   {'survey', lineage of this server, now, changes in the outbox, the first, when that was made, the last,
---           fields of meta}; changes are named by their place, and empty when the outbox is; so are the fields when there
---           is no meta
-local lineage = string.match(redis.call('INFO', 'replication'), 'master_replid:(%x+)')
+-- replies   {'survey', lineage of this server (empty of a replica), now, changes in the outbox, the first, when that was
+--           made, the last, fields of meta}; changes are named by their place, and empty when the outbox is; so are the
+--           fields when there is no meta
+local lineage = string.match(redis.call('INFO', 'replication'), 'role:master.-master_replid:(%x+)')
 local time = redis.call('TIME')
 local meta = redis.call('HMGET', KEYS[1], 'epoch', 'seq')
 local first = redis.call('XRANGE', KEYS[2], '-', '+', 'COUNT', 1)[1]
@@ -21,6 +21,6 @@ if first then
   if epoch == meta[1] then waiting = meta[2] - seq + 1 end
 end
 return {
-  'survey', lineage, time[1] * 1000 + math.floor(time[2] / 1000), waiting, first_id, first_at,
+  'survey', lineage or '', time[1] * 1000 + math.floor(time[2] / 1000), waiting, first_id, first_at,
   last_id, redis.call('HGETALL', KEYS[1])
 }

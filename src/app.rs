@@ -21,7 +21,7 @@ use crate::{
     config::{self, Config, LedgerPlace},
     domain::{CodeCase, Durability, ErrorDetail, MembershipRule, Token},
     feed::Feed,
-    gate::{Gate, GateOptions, put_namespace::Rules, server},
+    gate::{Gate, GateOptions, put_namespace::Rules, server, topology::Topology},
     http::{self, Keys, Metrics, Readiness, ServeOptions, State},
     jobs::{self, webhooks::WebhookOptions},
     ledger::{Deployment, Ledger, PostgresOptions, SNAPSHOTS_MAX, SqliteOptions},
@@ -125,12 +125,13 @@ async fn connect(
     config: &Config,
     local_server: Option<&LocalServer>,
 ) -> Result<Connected<impl Future<Output = ()> + Send + use<>>, StartError> {
-    let (gate, lanes) =
-        Gate::new(gate_options(config, local_server)).map_err(|error| StartError::of(&error))?;
-    let (redis, ledger) = tokio::join!(server::info(&gate), open_ledger(config));
+    let (gate, lanes) = gate_options(config, local_server)
+        .and_then(Gate::new)
+        .map_err(|error| StartError::of(&error))?;
+    let (redis, ledger) = tokio::join!(server::unfit(&gate), open_ledger(config));
     let mut problems = Vec::new();
     match redis {
-        Ok(info) => problems.extend(info.unfit().iter().map(ToString::to_string)),
+        Ok(unfit) => problems.extend(unfit),
         Err(error) => problems.push(format!(
             "{}; start that Redis, or mend redis.url, or leave it empty for the embedded default",
             chain(&error)
@@ -215,17 +216,20 @@ fn bind(address: std::net::SocketAddr, setting: &str) -> Result<TcpListener, Str
 /// # Errors
 /// When the URL can not be understood.
 pub fn gate(config: &Config) -> Result<Gate, redis::RedisError> {
-    let mut options = gate_options(config, None);
-    if config.is_embedded() {
-        options.url = local_server::url_of(&local_server::socket_in(&config.data_dir));
-    }
-    Gate::new(options).map(|(gate, _lanes)| gate)
+    gate_options(config, None).and_then(Gate::new).map(|(gate, _lanes)| gate)
 }
 
-fn gate_options(config: &Config, local_server: Option<&LocalServer>) -> GateOptions {
-    let given = config.redis.url.as_ref().map(|url| url.expose_secret().to_owned());
-    GateOptions {
-        url: local_server.map(LocalServer::url).or(given).unwrap_or_default(),
+fn gate_options(
+    config: &Config,
+    local_server: Option<&LocalServer>,
+) -> Result<GateOptions, redis::RedisError> {
+    let topology = match (local_server, &config.redis.place) {
+        (None, Some(place)) => place.topology.clone(),
+        (Some(server), _) => Topology::socket(server.socket())?,
+        (None, None) => Topology::socket(&local_server::socket_in(&config.data_dir))?,
+    };
+    Ok(GateOptions {
+        topology,
         key_prefix: config.redis.key_prefix.clone(),
         partitions: config.gate.partitions,
         connect_timeout: config.redis.connect_timeout,
@@ -238,7 +242,7 @@ fn gate_options(config: &Config, local_server: Option<&LocalServer>) -> GateOpti
         deadline: config.gate.deadline,
         outbox_max: config.gate.outbox_max,
         clock_ms: None,
-    }
+    })
 }
 
 /// The rules that a new namespace begins with.

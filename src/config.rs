@@ -18,7 +18,10 @@ use secrecy::{ExposeSecret, SecretString};
 
 use self::layers::Layers;
 pub use self::layers::{Origin, Setting, Sources};
-use crate::domain::{Quota, Token};
+use crate::{
+    domain::{Quota, Token},
+    gate::topology::{Tls, Topology},
+};
 
 /// The complete defaults.
 pub const DEFAULT: &str = include_str!("../config/default.toml");
@@ -61,12 +64,21 @@ pub struct Http {
 #[expect(missing_docs, reason = "config/default.toml says what each is")]
 pub struct Redis {
     /// Nothing means the embedded default.
-    pub url: Option<SecretString>,
+    pub place: Option<RedisPlace>,
     pub key_prefix: String,
     pub connect_timeout: Duration,
     pub reply_timeout: Duration,
     pub pool_size: usize,
     pub server: Option<PathBuf>,
+}
+
+/// Where a Redis of the user's own is.
+#[derive(Debug, Clone)]
+pub struct RedisPlace {
+    /// The URL as it was given.
+    pub url: SecretString,
+    /// What it says.
+    pub topology: Topology,
 }
 
 #[derive(Debug, Clone)]
@@ -201,7 +213,7 @@ impl Config {
     /// Whether Redis and the ledger are this program's own.
     #[must_use]
     pub fn is_embedded(&self) -> bool {
-        self.redis.url.is_none()
+        self.redis.place.is_none()
     }
 
     /// Where the first admin key lies.
@@ -279,7 +291,7 @@ impl Http {
 
 impl Redis {
     fn read(read: &mut Read) -> Option<Self> {
-        let url = read.redis_url();
+        let place = read.redis_place();
         let key_prefix = read.parsed("redis.key_prefix", |text| {
             let fits = (1..=32).contains(&text.len())
                 && text.bytes().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'-'));
@@ -291,7 +303,7 @@ impl Redis {
         let server =
             (!read.is_empty("redis.server")).then(|| PathBuf::from(read.text("redis.server")));
         Some(Self {
-            url: url?,
+            place: place?,
             key_prefix: key_prefix?,
             connect_timeout: connect_timeout?,
             reply_timeout: reply_timeout?,
@@ -550,7 +562,7 @@ impl Read {
 
     /// Nodes that share a ledger must share a Redis, and nobody else can reach an embedded one.
     fn check_places(&mut self, redis: &Redis, ledger: &Ledger) {
-        if redis.url.is_none() && matches!(ledger.place, LedgerPlace::Postgres(_)) {
+        if redis.place.is_none() && matches!(ledger.place, LedgerPlace::Postgres(_)) {
             let shown = self.layers.shown("ledger.url");
             self.problems.push(format!(
                 "ledger.url = {shown}: a PostgreSQL ledger needs a Redis that every node can reach; set redis.url too, or \
@@ -559,18 +571,44 @@ impl Read {
         }
     }
 
-    fn redis_url(&mut self) -> Option<Option<SecretString>> {
+    fn redis_place(&mut self) -> Option<Option<RedisPlace>> {
+        let tls = self.redis_tls();
         if self.is_empty("redis.url") {
             return Some(None);
         }
+        // What is wrong with a file has been said.
+        let tls = tls?;
         self.parsed("redis.url", |url| {
-            if url.starts_with("rediss://") {
-                return Err("TLS to Redis is not built in yet; use redis:// or unix://".to_owned());
+            let topology = Topology::parse(url, &tls)?;
+            Ok::<_, String>(Some(RedisPlace { url: SecretString::from(url), topology }))
+        })
+    }
+
+    fn redis_tls(&mut self) -> Option<Tls> {
+        let ca = self.file("redis.tls_ca_file");
+        let cert = self.file("redis.tls_cert_file");
+        let key = self.file("redis.tls_key_file");
+        let own = match (cert?, key?) {
+            (Some(cert), Some(key)) => Some((cert, key)),
+            (None, None) => None,
+            _ => {
+                self.problems.push(
+                    "redis.tls_cert_file and redis.tls_key_file belong together: set both or none"
+                        .to_owned(),
+                );
+                return None;
             }
-            match redis::Client::open(url) {
-                Ok(_) => Ok(Some(SecretString::from(url))),
-                Err(error) => Err(format!("{error}; use redis://host:port[/db] or unix:///path")),
-            }
+        };
+        Some(Tls { ca: ca?, own })
+    }
+
+    /// What a file holds; nothing when none is named.
+    fn file(&mut self, key: &str) -> Option<Option<Vec<u8>>> {
+        self.parsed(key, |path| {
+            (!path.is_empty())
+                .then(|| std::fs::read(path))
+                .transpose()
+                .map_err(|error| format!("it can not be read: {error}"))
         })
     }
 
@@ -652,8 +690,8 @@ mod tests {
     fn the_plain_variables_are_weaker_than_the_own_ones() {
         assert!(!load(&[("REDIS_URL", "redis://one:6379")], None, &[]).unwrap().is_embedded());
         let env = [("REDIS_URL", "redis://one:6379"), ("REDEEMER_REDIS__URL", "redis://two:6379")];
-        let url = load(&env, None, &[]).unwrap().redis.url.unwrap();
-        assert_eq!(url.expose_secret(), "redis://two:6379");
+        let place = load(&env, None, &[]).unwrap().redis.place.unwrap();
+        assert_eq!(place.url.expose_secret(), "redis://two:6379");
     }
 
     #[test]
@@ -663,7 +701,7 @@ mod tests {
         std::fs::write(&path, "redis://:hush@one:6379\n").unwrap();
         let env = [("REDEEMER_REDIS__URL_FILE", path.to_str().unwrap())];
         let config = load(&env, None, &[]).unwrap();
-        assert_eq!(config.redis.url.unwrap().expose_secret(), "redis://:hush@one:6379");
+        assert_eq!(config.redis.place.unwrap().url.expose_secret(), "redis://:hush@one:6379");
         let missing = load(&[("REDEEMER_REDIS__URL_FILE", "/nowhere")], None, &[]).unwrap_err();
         assert!(missing.to_string().contains("REDEEMER_REDIS__URL_FILE"), "{missing}");
     }

@@ -42,6 +42,7 @@ mod reply;
 pub mod rollback;
 pub mod script;
 pub mod server;
+mod servers;
 pub mod show_campaign;
 pub mod show_invite;
 pub mod show_member;
@@ -50,6 +51,7 @@ pub mod show_redemption;
 pub mod show_reservation;
 pub mod survey;
 pub mod take;
+pub mod topology;
 
 use std::{
     collections::HashMap,
@@ -61,8 +63,8 @@ use std::{
     time::Duration,
 };
 
-use deadpool_redis::{Manager, Pool, Runtime, Timeouts};
-use redis::{AsyncConnectionConfig, RedisError, Value, aio::MultiplexedConnection};
+use deadpool_redis::Connection;
+use redis::{RedisError, Value};
 use tokio::{
     sync::{Notify, Semaphore},
     time::Instant,
@@ -74,6 +76,8 @@ use self::{
     key::Keyspace,
     link::Link,
     script::{Call, Script, Wait},
+    servers::Servers,
+    topology::Topology,
 };
 use crate::domain::{
     Acknowledgement, Answer, Cursor, Fence, Namespace, Outcome, Partition, Refusal, Settings,
@@ -118,8 +122,8 @@ pub enum GateError {
 /// How to reach Redis, and within which bounds.
 #[derive(Debug, Clone)]
 pub struct GateOptions {
-    /// `redis://…` or `unix://…`.
-    pub url: String,
+    /// Which servers hold it.
+    pub topology: Topology,
     /// First part of every key.
     pub key_prefix: String,
     /// Partitions of the deployment: 1 to [`key::PARTITIONS_MAX`].
@@ -128,9 +132,10 @@ pub struct GateOptions {
     pub connect_timeout: Duration,
     /// Longest wait for one reply.
     pub reply_timeout: Duration,
-    /// Connections of the pool: those that the lanes take for good, recovery, the sync's small calls, and plain reads.
+    /// Connections to each server: those that the lanes take for good, recovery, the sync's small calls, and plain
+    /// reads.
     pub pool_size: usize,
-    /// Long-lived connections that the lanes share.
+    /// Long-lived connections that the lanes share; on a cluster each partition has its own.
     pub connections: usize,
     /// Most requests of one script call.
     pub batch_max: usize,
@@ -155,8 +160,7 @@ pub struct Gate {
 struct Inner {
     options: GateOptions,
     keys: Keyspace,
-    client: redis::Client,
-    pool: Pool,
+    servers: Arc<Servers>,
     links: Vec<Arc<Link>>,
     lanes: Vec<lane::Lane>,
     /// The lanes whose calls wait for replicas, on connections of their own: WAIT holds up whatever comes behind it.
@@ -172,6 +176,12 @@ struct Inner {
 const SCANS_MAX: usize = 2;
 
 impl Inner {
+    /// Redis disagrees with what the ledger said, or another Redis should be asked.
+    fn doubt(&self) {
+        self.fences.doubt.notify_one();
+        self.servers.doubt();
+    }
+
     /// The connection that a partition's scripts share.
     fn link(&self, partition: Partition) -> &Arc<Link> {
         link_of(&self.links, partition)
@@ -205,26 +215,14 @@ impl Gate {
     pub fn new(
         options: GateOptions,
     ) -> Result<(Self, impl Future<Output = ()> + Send + 'static), RedisError> {
-        let client = redis::Client::open(options.url.as_str())?;
-        let config = AsyncConnectionConfig::new()
-            .set_connection_timeout(Some(options.connect_timeout))
-            .set_response_timeout(Some(options.reply_timeout));
-        let info = tuned(client.get_connection_info().clone());
-        let client = redis::Client::open(info.clone())?;
-        let manager = Manager::new_with_config(info, config)?;
-        let pool = Pool::builder(manager)
-            .max_size(options.pool_size)
-            .runtime(Runtime::Tokio1)
-            .timeouts(Timeouts {
-                wait: Some(options.connect_timeout),
-                create: Some(options.connect_timeout),
-                recycle: Some(options.reply_timeout),
-            })
-            .build()
-            .map_err(|error| RedisError::from(std::io::Error::other(error)))?;
         let keys = Keyspace::new(&options.key_prefix, options.partitions);
-        let links: Vec<_> =
-            (0..options.connections).map(|_| Arc::new(Link::new(pool.clone()))).collect();
+        let servers = Arc::new(Servers::new(&options, &keys)?);
+        let link = |home| Arc::new(Link::new(servers.clone(), home));
+        let links: Vec<_> = if servers.is_one() {
+            (0..options.connections).map(|_| link(Partition(0))).collect()
+        } else {
+            keys.partitions().map(link).collect()
+        };
         let channels = || -> (Vec<_>, Vec<_>) {
             keys.partitions().map(|_| lane::channel(options.queue_max)).unzip()
         };
@@ -238,13 +236,12 @@ impl Gate {
         let settings = RwLock::default();
         let scans = Semaphore::new(SCANS_MAX);
         // One for each partition, made when it is used: no WAIT holds up another.
-        let waiting_links: Vec<_> =
-            keys.partitions().map(|_| Arc::new(Link::new(pool.clone()))).collect();
+        let waiting_links: Vec<_> = keys.partitions().map(link).collect();
+        let watched = servers.clone();
         let inner = Arc::new(Inner {
             options,
             keys,
-            client,
-            pool,
+            servers,
             links,
             lanes,
             replicated,
@@ -264,7 +261,10 @@ impl Gate {
         let mut runners = run(queues, &inner.links, None);
         runners.extend(run(waiting_queues.unwrap_or_default(), &waiting_links, wait));
         let lanes = async move {
-            futures_util::future::join_all(runners).await;
+            tokio::select! {
+                _ = futures_util::future::join_all(runners) => {}
+                () = watched.watch() => {}
+            }
         };
         Ok((Self { inner }, lanes))
     }
@@ -475,7 +475,7 @@ impl Gate {
                     return Ok(Called { script, value, repeated });
                 }
                 Ok(_) => {
-                    self.inner.fences.doubt.notify_one();
+                    self.inner.doubt();
                     if self.inner.fences.get(partition) == Some(fence) {
                         return Err(attempts.fenced());
                     }
@@ -491,29 +491,24 @@ impl Gate {
     }
 
     /// Calls a script that has no fence, once: recovery starts again from the beginning when anything is unclear.
-    async fn once(&self, call: &Call) -> Result<Value, GateError> {
-        self.pooled(call).await.map_err(|(_, cause)| failure::once(call, cause))
+    async fn once(&self, partition: Partition, call: &Call) -> Result<Value, GateError> {
+        let sent = async {
+            let mut connection = self.pooled(partition).await?;
+            call.send(&mut connection).await.inspect_err(|error| {
+                // The pool gets it back only if it still works.
+                if failure::classify(error) != Failure::Script {
+                    drop(Connection::take(connection));
+                    self.inner.servers.doubt();
+                }
+            })
+        };
+        sent.await.map_err(|cause| failure::once(call, cause))
     }
 
-    /// Sends a call over a connection of the pool, which gets it back only if it still works.
-    async fn pooled(&self, call: &Call) -> Result<Value, (Sent, RedisError)> {
-        let mut connection =
-            self.inner.pool.get().await.map_err(|error| (Sent::Not, link::pool_error(error)))?;
-        call.send(&mut connection).await.map_err(|error| {
-            if failure::classify(&error) != Failure::Script {
-                drop(deadpool_redis::Connection::take(connection));
-            }
-            (Sent::Maybe, error)
-        })
-    }
-
-    /// A connection of its own, for a read that blocks up to `longest`: it would hold up everybody else on a shared one.
-    async fn dedicated(&self, longest: Duration) -> Result<MultiplexedConnection, RedisError> {
-        let options = &self.inner.options;
-        let config = AsyncConnectionConfig::new()
-            .set_connection_timeout(Some(options.connect_timeout))
-            .set_response_timeout(Some(options.reply_timeout + longest));
-        self.inner.client.get_multiplexed_async_connection_with_config(&config).await
+    /// A connection to the server of a partition.
+    async fn pooled(&self, partition: Partition) -> Result<Connection, RedisError> {
+        let servers = &self.inner.servers;
+        servers.of(partition).await?.pooled().await.inspect_err(|_| servers.doubt())
     }
 
     fn now_ms(&self) -> Option<i64> {
@@ -625,14 +620,4 @@ impl Attempts {
         self.pause = (self.pause * 2).min(Self::PAUSE_MAX);
         Ok(())
     }
-}
-
-/// Small packets at once, and a probe when the other side is silent: a peer that vanished must not hold a lane.
-fn tuned(info: redis::ConnectionInfo) -> redis::ConnectionInfo {
-    let tcp = redis::io::tcp::TcpSettings::default().set_nodelay(true).set_keepalive(
-        redis::io::tcp::socket2::TcpKeepalive::new()
-            .with_time(Duration::from_secs(15))
-            .with_interval(Duration::from_secs(5)),
-    );
-    info.set_tcp_settings(tcp)
 }

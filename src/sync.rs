@@ -321,7 +321,7 @@ impl Leader {
             };
             // After the read: only then is it known that it was the admitted history that was read.
             let survey = reader.survey().await?;
-            if !survey.is_open_on(fence) {
+            if !survey.is_open_on(fence) || !reader.is_current() {
                 gate.set_fence(partition, None);
                 return Ok(Ended::Reopen);
             }

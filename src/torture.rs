@@ -1,14 +1,15 @@
 //! Load and faults for a deployment of its own, and then the question whether a law was broken.
 //!
 //! [`history`] is what clients asked and were told; [`check`] decides the laws from it and from what was there in the
-//! end, and is pure. [`faults`] makes the plan of the faults from a seed. The deployment is a redis-server and some
-//! nodes, children of this process; everything but the faults goes over HTTP, as anybody's requests do.
+//! end, and is pure. [`faults`] makes the plan of the faults from a seed. The deployment is a [`redis`] of some kind and
+//! some nodes, children of this process; everything but the faults goes over HTTP, as anybody's requests do.
 
 pub mod check;
 mod deployment;
 pub mod faults;
 pub mod history;
 mod load;
+pub mod redis;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -40,6 +41,10 @@ use crate::{
     domain::{Durability, InviteId, Malformed, Namespace},
 };
 
+/// How long a process may take to be ready, on a machine that has other things to do.
+const PATIENCE: Duration = Duration::from_mins(2);
+/// How much of a log is shown when its process has ended.
+const LAST_LINES: usize = 20;
 /// How long it may take, once no fault strikes any more, until every key has a definite answer.
 const SETTLED_WITHIN: Duration = Duration::from_mins(1);
 /// How long a question may go without an answer while no fault strikes.
@@ -62,6 +67,8 @@ pub struct Options {
     pub uses: u64,
     /// How many nodes.
     pub nodes: u32,
+    /// What kind of Redis.
+    pub redis: redis::Kind,
     /// Whether faults may lose what Redis has and the ledger has not.
     pub lossy: bool,
     /// The ledger; nothing means a SQLite file in the directory.
@@ -78,6 +85,14 @@ pub struct Options {
     pub log_level: &'static str,
     /// The admin key of the nodes.
     pub key: SecretString,
+}
+
+impl Options {
+    /// Whether faults may lose what was told below level `ledger`: where replicas take over, that is what they have
+    /// missed.
+    fn may_lose(&self) -> bool {
+        self.lossy || self.redis != redis::Kind::Standalone
+    }
 }
 
 /// Why there is no verdict.
@@ -187,6 +202,10 @@ impl Counts {
         self.faults[fault as usize].load(Ordering::Relaxed)
     }
 
+    fn struck(&self, fault: Fault) {
+        self.faults[fault as usize].fetch_add(1, Ordering::Relaxed);
+    }
+
     fn add_invites(&self, invites: &[(String, InviteId)]) {
         let mut codes = self.codes.lock().unwrap_or_else(PoisonError::into_inner);
         codes.extend(invites.iter().map(|(code, id)| (*id, code.clone())));
@@ -263,7 +282,7 @@ async fn torture(
             stop.cancel();
             Ok(())
         },
-        compare_now_and_then(&load, options.lossy, &stop),
+        compare_now_and_then(&load, options.may_lose(), &stop),
     )?;
     let is_unknown = |one: &&Operation| matches!(one.told, Told::Unknown(_));
     let unknown = history.operations.iter().filter(is_unknown).count();
@@ -277,12 +296,20 @@ async fn torture(
     }
     looks.in_the_end(&load).await?;
     let outcome = in_time("everything is listed", outcome(&load)).await?;
-    let may_lose = if options.lossy { MayLose::BelowLedger } else { MayLose::Nothing };
+    let may_lose = if options.may_lose() { MayLose::BelowLedger } else { MayLose::Nothing };
     let mut findings = check::check(&history, &outcome, may_lose);
     let law = Law::BothSidesAgree;
     findings.extend(looks.differing.iter().map(|what| Finding { law, what: what.clone() }));
     let told = numbers(&history, &outcome, unknown, repeated, &looks);
     Ok(Verdict { laws: Law::ALL.into_iter().zip(told).collect(), findings })
+}
+
+fn ended_alone(who: &str, ended: io::Result<std::process::ExitStatus>, log: &Path) -> TortureError {
+    let how = ended.map_or_else(|error| error.to_string(), |status| status.to_string());
+    let log = std::fs::read_to_string(log).unwrap_or_default();
+    let lines: Vec<_> = log.lines().collect();
+    let said = lines[lines.len().saturating_sub(LAST_LINES)..].join("\n");
+    TortureError::EndedAlone { who: who.to_owned(), how, said }
 }
 
 /// What would otherwise be waited for without an end.

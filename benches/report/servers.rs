@@ -20,6 +20,7 @@ use redeemer::{
         key::Keyspace,
         redeem::{Mode, Redeem},
         survey,
+        topology::{Tls, Topology},
     },
     ledger::{Ledger, PostgresOptions, SqliteOptions},
 };
@@ -509,7 +510,7 @@ pub(crate) fn partition() -> Partition {
 /// A gate in this process, on a Redis whose partitions a service has opened. Its lanes run on the current runtime.
 pub(crate) async fn open_gate(redis: &Redis, batch_max: usize) -> anyhow::Result<Gate> {
     let options = GateOptions {
-        url: redis.url(),
+        topology: Topology::parse(&redis.url(), &Tls::default()).map_err(anyhow::Error::msg)?,
         key_prefix: PREFIX.to_owned(),
         partitions: PARTITIONS,
         connect_timeout: Duration::from_secs(5),

@@ -80,8 +80,8 @@ impl Watcher {
     }
 
     async fn redis(&self) -> Check {
-        let detail = match server::info(&self.gate).await {
-            Ok(info) => info.unfit().first().map(ToString::to_string),
+        let detail = match server::unfit(&self.gate).await {
+            Ok(unfit) => unfit.into_iter().next(),
             Err(error) => Some(chain(&error)),
         };
         Check { name: "redis", required: true, ok: detail.is_none(), detail }

@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     app,
-    config::{Config, masked_url},
+    config::Config,
     domain::{Code, CodeCase, UserId},
     gate::{
         Gate,
@@ -102,15 +102,12 @@ fn value(reply: &[Vec<String>]) -> Value {
 
 /// The command that opens this Redis in a terminal.
 fn client(config: &Config) -> String {
-    match &config.redis.url {
+    match &config.redis.place {
         None => format!(
             "redis-cli -s {}",
             word(&local_server::socket_in(&config.data_dir).display().to_string())
         ),
-        Some(url) if masked_url(url).contains("***") => {
-            "redis-cli -u \"$REDEEMER_REDIS__URL\"".to_owned()
-        }
-        Some(url) => format!("redis-cli -u {}", masked_url(url)),
+        Some(place) => place.topology.redis_cli(),
     }
 }
 

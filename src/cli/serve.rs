@@ -146,11 +146,11 @@ impl Banner {
     fn new(app: &App) -> anyhow::Result<Self> {
         let config = app.config();
         let url = format!("http://{}", reachable(app.address()?));
-        let redis = match (app.local_server(), &config.redis.url) {
+        let redis = match (app.local_server(), &config.redis.place) {
             (Some(server), _) => {
                 format!("{} (embedded), {}", server.description(), server.socket().display())
             }
-            (None, Some(url)) => masked_url(url),
+            (None, Some(place)) => masked_url(&place.url),
             (None, None) => String::new(),
         };
         let key = AdminKey::of(config);
@@ -236,21 +236,13 @@ impl AdminKey {
 
 /// The command that opens this Redis in a terminal.
 fn redis_cli(app: &App) -> String {
-    match (app.local_server(), &app.config().redis.url) {
+    match (app.local_server(), &app.config().redis.place) {
         (Some(server), _) => format!(
             "{} -s {}",
             server.client_program(),
             word(&server.socket().display().to_string())
         ),
-        (None, Some(url)) => {
-            let shown = masked_url(url);
-            // A password is not printed; whoever pastes the line has it in the environment.
-            if shown.contains("***") {
-                "redis-cli -u \"$REDEEMER_REDIS__URL\"".to_owned()
-            } else {
-                format!("redis-cli -u {shown}")
-            }
-        }
+        (None, Some(place)) => place.topology.redis_cli(),
         (None, None) => "redis-cli".to_owned(),
     }
 }

@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     local_server,
-    torture::{self, Counts, Options, Verdict, faults::Fault},
+    torture::{self, Counts, Options, Verdict, faults::Fault, redis::Kind},
 };
 
 /// Breaches of one law that are shown to people.
@@ -32,6 +32,7 @@ though not in the same order.
 Examples:
   redeemer torture --minutes 5
   redeemer torture --seconds 30 --seed 42 --keep ./torture
+  redeemer torture --redis cluster --minutes 10
   redeemer torture --lossy --ledger postgres://localhost/empty"
 )]
 pub(super) struct Torture {
@@ -53,6 +54,9 @@ pub(super) struct Torture {
     /// How many nodes
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=16))]
     nodes: u32,
+    /// What kind of Redis; where replicas take over, answers of level gate may get lost
+    #[arg(long, value_enum, default_value = "standalone")]
+    redis: Kind,
     /// Empty Redis too, every now and then: answers of level gate may get lost, answers of level ledger must not
     #[arg(long)]
     lossy: bool,
@@ -88,6 +92,7 @@ impl Torture {
             clients: usize::from(self.clients),
             uses: self.uses,
             nodes: self.nodes,
+            redis: self.redis,
             lossy: self.lossy,
             ledger: self.ledger,
             program,

@@ -95,8 +95,11 @@ impl Layers {
         let own = |(name, _): &(&String, &String)| {
             name.starts_with("REDEEMER_") && !OTHER.contains(&name.as_str())
         };
-        let (files, plain): (Vec<_>, Vec<_>) =
-            sources.env.iter().filter(own).partition(|(name, _)| name.ends_with("_FILE"));
+        // A setting may have such a name itself.
+        let is_file = |(name, _): &(&String, &String)| {
+            name.ends_with("_FILE") && !layers.known.contains(&key_of(name))
+        };
+        let (files, plain): (Vec<_>, Vec<_>) = sources.env.iter().filter(own).partition(is_file);
         let plain = plain.into_iter().map(|(name, value)| (name.clone(), value.clone())).collect();
         let environment = Environment::with_prefix("REDEEMER")
             .prefix_separator("_")

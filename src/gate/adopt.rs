@@ -35,7 +35,7 @@ pub async fn run(
         next.epoch.to_string(),
         ledger.to_string(),
     ];
-    let value = gate.once(&Call::new(&ADOPT, keys, args)).await?;
+    let value = gate.once(partition, &Call::new(&ADOPT, keys, args)).await?;
     let mut reply = Reply::new(&ADOPT, &value)?;
     Ok(match reply.text()? {
         "adopted" => Adopted::Adopted,

@@ -79,7 +79,7 @@ pub async fn keys(gate: &Gate, partition: Partition) -> Result<Vec<String>, Gate
     let mut all = Vec::new();
     let mut at = 0;
     loop {
-        let (next, found) = scan(gate, at, &pattern).await?;
+        let (next, found) = scan(gate, partition, at, &pattern).await?;
         all.extend(
             found.into_iter().filter(|key| !own.contains(key) && !keys.is_rate(partition, key)),
         );

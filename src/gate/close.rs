@@ -42,7 +42,8 @@ pub async fn run(
         next.epoch.to_string(),
         if take_over { "take_over" } else { "" }.to_owned(),
     ];
-    let value = gate.once(&Call::new(&CLOSE, vec![gate.keys().meta(partition)], args)).await?;
+    let value =
+        gate.once(partition, &Call::new(&CLOSE, vec![gate.keys().meta(partition)], args)).await?;
     let mut reply = Reply::new(&CLOSE, &value)?;
     Ok(match reply.text()? {
         "closed" => Closed::Closed,

@@ -3,7 +3,7 @@
 use redis::{RedisError, Value};
 
 use super::{
-    Gate, GateError, link,
+    Gate, GateError,
     redeem::{self, Mode, Redeem},
     survey,
 };
@@ -84,8 +84,7 @@ impl Inspect {
         }
         let unavailable =
             |cause: RedisError| GateError::Unavailable { doing: "looking at keys", cause };
-        let mut connection =
-            gate.inner.pool.get().await.map_err(|error| unavailable(link::pool_error(error)))?;
+        let mut connection = gate.pooled(partition).await.map_err(unavailable)?;
         let mut shown = Vec::with_capacity(commands.len());
         for command in commands {
             let mut sent = redis::cmd(&command[0]);

@@ -69,6 +69,12 @@ impl Keyspace {
         &self.tags[usize::from(partition.0)]
     }
 
+    /// The slot of a cluster that a partition's keys are in.
+    #[must_use]
+    pub fn slot(&self, partition: Partition) -> u16 {
+        crc16(self.tag(partition).as_bytes()) % SLOTS
+    }
+
     fn stem(&self, partition: Partition) -> &str {
         &self.stems[usize::from(partition.0)]
     }
@@ -273,7 +279,7 @@ mod tests {
             let keys = Keyspace::new("rdm", partitions);
             let share = SLOTS / partitions;
             for partition in keys.partitions() {
-                let slot = crc16(keys.tag(partition).as_bytes()) % SLOTS;
+                let slot = keys.slot(partition);
                 assert_eq!(
                     slot / share,
                     partition.0,
@@ -289,7 +295,7 @@ mod tests {
         let keys = Keyspace::new("rdm", 16);
         let mut per_primary = [0; 6];
         for partition in keys.partitions() {
-            let slot = crc16(keys.tag(partition).as_bytes()) % SLOTS;
+            let slot = keys.slot(partition);
             per_primary[usize::from(slot) * 6 / usize::from(SLOTS)] += 1;
         }
         assert!(per_primary.iter().all(|count| (2..=3).contains(count)), "{per_primary:?}");

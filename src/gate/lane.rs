@@ -150,7 +150,7 @@ impl Runner {
             let (left, error) = match self.call(gate, &fence, lent, jobs).await {
                 Attempt::Answered => return,
                 Attempt::Fenced(left) => {
-                    gate.fences.doubt.notify_one();
+                    gate.doubt();
                     if gate.fences.get(self.partition) == Some(fence) {
                         return left
                             .into_iter()

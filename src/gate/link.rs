@@ -1,15 +1,22 @@
 //! A long-lived connection that lanes share, and how it is replaced.
 //!
 //! It is taken out of the pool for good: a checkout per request would cost two more round trips. A multiplexed
-//! connection never reconnects by itself, so whoever sees it fail asks for another one.
+//! connection never reconnects by itself, so whoever sees it fail asks for another one; and when another server serves
+//! the partition, the connection goes there.
 
-use deadpool_redis::Pool;
+use std::sync::Arc;
+
 use redis::{RedisError, RedisResult, aio::MultiplexedConnection};
 use tokio::sync::Mutex;
 
+use super::servers::{Server, Servers};
+use crate::domain::Partition;
+
 /// One shared connection.
 pub(super) struct Link {
-    pool: Pool,
+    servers: Arc<Servers>,
+    /// One of the partitions that share it: all of them are served by the same server.
+    home: Partition,
     state: Mutex<State>,
 }
 
@@ -21,7 +28,16 @@ struct State {
     unburied: Vec<Client>,
 }
 
+impl State {
+    fn give_up(&mut self) {
+        if let Some(live) = self.live.take() {
+            self.unburied.push(live.client);
+        }
+    }
+}
+
 struct Live {
+    server: Arc<Server>,
     connection: MultiplexedConnection,
     client: Client,
 }
@@ -45,15 +61,18 @@ pub(super) struct Lent {
 }
 
 impl Link {
-    pub(super) fn new(pool: Pool) -> Self {
-        Self { pool, state: Mutex::default() }
+    pub(super) fn new(servers: Arc<Servers>, home: Partition) -> Self {
+        Self { servers, home, state: Mutex::default() }
     }
 
     /// The shared connection, made if need be.
     pub(super) async fn get(&self) -> Result<Lent, RedisError> {
         let mut state = self.state.lock().await;
+        if state.live.as_ref().is_some_and(|live| !self.servers.is_of(self.home, &live.server)) {
+            state.give_up();
+        }
         if state.live.is_none() {
-            let mut live = self.connect().await?;
+            let mut live = self.connect().await.inspect_err(|_| self.servers.doubt())?;
             let mut unburied = std::mem::take(&mut state.unburied);
             bury(&mut live, &mut unburied).await;
             state.unburied = unburied;
@@ -69,16 +88,15 @@ impl Link {
     /// Gives up the connection of this generation, unless that has happened.
     pub(super) async fn give_up(&self, generation: u64) {
         let mut state = self.state.lock().await;
-        if state.generation == generation
-            && let Some(live) = state.live.take()
-        {
-            state.unburied.push(live.client);
+        if state.generation == generation {
+            state.give_up();
+            self.servers.doubt();
         }
     }
 
     async fn connect(&self) -> RedisResult<Live> {
-        let connection = self.pool.get().await.map_err(pool_error)?;
-        let mut connection = deadpool_redis::Connection::take(connection);
+        let server = self.servers.of(self.home).await?;
+        let mut connection = deadpool_redis::Connection::take(server.pooled().await?);
         let (id, info): (i64, redis::InfoDict) = redis::pipe()
             .cmd("CLIENT")
             .arg("ID")
@@ -86,10 +104,8 @@ impl Link {
             .arg("server")
             .query_async(&mut connection)
             .await?;
-        Ok(Live {
-            connection,
-            client: Client { server: info.get("run_id").unwrap_or_default(), id },
-        })
+        let client = Client { server: info.get("run_id").unwrap_or_default(), id };
+        Ok(Live { server, connection, client })
     }
 }
 
@@ -112,12 +128,4 @@ async fn bury(live: &mut Live, unburied: &mut Vec<Client>) {
         }
     }
     *unburied = left;
-}
-
-/// What went wrong in the pool, as an error of Redis.
-pub(super) fn pool_error(error: deadpool_redis::PoolError) -> RedisError {
-    match error {
-        deadpool_redis::PoolError::Backend(error) => error,
-        other => RedisError::from(std::io::Error::new(std::io::ErrorKind::TimedOut, other)),
-    }
 }

@@ -11,8 +11,8 @@ use redis::{RedisError, Value, aio::MultiplexedConnection};
 use super::{
     Gate, GateError, failure,
     fields::{Fields, millis, stored_code},
-    link,
     script::Call,
+    servers::Server,
     survey::{self, Survey},
 };
 use crate::domain::{
@@ -63,7 +63,9 @@ const PAGE: usize = 100;
 
 /// Reads one partition's outbox over a connection of its own, since a read that finds nothing waits.
 pub struct Reader {
+    gate: Gate,
     partition: Partition,
+    server: Arc<Server>,
     key: String,
     survey: Call,
     connection: MultiplexedConnection,
@@ -79,10 +81,19 @@ impl Reader {
         partition: Partition,
         longest: Duration,
     ) -> Result<Self, RedisError> {
-        let connection = gate.dedicated(longest).await?;
+        let servers = &gate.inner.servers;
+        let server = servers.of(partition).await?;
+        let connection = server.dedicated(longest).await.inspect_err(|_| servers.doubt())?;
         let keys = gate.keys();
         let survey = survey::call(keys, partition);
-        Ok(Self { partition, key: keys.outbox(partition), survey, connection })
+        let key = keys.outbox(partition);
+        Ok(Self { gate: gate.clone(), partition, server, key, survey, connection })
+    }
+
+    /// Whether this is still the server that serves the partition, as far as is known.
+    #[must_use]
+    pub fn is_current(&self) -> bool {
+        self.gate.inner.servers.is_of(self.partition, &self.server)
     }
 
     /// The changes after `cursor`, waiting up to `block` for the first: all there are, or at least `count`. An entry of
@@ -221,8 +232,7 @@ async fn find_latest<T>(
     let key = gate.keys().outbox(partition);
     // An outbox may be long when the ledger is behind, and others need the pool.
     let _turn = gate.inner.scans.acquire().await;
-    let mut connection =
-        gate.inner.pool.get().await.map_err(|error| unavailable(link::pool_error(error)))?;
+    let mut connection = gate.pooled(partition).await.map_err(unavailable)?;
     // Backwards: whoever asks has most often just acted.
     let mut end = "+".to_owned();
     loop {

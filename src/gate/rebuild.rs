@@ -5,7 +5,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use super::{
     Gate, GateError,
     contents::{self, Values},
-    link,
     reply::Reply,
     script::{Call, REBUILD},
 };
@@ -94,7 +93,7 @@ impl<'a> Builder<'a> {
         let pattern = keys.pattern(self.partition);
         let mut at = 0_u64;
         loop {
-            let (next, found) = scan(self.gate, at, &pattern).await?;
+            let (next, found) = scan(self.gate, self.partition, at, &pattern).await?;
             let found: Vec<String> = found
                 .into_iter()
                 .filter(|key| !kept.contains(key) && !keys.is_rate(self.partition, key))
@@ -228,7 +227,7 @@ impl<'a> Builder<'a> {
             chunk,
         ];
         args.extend(more);
-        let value = self.gate.once(&Call::new(&REBUILD, all_keys, args)).await?;
+        let value = self.gate.once(self.partition, &Call::new(&REBUILD, all_keys, args)).await?;
         let mut reply = Reply::new(&REBUILD, &value)?;
         match reply.text()? {
             "done" => {
@@ -249,15 +248,16 @@ impl<'a> Builder<'a> {
     }
 }
 
-/// One step through all keys of Redis that match a pattern: where to go on, 0 at the end, and what was found.
+/// One step through all keys of a partition's server that match a pattern: where to go on, 0 at the end, and what was
+/// found.
 pub(super) async fn scan(
     gate: &Gate,
+    partition: Partition,
     at: u64,
     pattern: &str,
 ) -> Result<(u64, Vec<String>), GateError> {
     let unavailable = |cause| GateError::Unavailable { doing: "listing a partition's keys", cause };
-    let mut connection =
-        gate.inner.pool.get().await.map_err(|error| unavailable(link::pool_error(error)))?;
+    let mut connection = gate.pooled(partition).await.map_err(unavailable)?;
     let mut command = redis::cmd("SCAN");
     command.arg(at).arg("MATCH").arg(pattern).arg("COUNT").arg(1000);
     command.query_async(&mut connection).await.map_err(unavailable)

@@ -14,7 +14,7 @@ use crate::domain::{Cursor, Fence, Millis, Partition};
 /// What Redis has of a partition.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Survey {
-    /// `master_replid` of this server: the history that it is on.
+    /// `master_replid` of this server: the history that it is on; empty of a replica, which is on its primary's.
     pub lineage: String,
     /// Its clock.
     pub now: Millis,
@@ -65,9 +65,18 @@ impl Survey {
 /// Looks at a partition, whether or not it is admitted.
 ///
 /// # Errors
-/// [`GateError`] when there is no answer.
+/// [`GateError`] when there is no answer, or it is a replica's.
 pub async fn run(gate: &Gate, partition: Partition) -> Result<Survey, GateError> {
-    read(&gate.once(&call(gate.keys(), partition)).await?)
+    let survey = read(&gate.once(partition, &call(gate.keys(), partition)).await?)?;
+    if survey.lineage.is_empty() {
+        gate.inner.servers.doubt();
+        let cause = (redis::ErrorKind::Server(redis::ServerErrorKind::ReadOnly), "it is a replica");
+        return Err(GateError::Unavailable {
+            doing: "looking at a partition",
+            cause: cause.into(),
+        });
+    }
+    Ok(survey)
 }
 
 pub(super) fn call(keys: &Keyspace, partition: Partition) -> Call {

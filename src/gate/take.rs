@@ -12,7 +12,6 @@ use super::{
     Gate, GateError, audit,
     fields::{Fields, millis, stored_code},
     key::Named,
-    link,
 };
 use crate::domain::{
     Campaign, CampaignName, Cursor, Group, Invite, MembershipRule, Millis, Namespace, Partition,
@@ -78,7 +77,7 @@ pub async fn read(
     }
     for chunk in rest.chunks(CHUNK_KEYS) {
         let keys: Vec<&str> = chunk.iter().map(|(key, _)| key.as_str()).collect();
-        for ((key, named), fields) in chunk.iter().zip(hashes(gate, &keys).await?) {
+        for ((key, named), fields) in chunk.iter().zip(hashes(gate, partition, &keys).await?) {
             let failed = |error: Malformed| unreadable(key)(&error.0);
             match named {
                 Named::Settings(namespace) => {
@@ -106,7 +105,9 @@ pub async fn read(
         .collect();
     for chunk in held.chunks(CHUNK_KEYS) {
         let keys: Vec<&str> = chunk.iter().map(|(key, ..)| key.as_str()).collect();
-        for ((key, namespace, code), members) in chunk.iter().zip(sorted_sets(gate, &keys).await?) {
+        for ((key, namespace, code), members) in
+            chunk.iter().zip(sorted_sets(gate, partition, &keys).await?)
+        {
             let Some(invite) = current.get(&(namespace, code)) else {
                 return Err(unreadable(key)("its invite does not exist"));
             };
@@ -127,7 +128,9 @@ pub async fn read(
     for chunk in members.chunks(CHUNK_KEYS) {
         alive.store(true, Ordering::SeqCst);
         let keys: Vec<&str> = chunk.iter().map(|(key, ..)| key.as_str()).collect();
-        for ((key, namespace, user), fields) in chunk.iter().zip(hashes(gate, &keys).await?) {
+        for ((key, namespace, user), fields) in
+            chunk.iter().zip(hashes(gate, partition, &keys).await?)
+        {
             let Some(rule) = rules.get(namespace) else {
                 return Err(unreadable(key)("its namespace does not exist"));
             };
@@ -142,24 +145,32 @@ fn unreadable(key: &str) -> impl Fn(&str) -> TakeError {
     move |what| TakeError::Unreadable { key: key.to_owned(), what: what.to_owned() }
 }
 
-async fn hashes(gate: &Gate, keys: &[&str]) -> Result<Vec<Fields>, TakeError> {
-    let hashes = read_each(gate, keys, |key| redis::Cmd::hgetall(key)).await?;
+async fn hashes(
+    gate: &Gate,
+    partition: Partition,
+    keys: &[&str],
+) -> Result<Vec<Fields>, TakeError> {
+    let hashes = read_each(gate, partition, keys, |key| redis::Cmd::hgetall(key)).await?;
     Ok(hashes.into_iter().map(Fields).collect())
 }
 
-async fn sorted_sets(gate: &Gate, keys: &[&str]) -> Result<Vec<Vec<(String, i64)>>, TakeError> {
-    read_each(gate, keys, |key| redis::Cmd::zrange_withscores(key, 0, -1)).await
+async fn sorted_sets(
+    gate: &Gate,
+    partition: Partition,
+    keys: &[&str],
+) -> Result<Vec<Vec<(String, i64)>>, TakeError> {
+    read_each(gate, partition, keys, |key| redis::Cmd::zrange_withscores(key, 0, -1)).await
 }
 
 /// What a command says of each key. Each by itself, so that one which does not hold what it should is named.
 async fn read_each<T: FromRedisValue>(
     gate: &Gate,
+    partition: Partition,
     keys: &[&str],
     command: impl Fn(&str) -> redis::Cmd,
 ) -> Result<Vec<T>, TakeError> {
     let unavailable = |cause| GateError::Unavailable { doing: "reading a partition", cause };
-    let mut connection =
-        gate.inner.pool.get().await.map_err(|error| unavailable(link::pool_error(error)))?;
+    let mut connection = gate.pooled(partition).await.map_err(unavailable)?;
     let mut pipeline = redis::pipe();
     for key in keys {
         pipeline.add_command(command(key));

@@ -1,16 +1,8 @@
-//! What is tortured: a redis-server and some nodes, all of them children of this process in one directory.
+//! What is tortured: Redis and some nodes, all of them children of this process in one directory.
 
-use std::{
-    fs::File,
-    future::pending,
-    io,
-    path::{Path, PathBuf},
-    process::Stdio,
-    sync::atomic::Ordering,
-    time::Duration,
-};
+use std::{fs::File, future::pending, io, path::PathBuf, process::Stdio, time::Duration};
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::Signal;
 use secrecy::SecretString;
 use tokio::{
     io::{AsyncBufReadExt as _, BufReader},
@@ -21,21 +13,14 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Counts, Options, TortureError,
+    Counts, Options, PATIENCE, TortureError, ended_alone,
     faults::{Fault, Strike, Victim, plan},
+    redis::{PARTITIONS, Redis, Setup, signal_child},
 };
 use crate::client::Client;
 
-/// How often a state is looked at.
-const LOOK: Duration = Duration::from_millis(10);
-/// How long a process may take to be ready, on a machine that has other things to do.
-const PATIENCE: Duration = Duration::from_mins(2);
-
 /// When a node that did not start is started again.
 const START_AGAIN_AFTER: Duration = Duration::from_millis(100);
-/// How much of a log is shown when its process has ended.
-const LAST_LINES: usize = 20;
-
 /// A client of each node; nothing while it has not been ready since its last start.
 pub(super) type Clients = Vec<watch::Receiver<Option<Client>>>;
 
@@ -48,7 +33,8 @@ pub(super) struct Deployment {
 impl Deployment {
     /// Starts Redis; nodes are still to come.
     pub(super) fn new(options: &Options) -> Result<Self, TortureError> {
-        let redis = Redis::spawn(options)?;
+        let setup = Setup::new(&options.redis_server, &options.directory);
+        let redis = Redis::start(options.redis, &setup)?;
         let nodes = (0..options.nodes).map(|number| Node::new(number, options, &redis)).collect();
         Ok(Self { redis, nodes })
     }
@@ -73,8 +59,8 @@ impl Deployment {
         counts: &Counts,
         stop: &CancellationToken,
     ) -> Result<(), TortureError> {
-        let Options { seed, lossy, .. } = *options;
-        let redis = self.redis.torment(plan(seed, Victim::Redis, lossy), counts, stop);
+        let Options { seed, lossy, redis: kind, .. } = *options;
+        let redis = self.redis.torment(plan(seed, Victim::Redis(kind), lossy), counts, stop);
         let nodes = self.nodes.iter_mut().map(|node| {
             let plan = plan(seed, Victim::Node(node.number), lossy);
             node.torment(plan, counts, stop)
@@ -86,83 +72,13 @@ impl Deployment {
 
     /// Kills everything, and waits until it is gone.
     pub(super) async fn stop(mut self) {
-        let nodes = self.nodes.iter_mut().filter_map(|node| Some(&mut node.running.as_mut()?.0));
-        for child in nodes.chain([&mut self.redis.child]) {
-            // One that has ended by itself needs no killing.
-            drop(child.kill().await);
-        }
-    }
-}
-
-/// The redis-server.
-struct Redis {
-    program: PathBuf,
-    directory: PathBuf,
-    child: Child,
-}
-
-impl Redis {
-    fn spawn(options: &Options) -> Result<Self, TortureError> {
-        let (program, directory) = (options.redis_server.clone(), options.directory.join("redis"));
-        std::fs::create_dir_all(&directory)
-            .map_err(|cause| TortureError::io("making", &directory, cause))?;
-        let child = spawn_redis(&program, &directory)?;
-        Ok(Self { program, directory, child })
-    }
-
-    fn url(&self) -> String {
-        format!("unix://{}", self.directory.join("s").display())
-    }
-
-    async fn run(&self, command: &[&str]) -> redis::RedisResult<()> {
-        let mut connection =
-            redis::Client::open(self.url())?.get_multiplexed_async_connection().await?;
-        let mut sent = redis::cmd(command[0]);
-        sent.arg(&command[1..]).exec_async(&mut connection).await
-    }
-
-    async fn wait(&mut self) -> Result<(), TortureError> {
-        let until = Instant::now() + PATIENCE;
-        while self.run(&["PING"]).await.is_err() {
-            if Instant::now() >= until {
-                return Err(TortureError::NeverCame("redis-server answers".to_owned()));
+        for node in &mut self.nodes {
+            if let Some((child, _)) = &mut node.running {
+                // One that has ended by itself needs no killing.
+                drop(child.kill().await);
             }
-            tokio::time::sleep(LOOK).await;
         }
-        Ok(())
-    }
-
-    async fn torment(
-        &mut self,
-        plan: impl Iterator<Item = Strike>,
-        counts: &Counts,
-        stop: &CancellationToken,
-    ) -> Result<(), TortureError> {
-        for Strike { after, fault, lasts } in plan {
-            tokio::select! {
-                () = stop.cancelled() => break,
-                () = tokio::time::sleep(after) => {}
-                ended = self.child.wait() => {
-                    let log = self.directory.join("redis.log");
-                    return Err(ended_alone("redis-server", ended, &log));
-                }
-            }
-            match fault {
-                Fault::RedisKilled => {
-                    kill(&mut self.child).await?;
-                    tokio::time::sleep(lasts).await;
-                    self.child = spawn_redis(&self.program, &self.directory)?;
-                    self.wait().await?;
-                }
-                Fault::RedisPaused => pause(&self.child, lasts).await?,
-                // A server that is too busy to answer has not been struck.
-                Fault::ScriptsForgotten if self.run(&["SCRIPT", "FLUSH"]).await.is_ok() => {}
-                Fault::RedisEmptied if self.run(&["FLUSHALL"]).await.is_ok() => {}
-                _ => continue,
-            }
-            counts.struck(fault);
-        }
-        Ok(())
+        self.redis.stop().await;
     }
 }
 
@@ -187,7 +103,7 @@ impl Node {
             program: options.program.clone(),
             directory: options.directory.join(format!("node-{number}")),
             log_level: options.log_level,
-            redis_url: redis.url(),
+            redis_url: redis.url(false, ""),
             ledger_url: options.ledger.clone().unwrap_or_else(ledger),
             key: options.key.clone(),
             running: None,
@@ -264,7 +180,7 @@ impl Node {
             ("REDEEMER_RATE_LIMIT__ENABLED", "false"),
             ("REDEEMER_LOG__LEVEL", self.log_level),
             // Few partitions and short leases, so that more happens in a minute.
-            ("REDEEMER_GATE__PARTITIONS", "2"),
+            ("REDEEMER_GATE__PARTITIONS", &PARTITIONS.to_string()),
             ("REDEEMER_SYNC__LEASE_TTL_MS", "1000"),
             ("REDEEMER_SYNC__BLOCK_MS", "100"),
         ];
@@ -294,7 +210,7 @@ impl Node {
         counts: &Counts,
         stop: &CancellationToken,
     ) -> Result<(), TortureError> {
-        for Strike { after, fault, lasts } in plan {
+        for Strike { after, fault, lasts, .. } in plan {
             let ended = async {
                 match &mut self.running {
                     Some((child, _)) => child.wait().await,
@@ -326,54 +242,12 @@ impl Node {
     }
 }
 
-fn spawn_redis(program: &Path, directory: &Path) -> Result<Child, TortureError> {
-    Command::new(program)
-        .args(["--port", "0", "--unixsocket"])
-        .arg(directory.join("s"))
-        .arg("--dir")
-        .arg(directory)
-        .arg("--logfile")
-        .arg(directory.join("redis.log"))
-        // A process that is killed loses nothing of what it wrote; only the machine could.
-        .args(["--save", "", "--appendonly", "yes", "--appendfsync", "always"])
-        .args(["--maxmemory-policy", "noeviction"])
-        // As in the embedded default.
-        .args(["--auto-aof-rewrite-min-size", "256mb"])
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .process_group(0)
-        .kill_on_drop(true)
-        .spawn()
-        .map_err(|cause| TortureError::io("starting", program, cause))
-}
-
 async fn kill(child: &mut Child) -> Result<(), TortureError> {
     child.kill().await.map_err(TortureError::Signal)
 }
 
 async fn pause(child: &Child, lasts: Duration) -> Result<(), TortureError> {
-    send(child, Signal::STOP)?;
+    signal_child(child, Signal::STOP)?;
     tokio::time::sleep(lasts).await;
-    send(child, Signal::CONT)
-}
-
-fn send(child: &Child, signal: Signal) -> Result<(), TortureError> {
-    let pid = child.id().and_then(|pid| Pid::from_raw(pid.try_into().ok()?));
-    let Some(pid) = pid else { return Err(TortureError::Signal(io::ErrorKind::NotFound.into())) };
-    kill_process(pid, signal).map_err(|error| TortureError::Signal(error.into()))
-}
-
-fn ended_alone(who: &str, ended: io::Result<std::process::ExitStatus>, log: &Path) -> TortureError {
-    let how = ended.map_or_else(|error| error.to_string(), |status| status.to_string());
-    let log = std::fs::read_to_string(log).unwrap_or_default();
-    let lines: Vec<_> = log.lines().collect();
-    let said = lines[lines.len().saturating_sub(LAST_LINES)..].join("\n");
-    TortureError::EndedAlone { who: who.to_owned(), how, said }
-}
-
-impl Counts {
-    fn struck(&self, fault: Fault) {
-        self.faults[fault as usize].fetch_add(1, Ordering::Relaxed);
-    }
+    signal_child(child, Signal::CONT)
 }

@@ -4,11 +4,13 @@ use std::{fmt, time::Duration};
 
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
 
+use super::redis::Kind;
+
 /// What a fault strikes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Victim {
-    /// The redis-server.
-    Redis,
+    /// Redis, of this kind.
+    Redis(Kind),
     /// The node of this number, from 0.
     Node(u32),
 }
@@ -20,14 +22,18 @@ pub enum Fault {
     NodeKilled,
     /// `SIGSTOP` to a node, perhaps one that leads, and `SIGCONT`.
     NodePaused,
-    /// `SIGKILL` to Redis, and a new start on the same files.
+    /// `SIGKILL` to a primary of Redis, and a new start on the same files. If it takes long, a replica takes over.
     RedisKilled,
-    /// `SIGSTOP` to Redis, and `SIGCONT`.
+    /// `SIGSTOP` to a primary of Redis, and `SIGCONT`. One for which a replica has taken over wakes up late.
     RedisPaused,
     /// `SCRIPT FLUSH`: Redis forgets the scripts.
     ScriptsForgotten,
     /// `FLUSHALL`: Redis forgets everything.
     RedisEmptied,
+    /// `SIGKILL` to a sentinel, and a new start.
+    SentinelKilled,
+    /// A partition's slot goes to another primary of the cluster, with everything that is in it.
+    SlotMoved,
 }
 
 /// One fault of a plan.
@@ -39,17 +45,21 @@ pub struct Strike {
     pub fault: Fault,
     /// How long until it is ended: started again, or continued.
     pub lasts: Duration,
+    /// Which one, where there are several.
+    pub pick: usize,
 }
 
 impl Fault {
     /// Every fault.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 8] = [
         Self::NodeKilled,
         Self::NodePaused,
         Self::RedisKilled,
         Self::RedisPaused,
         Self::ScriptsForgotten,
         Self::RedisEmptied,
+        Self::SentinelKilled,
+        Self::SlotMoved,
     ];
 }
 
@@ -62,6 +72,8 @@ impl fmt::Display for Fault {
             Self::RedisPaused => "Redis paused",
             Self::ScriptsForgotten => "SCRIPT FLUSH",
             Self::RedisEmptied => "FLUSHALL",
+            Self::SentinelKilled => "sentinel killed",
+            Self::SlotMoved => "slot moved",
         })
     }
 }
@@ -69,7 +81,7 @@ impl fmt::Display for Fault {
 /// The endless plan for one victim. Faults that lose what Redis has are in it only if it is `lossy`.
 pub fn plan(seed: u64, victim: Victim, lossy: bool) -> impl Iterator<Item = Strike> {
     let stream = match victim {
-        Victim::Redis => 0,
+        Victim::Redis(_) => 0,
         Victim::Node(number) => u64::from(number) + 1,
     };
     let mut random = random(seed, &[1, stream]);
@@ -78,26 +90,34 @@ pub fn plan(seed: u64, victim: Victim, lossy: bool) -> impl Iterator<Item = Stri
         let fault = match (victim, dice) {
             (Victim::Node(_), 0..65) => Fault::NodeKilled,
             (Victim::Node(_), _) => Fault::NodePaused,
-            (Victim::Redis, 0..20) if lossy => Fault::RedisEmptied,
-            (Victim::Redis, 0..50) => Fault::RedisKilled,
-            (Victim::Redis, 50..80) => Fault::RedisPaused,
-            (Victim::Redis, _) => Fault::ScriptsForgotten,
+            (Victim::Redis(_), 0..20) if lossy => Fault::RedisEmptied,
+            (Victim::Redis(_), 0..50) => Fault::RedisKilled,
+            (Victim::Redis(_), 50..80) => Fault::RedisPaused,
+            (Victim::Redis(Kind::Sentinel), 80..90) => Fault::SentinelKilled,
+            (Victim::Redis(Kind::Cluster), 80..95) => Fault::SlotMoved,
+            (Victim::Redis(_), _) => Fault::ScriptsForgotten,
         };
         let after = random.random_range(match victim {
-            Victim::Redis => 300..2_500,
+            Victim::Redis(_) => 300..2_500,
             Victim::Node(_) => 200..2_000,
         });
-        // Most are short; some are longer than a lease, and than a request is tried.
+        // Most are short; some are longer than a lease, than a request is tried, and than it takes to replace a primary.
         let longest = if random.random_range(0..4) == 0 { 4_000 } else { 600 };
         let lasts = match fault {
-            Fault::ScriptsForgotten | Fault::RedisEmptied => 0,
-            Fault::NodeKilled | Fault::RedisKilled => random.random_range(0..400),
+            Fault::ScriptsForgotten | Fault::RedisEmptied | Fault::SlotMoved => 0,
+            Fault::RedisKilled if victim != Victim::Redis(Kind::Standalone) => {
+                random.random_range(0..2 * longest)
+            }
+            Fault::NodeKilled | Fault::RedisKilled | Fault::SentinelKilled => {
+                random.random_range(0..400)
+            }
             Fault::NodePaused | Fault::RedisPaused => random.random_range(20..longest),
         };
         Some(Strike {
             after: Duration::from_millis(after),
             fault,
             lasts: Duration::from_millis(lasts),
+            pick: random.random_range(0..1024),
         })
     })
 }
@@ -129,11 +149,14 @@ mod tests {
 
     #[test]
     fn every_fault_is_in_some_plan_and_redis_is_emptied_in_a_lossy_one_alone() {
+        let redis = Victim::Redis(Kind::Standalone);
         let faults = |victim, lossy| -> std::collections::BTreeSet<Fault> {
             strikes(7, victim, lossy).into_iter().map(|strike| strike.fault).collect()
         };
-        assert!(!faults(Victim::Redis, false).contains(&Fault::RedisEmptied));
-        let all = &faults(Victim::Redis, true) | &faults(Victim::Node(0), false);
+        assert!(!faults(redis, false).contains(&Fault::RedisEmptied));
+        let mut all = &faults(redis, true) | &faults(Victim::Node(0), false);
+        all.extend(faults(Victim::Redis(Kind::Sentinel), false));
+        all.extend(faults(Victim::Redis(Kind::Cluster), false));
         assert_eq!(all, Fault::ALL.into());
     }
 }

@@ -65,7 +65,7 @@ async fn sixty_four_requests_that_wait_for_one_reply_go_in_one_call() {
     invite(&bench, &namespace, "WELCOME", None).await;
     // A gate of its own behind a proxy, so that only its calls are held.
     let proxy = Proxy::start(bench.redis.socket()).await;
-    let (gate, lanes) = Gate::new(gate_options(proxy.url(), None)).unwrap();
+    let (gate, lanes) = Gate::new(gate_options(&proxy.url(), None)).unwrap();
     tokio::spawn(lanes);
     gate.set_fence(
         redeemer::domain::Partition(0),

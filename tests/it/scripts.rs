@@ -91,7 +91,7 @@ async fn limit_the_code(bench: &Bench, namespace: &Namespace) {
 async fn a_node_that_remembers_older_rules_decides_by_the_new_ones() {
     let bench = Bench::start().await;
     let namespace = namespace_with_an_invite(&bench).await;
-    let options = gate_options(bench.redis.url(), Some(bench.clock.clone()));
+    let options = gate_options(&bench.redis.url(), Some(bench.clock.clone()));
     let (other, lanes) = Gate::new(options).unwrap();
     tokio::spawn(lanes);
     other.set_fence(PARTITION, bench.gate.fence(PARTITION).map(|fence| Fence::clone(&fence)));

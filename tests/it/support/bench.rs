@@ -16,6 +16,7 @@ use redeemer::{
         Gate, GateOptions,
         outbox::Reader,
         put_namespace::{Action, PutNamespace, Rules},
+        topology::{Tls, Topology},
     },
     ledger::{Deployment, Lease, Ledger},
     recovery::{self, Admission},
@@ -42,9 +43,9 @@ pub struct Bench {
     directory: TempDir,
 }
 
-pub fn gate_options(url: String, clock: Option<Arc<AtomicI64>>) -> GateOptions {
+pub fn gate_options(url: &str, clock: Option<Arc<AtomicI64>>) -> GateOptions {
     GateOptions {
-        url,
+        topology: Topology::parse(url, &Tls::default()).unwrap(),
         key_prefix: "rdm".to_owned(),
         partitions: 1,
         connect_timeout: Duration::from_secs(5),
@@ -73,7 +74,7 @@ impl Bench {
     pub async fn start_with(change: impl FnOnce(&mut GateOptions)) -> Self {
         let redis = RedisServer::start().await;
         let clock = Arc::new(AtomicI64::new(START));
-        let mut options = gate_options(redis.url(), Some(clock.clone()));
+        let mut options = gate_options(&redis.url(), Some(clock.clone()));
         change(&mut options);
         let (gate, lanes) = Gate::new(options).unwrap();
         tokio::spawn(lanes);
