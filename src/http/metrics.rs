@@ -32,6 +32,10 @@ pub const DESCRIBED: &[(&str, &str)] = &[
     ("redeemer_gate_batch_requests", "requests per script call, a histogram"),
     ("redeemer_gate_call_seconds", "script calls of the lanes, a histogram"),
     ("redeemer_gate_call_failures_total", "by kind: unknown (no answer), not_now, refused, script"),
+    (
+        "redeemer_gate_moves_total",
+        "partitions' primaries that another server has replaced, as this node saw it",
+    ),
     ("redeemer_ledger_wait_seconds", "how long answers of level ledger waited for it, a histogram"),
     ("redeemer_partitions", "by state in the ledger: open, closed, or stuck, which needs a person"),
     ("redeemer_partitions_led", "partitions whose outboxes this node carries over"),
@@ -140,6 +144,7 @@ fn begin() {
         metrics::counter!("redeemer_rate_limited_total", "policy" => policy.as_str()).increment(0);
     }
     for name in [
+        "redeemer_gate_moves_total",
         "redeemer_claims_total",
         "redeemer_lost_acknowledgements_total",
         "redeemer_sync_gaps_total",
