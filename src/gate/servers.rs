@@ -34,27 +34,25 @@ const LOOK_PAUSE: Duration = Duration::from_millis(50);
 /// How long the others may take once one of them has answered.
 const OTHERS_WAIT: Duration = Duration::from_millis(100);
 
-/// Connections to each server that is only asked where the primaries are.
-const GUIDE_POOL_SIZE: usize = 1;
-
 /// One server, at a place that does not change.
 pub(super) struct Server {
     place: String,
     client: redis::Client,
     pool: Pool,
+    asked: tokio::sync::Mutex<Option<MultiplexedConnection>>,
     connect_timeout: Duration,
     reply_timeout: Duration,
 }
 
 impl Server {
-    fn new(info: ConnectionInfo, options: &GateOptions, pool_size: usize) -> RedisResult<Self> {
+    fn new(info: ConnectionInfo, options: &GateOptions) -> RedisResult<Self> {
         let config = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(options.connect_timeout))
             .set_response_timeout(Some(options.reply_timeout));
         let place = info.addr().to_string();
         let client = redis::Client::open(info.clone())?;
         let pool = Pool::builder(Manager::new_with_config(info, config)?)
-            .max_size(pool_size)
+            .max_size(options.pool_size)
             .runtime(Runtime::Tokio1)
             .timeouts(Timeouts {
                 wait: Some(options.connect_timeout),
@@ -64,7 +62,8 @@ impl Server {
             .build()
             .map_err(|error| RedisError::from(std::io::Error::other(error)))?;
         let GateOptions { connect_timeout, reply_timeout, .. } = *options;
-        Ok(Self { place, client, pool, connect_timeout, reply_timeout })
+        let asked = tokio::sync::Mutex::default();
+        Ok(Self { place, client, pool, asked, connect_timeout, reply_timeout })
     }
 
     /// Where it is, as people write it.
@@ -88,13 +87,17 @@ impl Server {
         self.client.get_multiplexed_async_connection_with_config(&config).await
     }
 
+    /// Asks it where the primaries are, over a connection that is kept for the purpose. Not one of the pool, which tries
+    /// each with a command that sentinels do not have.
     async fn ask<T: FromRedisValue>(&self, question: &redis::Pipeline) -> RedisResult<T> {
-        let mut connection = self.pooled().await?;
-        let answer = question.query_async(&mut connection).await;
-        if answer.is_err() {
-            drop(Connection::take(connection));
-        }
-        answer
+        let mut kept = self.asked.lock().await;
+        let mut connection = match kept.take() {
+            Some(connection) => connection,
+            None => self.dedicated(Duration::ZERO).await?,
+        };
+        let answer = question.query_async(&mut connection).await?;
+        *kept = Some(connection);
+        Ok(answer)
     }
 }
 
@@ -121,13 +124,12 @@ impl Servers {
         let mut routes = vec![None; usize::from(options.partitions)];
         let guides = match &topology {
             Topology::Standalone(info) => {
-                routes.fill(Some(Arc::new(Server::new(info.clone(), options, options.pool_size)?)));
+                routes.fill(Some(Arc::new(Server::new(info.clone(), options)?)));
                 Vec::new()
             }
             Topology::Sentinel { sentinels: guides, .. } | Topology::Cluster { seeds: guides } => {
-                let guide = |info: &ConnectionInfo| {
-                    Server::new(info.clone(), options, GUIDE_POOL_SIZE).map(Arc::new)
-                };
+                let guide =
+                    |info: &ConnectionInfo| Server::new(info.clone(), options).map(Arc::new);
                 guides.iter().map(guide).collect::<RedisResult<_>>()?
             }
         };
@@ -248,7 +250,7 @@ impl Servers {
             }
             let server = match servers.get(&place) {
                 Some(server) => server.clone(),
-                None => Arc::new(Server::new(info, &self.options, self.options.pool_size)?),
+                None => Arc::new(Server::new(info, &self.options)?),
             };
             servers.insert(place.clone(), server.clone());
             if route.replace(server).is_some() {

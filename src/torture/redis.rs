@@ -149,7 +149,7 @@ impl Setup {
 }
 
 /// A place to listen that nobody else on this machine will take.
-fn next_place() -> SocketAddrV4 {
+pub fn next_place() -> SocketAddrV4 {
     static NEXT_PORT: AtomicU16 = AtomicU16::new(FIRST_PORT);
     // Process ids have at most 22 bits. Source: proc(5), /proc/sys/kernel/pid_max.
     let [_, high, middle, low] = std::process::id().to_be_bytes();
@@ -314,7 +314,10 @@ impl Redis {
     pub fn start(kind: Kind, setup: &Setup) -> Result<Self, TortureError> {
         let (mut servers, mut sentinels) = (Vec::new(), Vec::new());
         match kind {
-            Kind::Standalone => servers.push(setup.server("redis", None, &[])?),
+            Kind::Standalone => {
+                let place = setup.tls.then(next_place);
+                servers.push(setup.server("redis", place, &[])?);
+            }
             Kind::Sentinel => {
                 let primary = next_place();
                 servers.push(setup.server("redis-0", Some(primary), &[])?);
@@ -387,7 +390,10 @@ impl Redis {
         let places =
             |servers: &[Server]| servers.iter().map(Server::place).collect::<Vec<_>>().join(",");
         match self.kind {
-            Kind::Standalone => format!("unix://{}", self.servers[0].socket().display()),
+            Kind::Standalone if self.servers[0].place.is_none() => {
+                format!("unix://{}", self.servers[0].socket().display())
+            }
+            Kind::Standalone => format!("redis{s}://{login}{}", places(&self.servers)),
             Kind::Sentinel => format!(
                 "redis{s}-sentinel://{login}{}?master={PRIMARY_NAME}",
                 places(&self.sentinels)

@@ -11,7 +11,12 @@ use reqwest::Method;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use super::ledger;
+use redeemer::torture::redis::Kind;
+
+use super::{
+    ledger,
+    redis::{self, RedisServer},
+};
 
 /// The admin key of every test's service.
 pub const ADMIN_KEY: &str = "rdm_aaaaaaaaaaaaaaaa_bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb";
@@ -33,6 +38,8 @@ pub struct Node {
     http: reqwest::Client,
     directory: Directory,
     ledger_url: String,
+    /// One of its own that is not embedded.
+    redis: Option<RedisServer>,
 }
 
 enum Directory {
@@ -70,14 +77,26 @@ impl Reply {
 }
 
 impl Node {
-    /// A node with its own embedded Redis in a directory of its own.
+    /// A node with its own embedded Redis in a directory of its own; where tests run with another kind of Redis, with one
+    /// of that kind.
     pub fn embedded() -> Self {
         Self::start(&Settings::default())
     }
 
     pub fn start(settings: &Settings) -> Self {
         let directory = tempfile::Builder::new().prefix("rdm-node-").tempdir().unwrap();
-        Self::start_in(Directory::Own(directory), settings)
+        let mut settings = settings.clone();
+        let own = settings.redis_url.is_none() && redis::kind() != Kind::Standalone;
+        let redis = own.then(RedisServer::start_now);
+        if let Some(redis) = &redis {
+            // There the commands that are run beside the node find it too.
+            let file = format!("[redis]\nurl = \"{}\"\n", redis.url());
+            std::fs::write(directory.path().join("redeemer.toml"), file).unwrap();
+            settings.redis_url = Some(redis.url());
+        }
+        let mut node = Self::start_in(Directory::Own(directory), &settings);
+        node.redis = redis;
+        node
     }
 
     /// In a directory that outlives the node.
@@ -115,7 +134,7 @@ impl Node {
         // Whatever else it prints must not fill the pipe.
         std::thread::spawn(move || lines.for_each(drop));
         let ledger_url = ledger_url(directory.path(), settings);
-        Self { url, banner, child, http: http_client(), directory, ledger_url }
+        Self { url, banner, child, http: http_client(), directory, ledger_url, redis: None }
     }
 
     pub fn directory(&self) -> &Path {

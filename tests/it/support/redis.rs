@@ -1,20 +1,34 @@
-//! A redis-server of one's own.
+//! A redis-server of one's own: as it is, or with `TEST_REDIS=sentinel` behind a sentinel, or with `TEST_REDIS=cluster` as
+//! a cluster of one. Failovers have tests of their own, with replicas.
 
 use std::{
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
 };
 
-use redis::aio::MultiplexedConnection;
+use redeemer::torture::redis::{Kind, PRIMARY_NAME, next_place};
+use redis::{ConnectionLike as _, aio::MultiplexedConnection};
 use tempfile::TempDir;
 
-use super::{eventually, node::signal};
+use super::{eventually, node::signal, wait_until};
 
 /// A server in a temporary directory, on a unix socket; gone when it is dropped.
 pub struct RedisServer {
     directory: TempDir,
     options: Vec<String>,
     child: Child,
+    url: String,
+    sentinel: Option<Child>,
+}
+
+/// What kind of Redis a test gets.
+pub fn kind() -> Kind {
+    match std::env::var("TEST_REDIS").as_deref() {
+        Ok("sentinel") => Kind::Sentinel,
+        Ok("cluster") => Kind::Cluster,
+        Ok("standalone") | Err(_) => Kind::Standalone,
+        Ok(other) => panic!("TEST_REDIS is standalone, sentinel or cluster, not {other}"),
+    }
 }
 
 /// Everything that a Redis holds, as text: names of keys, and what each has.
@@ -53,25 +67,85 @@ fn text_of(value: &redis::Value) -> String {
 
 impl RedisServer {
     pub async fn start() -> Self {
-        Self::start_with(&[]).await
+        tokio::task::spawn_blocking(Self::start_now).await.unwrap()
     }
 
-    /// With more options, such as `--port 7001`.
+    /// As [`Self::start`], where there is no runtime.
+    pub fn start_now() -> Self {
+        let place = next_place();
+        let (ip, port) = (place.ip().to_string(), place.port().to_string());
+        let listen = ["--bind", &ip, "--protected-mode", "no", "--port", &port];
+        let directory = new_directory();
+        let (options, url) = match kind() {
+            Kind::Standalone => (Vec::new(), None),
+            Kind::Sentinel => {
+                let sentinel = next_place();
+                let config = format!(
+                    "port {}\nbind {ip}\nprotected-mode no\ndir {}\nsentinel monitor {PRIMARY_NAME} {ip} {port} 1\n\
+                     sentinel down-after-milliseconds {PRIMARY_NAME} 3600000\n",
+                    sentinel.port(),
+                    directory.path().display(),
+                );
+                std::fs::write(directory.path().join("sentinel.conf"), config).unwrap();
+                (
+                    listen.to_vec(),
+                    Some(format!("redis-sentinel://{sentinel}?master={PRIMARY_NAME}")),
+                )
+            }
+            Kind::Cluster => {
+                let options = [&listen[..], &["--cluster-enabled", "yes"]].concat();
+                (options, Some(format!("redis-cluster://{place}")))
+            }
+        };
+        let mut server = Self::spawn(directory, &options);
+        let client = redis::Client::open(server.url()).unwrap();
+        let sync = || client.get_connection();
+        wait_until("redis-server answers", || sync().is_ok_and(|mut it| it.check_connection()));
+        if kind() == Kind::Sentinel {
+            let child = Command::new("redis-server")
+                .arg(server.directory.path().join("sentinel.conf"))
+                .arg("--sentinel")
+                .stdin(Stdio::null())
+                .stdout(Stdio::null())
+                .spawn();
+            server.sentinel = Some(child.unwrap());
+        }
+        if kind() == Kind::Cluster {
+            let mut connection = sync().unwrap();
+            let mut slots = redis::cmd("CLUSTER");
+            slots.arg("ADDSLOTSRANGE").arg(0).arg(16_383).exec(&mut connection).unwrap();
+            wait_until("the cluster serves", || {
+                let info = redis::cmd("CLUSTER").arg("INFO").query::<String>(&mut connection);
+                info.unwrap().contains("cluster_state:ok")
+            });
+        }
+        if let Some(url) = url {
+            server.url = url;
+        }
+        server
+    }
+
+    /// With more options, such as `--port 7001`; of the plain kind.
     pub async fn start_with(options: &[&str]) -> Self {
-        let directory = tempfile::Builder::new().prefix("rdm-redis-").tempdir().unwrap();
-        let options: Vec<String> = options.iter().map(|&option| option.to_owned()).collect();
-        let child = spawn(&directory, &options);
-        let server = Self { directory, options, child };
+        let server = Self::spawn(new_directory(), options);
         server.wait().await;
         server
+    }
+
+    fn spawn(directory: TempDir, options: &[&str]) -> Self {
+        let options: Vec<String> = options.iter().map(|&option| option.to_owned()).collect();
+        let child = spawn(&directory, &options);
+        let url = format!("unix://{}", directory.path().join("s").display());
+        Self { directory, options, child, url, sentinel: None }
     }
 
     pub fn socket(&self) -> PathBuf {
         self.directory.path().join("s")
     }
 
+    /// How nodes find it.
     pub fn url(&self) -> String {
-        format!("unix://{}", self.socket().display())
+        self.url.clone()
     }
 
     pub async fn connect(&self) -> MultiplexedConnection {
@@ -79,7 +153,8 @@ impl RedisServer {
     }
 
     async fn try_connect(&self) -> redis::RedisResult<MultiplexedConnection> {
-        redis::Client::open(self.url())?.get_multiplexed_async_connection().await
+        let url = format!("unix://{}", self.socket().display());
+        redis::Client::open(url)?.get_multiplexed_async_connection().await
     }
 
     /// Runs one command.
@@ -144,9 +219,15 @@ fn spawn(directory: &TempDir, options: &[String]) -> Child {
         .unwrap()
 }
 
+fn new_directory() -> TempDir {
+    tempfile::Builder::new().prefix("rdm-redis-").tempdir().unwrap()
+}
+
 impl Drop for RedisServer {
     fn drop(&mut self) {
-        drop(self.child.kill());
-        drop(self.child.wait());
+        for child in [&mut self.child].into_iter().chain(&mut self.sentinel) {
+            drop(child.kill());
+            drop(child.wait());
+        }
     }
 }
