@@ -9,7 +9,6 @@ mod readiness;
 
 use std::{future::Future, net::TcpListener, sync::Arc, time::Duration};
 
-use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use secrecy::ExposeSecret;
 use tokio::{
     sync::{Notify, Semaphore, watch},
@@ -23,7 +22,7 @@ use crate::{
     domain::{CodeCase, Durability, ErrorDetail, MembershipRule, Token},
     feed::Feed,
     gate::{Gate, GateOptions, put_namespace::Rules, server, topology::Topology},
-    http::{self, Keys, Readiness, ServeOptions, State},
+    http::{self, Keys, Metrics, Readiness, ServeOptions, State},
     jobs::{self, webhooks::WebhookOptions},
     ledger::{Deployment, Ledger, PostgresOptions, SNAPSHOTS_MAX, SqliteOptions},
     local_server::{self, DataDir, LocalServer, LocalServerError},
@@ -67,7 +66,7 @@ pub struct App {
     local_server: Option<LocalServer>,
     keys: Arc<Keys>,
     outbound: Outbound,
-    metrics: PrometheusHandle,
+    metrics: Metrics,
     readiness: watch::Sender<Readiness>,
 }
 
@@ -77,7 +76,7 @@ pub struct App {
 /// [`StartError`] with every problem that could be found; nothing runs then.
 pub async fn build(config: Config) -> Result<App, StartError> {
     // First of all, or what is counted before goes nowhere.
-    let metrics = recorder()?;
+    let metrics = Metrics::install().map_err(|error| StartError::of(&error))?;
     let mut problems = Vec::new();
     let listener =
         bind(config.http.bind, "http.bind").map_err(|problem| problems.push(problem)).ok();
@@ -244,18 +243,6 @@ fn gate_options(
         outbox_max: config.gate.outbox_max,
         clock_ms: None,
     })
-}
-
-fn recorder() -> Result<PrometheusHandle, StartError> {
-    let seconds = [0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0];
-    let requests = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0];
-    PrometheusBuilder::new()
-        .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), &seconds)
-        .and_then(|builder| {
-            builder.set_buckets_for_metric(Matcher::Suffix("_batch_requests".to_owned()), &requests)
-        })
-        .and_then(PrometheusBuilder::install_recorder)
-        .map_err(|error| StartError::of(&error))
 }
 
 /// The rules that a new namespace begins with.
@@ -433,7 +420,12 @@ impl App {
         if let Some(listener) = self.metrics_listener {
             rest.spawn(
                 "the metrics server",
-                http::serve_metrics(listener, self.metrics.clone(), stop_rest.clone()),
+                http::serve_metrics(
+                    listener,
+                    self.metrics.clone(),
+                    gate.clone(),
+                    stop_rest.clone(),
+                ),
             );
         }
         let (every, keep) = (config.stats.flush, config.stats.keep);
@@ -631,9 +623,9 @@ async fn refresh_keys(keys: Arc<Keys>, ledger: Ledger, every: Duration) {
     }
 }
 
-async fn upkeep(metrics: PrometheusHandle) {
+async fn upkeep(metrics: Metrics) {
     loop {
         tokio::time::sleep(Duration::from_secs(5)).await;
-        metrics.run_upkeep();
+        metrics.upkeep();
     }
 }

@@ -366,6 +366,15 @@ impl Gate {
         self.inner.replicated.is_some()
     }
 
+    /// How many requests wait in each partition's lanes now.
+    pub fn waiting(&self) -> impl Iterator<Item = (Partition, usize)> {
+        self.inner.keys.partitions().enumerate().map(|(number, partition)| {
+            let lanes = [Some(&self.inner.lanes), self.inner.replicated.as_ref()];
+            let lanes = lanes.into_iter().flatten().filter_map(|lanes| lanes.get(number));
+            (partition, lanes.map(lane::Lane::waiting).sum())
+        })
+    }
+
     /// Whether a redemption or validation in this namespace would be refused now because too many wait already: known
     /// before anything is spent on reading it.
     #[must_use]

@@ -19,6 +19,7 @@ mod invites;
 mod keys;
 mod manual;
 mod members;
+pub mod metrics;
 mod namespaces;
 pub mod openapi;
 mod page;
@@ -34,6 +35,7 @@ mod webhooks;
 pub use auth::Keys;
 pub use events::message;
 pub use health::{Check, Readiness};
+pub use metrics::Metrics;
 
 use std::{io, net::TcpListener, rc::Rc, sync::Arc, time::Duration};
 
@@ -45,7 +47,6 @@ use actix_web::{
     middleware::{Next, from_fn},
     web,
 };
-use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::sync::{Notify, Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -86,7 +87,7 @@ pub struct State {
     /// Whether this node should be sent requests.
     pub readiness: watch::Receiver<Readiness>,
     /// What `/metrics` shows.
-    pub metrics: PrometheusHandle,
+    pub metrics: Metrics,
     /// The rules that a new namespace begins with.
     pub new_namespace: Rules,
     /// Longest request body, in bytes.
@@ -197,7 +198,7 @@ pub(crate) static ENDPOINTS: &[Endpoint] = &[
     endpoint!(POST REDEMPTIONS, Some(Role::Redeem), redemptions::redeem),
     endpoint!(GET "/livez", None, health::live),
     endpoint!(GET "/readyz", None, health::ready),
-    endpoint!(GET "/metrics", Some(Role::Read), health::metrics),
+    endpoint!(GET "/metrics", Some(Role::Read), metrics::show),
     endpoint!(GET REDEMPTIONS, Some(Role::Read), redemptions::list),
     endpoint!(GET "/v1/namespaces/{ns}/redemptions/{id}", Some(Role::Read), redemptions::show),
     endpoint!(POST "/v1/namespaces/{ns}/redemptions/{id}/rollback", Some(Role::Manage), redemptions::rollback),
@@ -280,10 +281,11 @@ pub async fn serve(
 /// When the listener can not be used.
 pub async fn serve_metrics(
     listener: TcpListener,
-    metrics: PrometheusHandle,
+    metrics: Metrics,
+    gate: Gate,
     stop: CancellationToken,
 ) -> io::Result<()> {
-    run_until(start_metrics(listener, metrics)?, stop).await
+    run_until(start_metrics(listener, metrics, gate)?, stop).await
 }
 
 fn start(listener: TcpListener, state: State, options: &ServeOptions) -> io::Result<Server> {
@@ -300,10 +302,11 @@ fn start(listener: TcpListener, state: State, options: &ServeOptions) -> io::Res
     Ok(server.listen(listener)?.run())
 }
 
-fn start_metrics(listener: TcpListener, metrics: PrometheusHandle) -> io::Result<Server> {
+fn start_metrics(listener: TcpListener, metrics: Metrics, gate: Gate) -> io::Result<Server> {
     let server = HttpServer::new(move || {
-        let metrics = metrics.clone();
-        App::new().route("/metrics", web::get().to(move || std::future::ready(metrics.render())))
+        let (metrics, gate) = (metrics.clone(), gate.clone());
+        let show = move || std::future::ready(metrics.response(&gate));
+        App::new().route("/metrics", web::get().to(show))
     });
     Ok(server.workers(1).disable_signals().listen(listener)?.run())
 }

@@ -1,7 +1,8 @@
 //! How requests ended, counted by the minute: what the ledger can not know, since a refusal leaves nothing behind.
 //!
 //! Each node counts in memory, and every now and then writes its counts of each minute down, whole: writing them again
-//! changes nothing. A node that is killed loses what it has counted since it last wrote.
+//! changes nothing. A node that is killed loses what it has counted since it last wrote. The metrics have the same counts,
+//! without namespaces.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -25,7 +26,14 @@ const MINUTES_MAX: usize = 1440;
 /// This node's counts that the ledger may not have yet.
 #[derive(Debug, Default)]
 pub struct Outcomes {
-    minutes: Mutex<VecDeque<Minute>>,
+    counts: Mutex<Counts>,
+}
+
+#[derive(Debug, Default)]
+struct Counts {
+    minutes: VecDeque<Minute>,
+    /// The metric of each outcome: looking it up by its label would cost more than counting does.
+    metrics: HashMap<&'static str, metrics::Counter>,
 }
 
 /// The counts of one minute.
@@ -43,7 +51,10 @@ impl Outcomes {
     pub fn count(&self, namespace: &Namespace, outcome: &'static str, now: Millis) {
         let ms = u64::try_from(now.as_ms()).unwrap_or_default();
         let begin_ms = ms - ms % MINUTE_MS;
-        let mut minutes = self.minutes.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        let Counts { minutes, metrics } = &mut *counts;
+        let new = || metrics::counter!("redeemer_redemptions_total", "outcome" => outcome);
+        metrics.entry(outcome).or_insert_with(new).increment(1);
         // A clock that goes back counts for the minute that it was.
         if minutes.back().is_none_or(|minute| minute.begin_ms < begin_ms) {
             minutes.push_back(Minute { begin_ms, ..Minute::default() });
@@ -62,9 +73,9 @@ impl Outcomes {
 
     /// Every count, and how many minutes that are over they are of.
     fn all(&self) -> (Vec<Count>, usize) {
-        let minutes = self.minutes.lock().unwrap_or_else(PoisonError::into_inner);
+        let Counts { minutes, .. } = &*self.counts.lock().unwrap_or_else(PoisonError::into_inner);
         let mut all = Vec::new();
-        for Minute { begin_ms, counts } in &*minutes {
+        for Minute { begin_ms, counts } in minutes {
             let begin = i64::try_from(*begin_ms).unwrap_or(i64::MAX);
             let Ok(begin) = Millis::from_ms(begin) else { continue };
             for (namespace, counts) in counts {
@@ -76,9 +87,9 @@ impl Outcomes {
 
     /// The ledger has this many of the oldest minutes for good.
     fn forget(&self, minutes: usize) {
-        let mut all = self.minutes.lock().unwrap_or_else(PoisonError::into_inner);
-        let minutes = minutes.min(all.len().saturating_sub(1));
-        all.drain(..minutes);
+        let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        let minutes = minutes.min(counts.minutes.len().saturating_sub(1));
+        counts.minutes.drain(..minutes);
     }
 
     async fn write(&self, ledger: &Ledger, node: &str, keep: Duration) -> Result<(), LedgerError> {

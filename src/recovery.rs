@@ -45,7 +45,10 @@ use crate::{
 const ADOPTED: &str = "adopted";
 
 /// How a partition was opened whose gate an operator took for the truth.
-const TAKEN: &str = "taken from Redis";
+const TAKEN: &str = "taken";
+
+/// How a partition was opened whose gate was built from the ledger.
+const REBUILT: &str = "rebuilt";
 
 /// Why a partition is closed that opens by itself.
 pub const UNDER_WAY: &str = "recovery is under way";
@@ -188,7 +191,7 @@ pub async fn admit(
         return stay_closed(ledger, lease, None, DEAD_LETTERS.to_owned()).await;
     }
     match rebuild(context, lease, &next, cursor, discard, alive).await {
-        Ok(()) => open(ledger, lease, next, asked, "rebuilt from the ledger").await,
+        Ok(()) => open(ledger, lease, next, asked, REBUILT).await,
         Err(RecoveryError::Rebuild(RebuildError::Moved)) => Ok(Admission::Again),
         Err(error) => Err(error),
     }
@@ -206,12 +209,15 @@ async fn open(
     lease: &Lease,
     next: Fence,
     rebuilt: Option<Rebuild>,
-    how: &str,
+    how: &'static str,
 ) -> Result<Admission, RecoveryError> {
     match ledger.open_partition(lease, next.epoch, &next.lineage, rebuilt).await? {
         Opened::Opened => {}
         Opened::ClaimsWait => return Ok(Admission::Again),
         Opened::LeaseLost => return Ok(Admission::Overtaken),
+    }
+    if next.epoch > 1 {
+        metrics::counter!("redeemer_recoveries_total", "how" => how).increment(1);
     }
     // A first start and a restart are no news; sixteen lines of it would hide what is.
     if next.epoch > 1 && how != ADOPTED {

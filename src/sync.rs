@@ -26,6 +26,7 @@ use crate::{
     gate::{
         Gate, GateError,
         outbox::{Read, Reader},
+        survey::{self, Survey},
     },
     ledger::{Appended, Deployment, Lease, Ledger, LedgerError},
     recovery::{self, Admission, RecoveryError},
@@ -97,7 +98,7 @@ struct Led {
 /// Takes leases and leads their partitions until `stop`; then empties the outboxes, within the drain time-out, and gives
 /// the leases back.
 pub async fn run(context: Context, stop: CancellationToken) {
-    metrics::counter!("redeemer_dead_letters_total").increment(0);
+    let leads = metrics::gauge!("redeemer_partitions_led");
     let mut leaders = JoinSet::new();
     let mut led: HashMap<Partition, Led> = HashMap::new();
     let mut steal = context.options.steal_leases;
@@ -129,6 +130,7 @@ pub async fn run(context: Context, stop: CancellationToken) {
                         lease: lease.clone(),
                         stop: stop.clone(),
                         alive: alive.clone(),
+                        measured: Measured::new(lease.partition),
                     };
                     leaders.spawn(leader.run());
                     led.insert(lease.partition, Led { lease, stop, alive });
@@ -139,7 +141,10 @@ pub async fn run(context: Context, stop: CancellationToken) {
                 "the leases can not be looked after; trying again"
             ),
         }
+        #[expect(clippy::cast_precision_loss, reason = "there are at most 256 partitions")]
+        leads.set(led.len() as f64);
     }
+    leads.set(0.0);
     for leader in led.values() {
         leader.stop.cancel();
     }
@@ -192,6 +197,49 @@ struct Leader {
     lease: Lease,
     stop: CancellationToken,
     alive: Arc<AtomicBool>,
+    measured: Measured,
+}
+
+/// What the metrics tell of a partition's outbox while this node leads it.
+struct Measured {
+    entries: metrics::Gauge,
+    age: metrics::Gauge,
+    synced: metrics::Counter,
+    batch: metrics::Histogram,
+    commit: metrics::Histogram,
+    lag: metrics::Histogram,
+}
+
+impl Measured {
+    fn new(partition: Partition) -> Self {
+        let label = partition.to_string();
+        Self {
+            entries: metrics::gauge!("redeemer_outbox_entries", "partition" => label.clone()),
+            age: metrics::gauge!("redeemer_outbox_age_seconds", "partition" => label.clone()),
+            synced: metrics::counter!("redeemer_sync_entries_total", "partition" => label),
+            batch: metrics::histogram!("redeemer_sync_batch_entries"),
+            commit: metrics::histogram!("redeemer_sync_commit_seconds"),
+            lag: metrics::histogram!("redeemer_sync_lag_seconds"),
+        }
+    }
+
+    #[expect(
+        clippy::cast_precision_loss,
+        reason = "an outbox has at most some millions of entries"
+    )]
+    fn outbox(&self, survey: &Survey) {
+        self.entries.set(survey.outbox_len as f64);
+        let age = survey.oldest_at.map_or(Duration::ZERO, |at| survey.since(at));
+        self.age.set(age.as_secs_f64());
+    }
+}
+
+impl Drop for Measured {
+    /// The next leader measures it now, and what this one saw last is no news.
+    fn drop(&mut self) {
+        self.entries.set(0.0);
+        self.age.set(0.0);
+    }
 }
 
 /// How a stretch of leading ended.
@@ -216,6 +264,10 @@ impl Leader {
                 Err(error) => {
                     tracing::warn!(%partition, error = chain(&error), "the sync can not go on; trying again");
                 }
+            }
+            // While the ledger takes nothing the outbox grows, and that is when somebody looks.
+            if let Ok(survey) = survey::run(&self.context.gate, partition).await {
+                self.measured.outbox(&survey);
             }
             tokio::select! {
                 () = self.stop.cancelled() => return partition,
@@ -250,9 +302,6 @@ impl Leader {
         let unavailable = |cause| GateError::Unavailable { doing: "reading an outbox", cause };
         let mut reader =
             Reader::connect(gate, partition, options.block).await.map_err(unavailable)?;
-        let lag = metrics::gauge!("redeemer_outbox_entries", "partition" => partition.to_string());
-        let synced =
-            metrics::counter!("redeemer_sync_entries_total", "partition" => partition.to_string());
         let mut cursor = from;
         let mut stop_by: Option<Instant> = None;
         let mut looked = Instant::now();
@@ -277,11 +326,7 @@ impl Leader {
                 return Ok(Ended::Reopen);
             }
             self.alive.store(true, Ordering::SeqCst);
-            #[expect(
-                clippy::cast_precision_loss,
-                reason = "an outbox has at most some millions of entries"
-            )]
-            lag.set(survey.outbox_len as f64);
+            self.measured.outbox(&survey);
             if stopping && (entries.is_empty() || stop_by.is_some_and(|end| Instant::now() >= end))
             {
                 return Ok(Ended::ForGood);
@@ -291,9 +336,15 @@ impl Leader {
             if entries.is_empty() && survey.outbox.is_none() && went_on {
                 return Ok(Ended::Reopen);
             }
-            let count = entries.len() as u64;
+            let count = entries.len();
             if count > 0 {
-                match carry(ledger, &self.lease, cursor, entries).await? {
+                let oldest = entries.iter().find_map(|read| Some(read.entry.as_ref().ok()?.at));
+                let age = oldest.map_or(Duration::ZERO, |at| survey.since(at));
+                let begun = Instant::now();
+                let carried = carry(ledger, &self.lease, cursor, entries).await?;
+                self.measured.commit.record(begun.elapsed());
+                self.measured.lag.record(age + begun.elapsed());
+                match carried {
                     Carried::Whole(end) => {
                         let from = std::mem::replace(&mut cursor, end);
                         self.context.progress.written(from, Position { partition, cursor });
@@ -311,7 +362,9 @@ impl Leader {
                 }
                 // A crash between the commit and this leaves entries that the cursor skips.
                 reader.trim(cursor).await?;
-                synced.increment(count);
+                self.measured.synced.increment(count as u64);
+                #[expect(clippy::cast_precision_loss, reason = "see sync.batch_max")]
+                self.measured.batch.record(count as f64);
                 if !stopping {
                     tokio::select! {
                         () = self.context.progress.gather(partition, options.gather) => {}
@@ -356,7 +409,10 @@ pub(crate) async fn carry(
 ) -> Result<Carried, SyncError> {
     let known = match plan::contiguous(cursor, read.iter().map(|read| read.cursor)) {
         Ok(known) => known,
-        Err(gap) => return Ok(Carried::Stopped(gap.to_string())),
+        Err(gap) => {
+            metrics::counter!("redeemer_sync_gaps_total").increment(1);
+            return Ok(Carried::Stopped(gap.to_string()));
+        }
     };
     let read = &read[known..];
     let Some(end) = read.last().map(|read| read.cursor) else {

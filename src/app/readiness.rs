@@ -38,6 +38,9 @@ impl Watcher {
         loop {
             let redis = self.redis().await;
             let partitions = self.ledger.partitions().await;
+            if let Ok(rows) = &partitions {
+                show_partitions(rows);
+            }
             let ledger = Check {
                 name: "ledger",
                 // Redemptions go on without it, up to the outbox's limit: no reason to send them elsewhere.
@@ -59,6 +62,10 @@ impl Watcher {
                 Err(_) => Check { name: "partitions", required: true, ok: was_ready, detail: None },
             };
             let readiness = Readiness { checks: vec![redis, partitions, ledger] };
+            for Check { name, ok, .. } in &readiness.checks {
+                metrics::gauge!("redeemer_check_ok", "check" => *name)
+                    .set(f64::from(u8::from(*ok)));
+            }
             was_ready |= readiness.is_ready();
             self.readiness.send_if_modified(|known| {
                 let changed = known.checks != readiness.checks;
@@ -99,6 +106,19 @@ impl Watcher {
                 false
             }
         }
+    }
+}
+
+/// Counts the partitions by what is to be done about them.
+fn show_partitions(rows: &[PartitionRow]) {
+    let stuck = rows
+        .iter()
+        .filter(|row| row.reason.as_deref().is_some_and(|reason| reason != recovery::UNDER_WAY));
+    let open = rows.iter().filter(|row| row.state == PartitionState::Open).count();
+    for (state, count) in [("open", open), ("closed", rows.len() - open), ("stuck", stuck.count())]
+    {
+        #[expect(clippy::cast_precision_loss, reason = "there are at most 256 partitions")]
+        metrics::gauge!("redeemer_partitions", "state" => state).set(count as f64);
     }
 }
 

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing_appender::non_blocking::WorkerGuard;
@@ -55,8 +56,10 @@ impl Serve {
                 let ready = readiness.wait_for(crate::http::Readiness::is_ready);
                 if let Some(Ok(_)) = shutdown.run_until_cancelled(ready).await {
                     banner.print();
+                    tell_manager(NotifyState::Ready);
                 }
-                shutdown.cancelled().await;
+                keep_watchdog_quiet(&shutdown).await;
+                tell_manager(NotifyState::Stopping);
             }
         };
         let stop = stop_on_signal(shutdown.clone());
@@ -82,6 +85,22 @@ impl Serve {
             ("ledger.url", self.ledger_url),
         ];
         flags.into_iter().filter_map(|(key, value)| Some((key.to_owned(), value?))).collect()
+    }
+}
+
+/// Tells whoever started this process how it is, if that is a service manager that listens. Source: sd_notify(3).
+fn tell_manager(state: NotifyState) {
+    if let Err(error) = sd_notify::notify(&[state]) {
+        tracing::warn!(%error, "the service manager can not be told how this process is");
+    }
+}
+
+/// Until `shutdown`, says often enough that this process still gets things done, if a service manager wants to hear it.
+async fn keep_watchdog_quiet(shutdown: &CancellationToken) {
+    let Some(longest) = sd_notify::watchdog_enabled() else { return shutdown.cancelled().await };
+    let mut tick = tokio::time::interval(longest / 2);
+    while shutdown.run_until_cancelled(tick.tick()).await.is_some() {
+        tell_manager(NotifyState::Watchdog);
     }
 }
 

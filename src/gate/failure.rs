@@ -18,6 +18,18 @@ pub(super) enum Failure {
     Script,
 }
 
+impl Failure {
+    /// The word used in metrics.
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Self::Unknown => "unknown",
+            Self::NotNow => "not_now",
+            Self::Refused => "refused",
+            Self::Script => "script",
+        }
+    }
+}
+
 /// Tells what an error means.
 ///
 /// A script that begins with `#!` is refused before any effect when Redis is out of memory, read-only, short of

@@ -45,6 +45,7 @@ pub(super) enum Reply {
 pub(super) struct Job {
     request: Redeem,
     settings: Arc<Settings>,
+    since: Instant,
     deadline: Instant,
     /// Whether an attempt may have run without an answer.
     unknown: bool,
@@ -52,6 +53,11 @@ pub(super) struct Job {
 }
 
 impl Lane {
+    /// How many wait in line now.
+    pub(super) fn waiting(&self) -> usize {
+        self.queue.max_capacity() - self.queue.capacity()
+    }
+
     /// Whether nobody else can wait in line now.
     pub(super) fn is_full(&self) -> bool {
         self.queue.capacity() == 0
@@ -66,7 +72,7 @@ impl Lane {
         unknown: bool,
     ) -> Result<Reply, GateError> {
         let (reply, answer) = oneshot::channel();
-        let job = Job { request, settings, deadline, unknown, reply };
+        let job = Job { request, settings, since: Instant::now(), deadline, unknown, reply };
         self.queue.try_send(job).map_err(|_| {
             if unknown { GateError::OutcomeUnknown { cause: None } } else { GateError::Overloaded }
         })?;
@@ -95,6 +101,7 @@ pub(super) struct Runner {
     link: Arc<Link>,
     /// What every call waits for; nothing in a lane that promises the gate alone.
     wait: Option<Wait>,
+    queue_seconds: metrics::Histogram,
     batch_sizes: metrics::Histogram,
     call_seconds: metrics::Histogram,
 }
@@ -111,6 +118,7 @@ impl Runner {
             partition,
             link,
             wait,
+            queue_seconds: metrics::histogram!("redeemer_gate_queue_seconds"),
             batch_sizes: metrics::histogram!("redeemer_gate_batch_requests"),
             call_seconds: metrics::histogram!("redeemer_gate_call_seconds"),
         }
@@ -163,7 +171,10 @@ impl Runner {
                 Attempt::Failed(left, error) => (left, error),
             };
             jobs = left;
-            match classify(&error) {
+            let failure = classify(&error);
+            metrics::counter!("redeemer_gate_call_failures_total", "kind" => failure.as_str())
+                .increment(1);
+            match failure {
                 Failure::Unknown => {
                     for job in &mut jobs {
                         job.unknown = true;
@@ -281,6 +292,10 @@ pub(super) async fn run(runner: Runner, mut queue: mpsc::Receiver<Job>) {
             && let Ok(job) = queue.try_recv()
         {
             batch.push(job);
+        }
+        let now = Instant::now();
+        for job in &batch {
+            runner.queue_seconds.record(now.duration_since(job.since));
         }
         runner.serve(&gate, batch).await;
     }

@@ -1,8 +1,10 @@
 //! `lua/survey.lua`: what a partition of this Redis is open on, and how far its outbox goes.
 
+use std::time::Duration;
+
 use super::{
     Gate, GateError,
-    fields::Fields,
+    fields::{Fields, millis},
     key::Keyspace,
     reply::Reply,
     script::{Call, SURVEY},
@@ -18,6 +20,8 @@ pub struct Survey {
     pub now: Millis,
     /// Changes in the outbox.
     pub outbox_len: u64,
+    /// When the first of them was made.
+    pub oldest_at: Option<Millis>,
     /// The first and the last change's place.
     pub outbox: Option<(Cursor, Cursor)>,
     /// What the partition is open on; nothing when Redis knows nothing of it.
@@ -40,6 +44,12 @@ pub struct Meta {
 }
 
 impl Survey {
+    /// How long ago something was, by the clock of Redis.
+    #[must_use]
+    pub fn since(&self, at: Millis) -> Duration {
+        Duration::from_millis(u64::try_from(self.now.as_ms() - at.as_ms()).unwrap_or_default())
+    }
+
     /// Whether every fenced script with this fence would be served here.
     #[must_use]
     pub fn is_open_on(&self, fence: &Fence) -> bool {
@@ -83,6 +93,8 @@ pub(super) fn read(value: &redis::Value) -> Result<Survey, GateError> {
     let now = reply.parsed_number(Millis::from_ms)?;
     let outbox_len = reply.number()?;
     let first: Option<Cursor> = reply.optional(str::parse)?;
+    // A change that nobody understands may have been made at any time.
+    let oldest_at = millis(reply.text()?).ok();
     let last: Option<Cursor> = reply.optional(str::parse)?;
     let fields = reply.fields()?;
     let meta = if fields.0.is_empty() {
@@ -90,7 +102,7 @@ pub(super) fn read(value: &redis::Value) -> Result<Survey, GateError> {
     } else {
         Some(meta(&fields).map_err(|error| reply.unknown(&error.0))?)
     };
-    Ok(Survey { lineage, now, outbox_len, outbox: first.zip(last), meta })
+    Ok(Survey { lineage, now, outbox_len, oldest_at, outbox: first.zip(last), meta })
 }
 
 fn meta(fields: &Fields) -> Result<Meta, crate::domain::Malformed> {

@@ -276,6 +276,7 @@ impl Head {
         let route = self.endpoint.map_or("none", |endpoint| endpoint.path);
         let method = self.endpoint.map_or("none", |endpoint| endpoint.method_text);
         count(Counted { method, route, status: status.as_u16() }, elapsed.as_secs_f64());
+        problem.inspect(|problem| count_problem(problem));
         let micros = u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX);
         let Self { request_id, method, .. } = self;
         let (status, key) = (status.as_u16(), self.key_id.as_deref().unwrap_or("none"));
@@ -340,6 +341,7 @@ thread_local! {
     static SHED: RefCell<Shed> = RefCell::default();
     /// Looking a metric up by its labels would cost each request more than counting does.
     static HANDLES: RefCell<HashMap<Counted, (metrics::Counter, metrics::Histogram)>> = RefCell::default();
+    static PROBLEMS: RefCell<HashMap<Code, metrics::Counter>> = RefCell::default();
 }
 
 fn count(counted: Counted, seconds: f64) {
@@ -355,6 +357,18 @@ fn count(counted: Counted, seconds: f64) {
         requests.increment(1);
         time.record(seconds);
     });
+}
+
+fn count_problem(problem: &Problem) {
+    let code = problem.code;
+    PROBLEMS.with_borrow_mut(|counters| {
+        let new = || metrics::counter!("redeemer_problems_total", "code" => code.as_str());
+        counters.entry(code).or_insert_with(new).increment(1);
+    });
+    if let Some(policy) = problem.policy() {
+        metrics::counter!("redeemer_rate_limited_total", "policy" => policy.to_owned())
+            .increment(1);
+    }
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
-//! `/livez`, `/readyz` and `/metrics`: whether this node lives, should be sent requests, and how it does.
+//! `/livez` and `/readyz`: whether this node lives, and should be sent requests.
 //!
 //! `/livez` is 200 while the process can answer at all; a balancer or an orchestrator restarts what does not.
-//! `/readyz` is 200 while requests should be sent here; `?verbose` names each check. `/metrics` is Prometheus text.
+//! `/readyz` is 200 while requests should be sent here; `?verbose` names each check.
 
 use actix_web::{HttpResponse, web};
 use serde::Serialize;
@@ -79,12 +79,6 @@ pub(super) async fn ready(
     Ok(response.json(ReadyView { ready, checks }))
 }
 
-pub(super) async fn metrics(state: web::Data<State>) -> HttpResponse {
-    HttpResponse::Ok()
-        .content_type("text/plain; version=0.0.4; charset=utf-8")
-        .body(state.metrics.render())
-}
-
 pub(super) mod docs {
     use serde_json::json;
 
@@ -102,10 +96,5 @@ pub(super) mod docs {
             .query("verbose", verbose, "Whether to name each check.")
             .answers::<ReadyView>(200, "Yes.")
             .answers::<ReadyView>(503, "No.")
-    }
-
-    pub(in crate::http) fn metrics() -> Operation {
-        Operation::new("metrics", Tag::Service, "How it does, as Prometheus text")
-            .answers_text("The metrics.", &["text/plain"])
     }
 }

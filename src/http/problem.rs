@@ -21,7 +21,7 @@ use crate::{
 macro_rules! codes {
     ($($name:ident = $code:literal, $status:literal, $retryable:literal, $title:literal;)*) => {
         /// What is wrong, in a word that never changes.
-        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
         #[expect(missing_docs, reason = "the titles say it")]
         pub enum Code { $($name),* }
 
@@ -216,6 +216,11 @@ impl Problem {
     #[cfg(debug_assertions)]
     pub(super) fn members(&self) -> impl Iterator<Item = &str> {
         self.parts.members.keys().map(String::as_str)
+    }
+
+    /// The rate limit that refused the request, if one did.
+    pub(super) fn policy(&self) -> Option<&str> {
+        self.parts.members.get("policy").and_then(Value::as_str)
     }
 
     /// Adds the cause, for the log.

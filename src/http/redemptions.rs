@@ -145,7 +145,10 @@ async fn wait_for_ledger(
     deadline: Instant,
 ) -> Result<(), Problem> {
     let known = || state.ledger.redemption(&redemption.namespace, redemption.id);
-    match tokio::time::timeout_at(deadline, state.progress.wait(redemption.position)).await {
+    let since = Instant::now();
+    let waited = tokio::time::timeout_at(deadline, state.progress.wait(redemption.position)).await;
+    metrics::histogram!("redeemer_ledger_wait_seconds").record(since.elapsed());
+    match waited {
         Ok(true) => return Ok(()),
         // The ledger has passed the place; only the row itself says that it is in it.
         Ok(false) => {}

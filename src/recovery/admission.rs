@@ -117,6 +117,7 @@ mod tests {
             lineage: "new".to_owned(),
             now: Millis::from_ms(0).unwrap(),
             outbox_len: 0,
+            oldest_at: None,
             outbox,
             meta: Some(Meta {
                 deployment: "ours".to_owned(),

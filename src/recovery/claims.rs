@@ -294,7 +294,10 @@ pub(super) async fn collect(
     // All at once; where that is refused each alone, so that one that breaks a law does not keep the others out.
     match apply(ledger, lease, epoch, &claims).await? {
         Applied::Refused(_) => {}
-        Applied::Done => return Ok(Collected::Applied(claims.len())),
+        Applied::Done => {
+            metrics::counter!("redeemer_claims_total").increment(claims.len() as u64);
+            return Ok(Collected::Applied(claims.len()));
+        }
         Applied::Overtaken => return Ok(Collected::Overtaken),
     }
     let mut applied = 0;
@@ -302,7 +305,10 @@ pub(super) async fn collect(
         alive.store(true, Ordering::SeqCst);
         let id = oldest.claim.redemption.id;
         match apply(ledger, lease, epoch, &[oldest]).await? {
-            Applied::Done => applied += 1,
+            Applied::Done => {
+                metrics::counter!("redeemer_claims_total").increment(1);
+                applied += 1;
+            }
             Applied::Overtaken => return Ok(Collected::Overtaken),
             Applied::Refused(reason) => {
                 metrics::counter!("redeemer_lost_acknowledgements_total").increment(1);

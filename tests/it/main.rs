@@ -17,6 +17,7 @@ mod batches;
 mod claims;
 mod cli;
 mod coarse;
+mod deploy;
 mod docs;
 mod durability;
 mod erasing;
