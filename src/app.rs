@@ -7,7 +7,15 @@
 mod admin_key;
 mod readiness;
 
-use std::{future::Future, net::TcpListener, sync::Arc, time::Duration};
+use std::{
+    future::Future,
+    net::TcpListener,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use secrecy::ExposeSecret;
@@ -317,7 +325,9 @@ impl App {
         let outcomes = Arc::new(Outcomes::default());
         let webhooks_changed = Arc::new(Notify::new());
         let stop_front = CancellationToken::new();
+        let draining = Arc::new(AtomicBool::new(false));
         let state = State {
+            draining: draining.clone(),
             feed: feed.clone(),
             streams: Arc::new(Semaphore::new(config.events.streams_max)),
             stopping: stop_front.clone(),
@@ -456,19 +466,27 @@ impl App {
         let stop_server = CancellationToken::new();
         let mut watched = tokio::spawn(watch(self.local_server, stop_server.clone()));
 
-        let ended = tokio::select! {
-            () = shutdown.cancelled() => None,
-            ended = front.next() => Some(ended),
-            ended = syncing.next() => Some(ended),
-            ended = rest.next() => Some(ended),
-            ended = &mut watched => Some(watch_ended(ended)),
+        let mut any_ends = async || {
+            tokio::select! {
+                ended = front.next() => ended,
+                ended = syncing.next() => ended,
+                ended = rest.next() => ended,
+                ended = &mut watched => watch_ended(ended),
+            }
         };
+        let mut ended = tokio::select! {
+            () = shutdown.cancelled() => None,
+            ended = any_ends() => Some(ended),
+        };
+        draining.store(true, Ordering::Relaxed);
+        if ended.is_none() {
+            tracing::info!("stopping: no new requests, then the outboxes into the ledger");
+            // Whoever sends requests here must have noticed before they are turned away.
+            ended = tokio::time::timeout(config.http.shutdown_delay, any_ends()).await.ok();
+        }
         if let Some(ended) = &ended {
             tracing::error!(error = %ended, "stopping");
-        } else {
-            tracing::info!("stopping: no new requests, then the outboxes into the ledger");
         }
-        readiness.send_replace(Readiness::default());
         stop_front.cancel();
         front.join().await;
         stop_sync.cancel();

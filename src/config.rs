@@ -54,6 +54,7 @@ pub struct Http {
     pub connections_max: usize,
     pub workers: usize,
     pub drain_timeout: Duration,
+    pub shutdown_delay: Duration,
     pub metrics_bind: Option<SocketAddr>,
 }
 
@@ -258,6 +259,7 @@ impl Http {
         let connections_max = read.number("http.connections_max", 1..=1_000_000);
         let workers = read.number("http.workers", 0..=1024);
         let drain_timeout = read.millis("http.drain_timeout_ms", 0..=600_000);
+        let shutdown_delay = read.millis("http.shutdown_delay_ms", 0..=600_000);
         let metrics_bind = if read.is_empty("http.metrics_bind") {
             Some(None)
         } else {
@@ -272,6 +274,7 @@ impl Http {
             connections_max: connections_max?,
             workers: workers?,
             drain_timeout: drain_timeout?,
+            shutdown_delay: shutdown_delay?,
             metrics_bind: metrics_bind?,
         })
     }

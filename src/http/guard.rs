@@ -17,7 +17,7 @@ use actix_web::{
     dev::{Payload, ServiceRequest, ServiceResponse},
     error::InternalError,
     http::{
-        Method, StatusCode,
+        ConnectionType, Method, StatusCode,
         header::{self, HeaderMap, HeaderName, HeaderValue},
     },
     middleware::Next,
@@ -63,6 +63,8 @@ struct Head {
     idempotency_key: Option<RequestId>,
     /// Who asks.
     key_id: Option<String>,
+    /// Whether its connection should not be used again.
+    is_last: bool,
 }
 
 /// Guards the endpoints of one path.
@@ -79,10 +81,12 @@ pub(super) async fn guard(
         endpoint: None,
         idempotency_key: None,
         key_id: None,
+        is_last: false,
     };
     let Some(state) = request.app_data::<web::Data<State>>().cloned() else {
         return Err(Problem::unexpected("the state of the service is missing").into());
     };
+    head.is_last = state.is_draining();
     if let Err(problem) = let_in(&state, &here, &request, &mut head) {
         let response = head.refuse(&problem);
         return Ok(request.into_response(response));
@@ -104,6 +108,8 @@ pub(super) async fn guard(
             return Err(InternalError::from_response(problem, response).into());
         }
     };
+    // It may have begun to stop meanwhile.
+    head.is_last = state.is_draining();
     let (request, response) = answer.into_parts();
     let response = match response.error() {
         Some(error) => {
@@ -254,6 +260,9 @@ impl Head {
 
     /// Adds what every answer has, writes the log line and counts.
     fn finish(&self, mut response: HttpResponse, problem: Option<&Problem>) -> HttpResponse {
+        if self.is_last {
+            response.head_mut().set_connection_type(ConnectionType::Close);
+        }
         let headers = response.headers_mut();
         let mut set = |name: HeaderName, value: &str| {
             if let Ok(value) = HeaderValue::from_str(value) {

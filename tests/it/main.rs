@@ -30,6 +30,7 @@ mod input;
 mod leaders;
 mod ledger;
 mod model;
+mod nodes;
 mod openapi;
 mod race;
 mod race_conditions;
