@@ -303,6 +303,12 @@ impl Leader {
                         self.context.progress.passed(Position { partition, cursor });
                     }
                     Carried::Overtaken => return Ok(Ended::ForGood),
+                    Carried::TooNew(reason) => {
+                        tracing::warn!(%partition, reason, "left to a node of a newer version");
+                        ledger.note(&self.lease, Some(&reason)).await?;
+                        ledger.release_lease(&self.lease).await?;
+                        return Ok(Ended::ForGood);
+                    }
                     Carried::Stopped(reason) => {
                         tracing::error!(%partition, reason, "the sync stops; the gate goes on until its outbox is full");
                         ledger.note(&self.lease, Some(&reason)).await?;
@@ -342,6 +348,8 @@ pub(crate) enum Carried {
     Partly(Cursor),
     /// Somebody else leads now.
     Overtaken,
+    /// What comes next was written by a newer version, and only one of those can read it.
+    TooNew(String),
     /// It can not go on without a person.
     Stopped(String),
 }
@@ -384,6 +392,13 @@ pub(crate) async fn carry(
                     Err(error @ LedgerError::Rejected { .. }) => chain(&error),
                     Err(error) => return Err(error.into()),
                 }
+            }
+            // While nodes are upgraded one by one. As a dead letter it would wait for a person.
+            Err(malformed) if ledger.is_of_next_version().await? => {
+                return Ok(Carried::TooNew(format!(
+                    "a newer version wrote the entry at {}, which this one can not read: {}",
+                    one.cursor, malformed.0
+                )));
             }
             Err(malformed) => malformed.0.clone(),
         };
