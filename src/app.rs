@@ -42,6 +42,7 @@ use crate::{
         self, SyncOptions, chain,
         progress::{self, Progress},
     },
+    trace::{self, TraceOptions},
 };
 
 /// Why the service did not start: everything that is wrong, each with what to do.
@@ -76,6 +77,9 @@ pub struct App {
     keys: Arc<Keys>,
     outbound: Outbound,
     metrics: PrometheusHandle,
+    traces: Option<trace::Export>,
+    /// What nobody else is called.
+    id: String,
     readiness: watch::Sender<Readiness>,
 }
 
@@ -95,6 +99,9 @@ pub async fn build(config: Config) -> Result<App, StartError> {
     let (Some(listener), Some(metrics_listener)) = (listener, metrics_listener) else {
         return Err(StartError(problems));
     };
+    let id = format!("{}-{}", std::process::id(), crate::ids::unique());
+    let traces = trace_options(&config.trace, &id).map(|options| trace::start(&options));
+    let traces = traces.transpose().map_err(|error| StartError::of(&error))?;
     let outbound = Outbound::new(config.webhooks.timeout, config.webhooks.allow_private)
         .map_err(|error| StartError::of(&error))?;
     let local_server = if config.is_embedded() {
@@ -107,6 +114,8 @@ pub async fn build(config: Config) -> Result<App, StartError> {
     match connect(&config, local_server.as_ref()).await {
         Ok((gate, lanes, ledger, deployment, keys)) => Ok(App {
             metrics,
+            traces,
+            id,
             readiness: watch::Sender::new(Readiness::default()),
             lanes: Box::pin(lanes),
             config,
@@ -262,6 +271,18 @@ fn recorder() -> Result<PrometheusHandle, StartError> {
         .map_err(|error| StartError::of(&error))
 }
 
+/// Where spans go, if anywhere.
+fn trace_options(config: &config::Trace, id: &str) -> Option<TraceOptions> {
+    Some(TraceOptions {
+        url: config.endpoint.clone()?,
+        sample_ratio: config.sample_ratio,
+        service_name: config.service_name.clone(),
+        instance: id.to_owned(),
+        queue_max: config.queue_max,
+        timeout: config.timeout,
+    })
+}
+
 /// The rules that a new namespace begins with.
 fn new_namespace(config: &Config) -> Rules {
     let limits = config.rate_limit;
@@ -311,7 +332,7 @@ impl App {
     /// # Errors
     /// [`TaskEnded`] when a part ended by itself; the others have been stopped then.
     pub async fn run(self, shutdown: CancellationToken) -> Result<(), TaskEnded> {
-        let Self { config, gate, ledger, deployment, keys, readiness, .. } = self;
+        let Self { config, gate, ledger, deployment, keys, readiness, id, .. } = self;
         if !config.http.bind.ip().is_loopback() {
             tracing::warn!(
                 bind = %config.http.bind,
@@ -358,7 +379,6 @@ impl App {
             connections_max: config.http.connections_max,
             drain_timeout: config.http.drain_timeout,
         };
-        let id = format!("{}-{}", std::process::id(), crate::ids::unique());
         let node = claims::Node {
             gate: gate.clone(),
             ledger: ledger.clone(),
@@ -446,6 +466,9 @@ impl App {
         let counting =
             outcomes::run(outcomes, ledger.clone(), id.clone(), (every, keep), stop_rest.clone());
         rest.spawn("the counts of outcomes", infallible(counting));
+        if let Some(traces) = self.traces {
+            rest.spawn("the traces", infallible(traces.run(stop_rest.clone())));
+        }
         rest.spawn("readiness", until(stop_rest.clone(), watcher.run()));
         rest.spawn("the recoveries", until(stop_rest.clone(), node.clone().attend()));
         rest.spawn(

@@ -33,7 +33,10 @@ use super::{
     problem::{Code, Problem},
     scope::Caller,
 };
-use crate::domain::RequestId;
+use crate::{
+    domain::RequestId,
+    trace::{self, Span},
+};
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
@@ -63,6 +66,8 @@ struct Head {
     idempotency_key: Option<RequestId>,
     /// Who asks.
     key_id: Option<String>,
+    /// What is traced of it.
+    span: Span,
     /// Whether its connection should not be used again.
     is_last: bool,
 }
@@ -81,6 +86,7 @@ pub(super) async fn guard(
         endpoint: None,
         idempotency_key: None,
         key_id: None,
+        span: Span::default(),
         is_last: false,
     };
     let Some(state) = request.app_data::<web::Data<State>>().cloned() else {
@@ -91,8 +97,12 @@ pub(super) async fn guard(
         let response = head.refuse(&problem);
         return Ok(request.into_response(response));
     }
+    // Only now: strangers have nothing traced.
+    head.begin_span(request.headers());
+    let span = head.span.clone();
     // Body and answer have a limit of their own each; this is for what is stuck in between.
-    let answer = match tokio::time::timeout(state.request_timeout * 2, next.call(request)).await {
+    let answer = trace::within(&span, next.call(request));
+    let answer = match tokio::time::timeout(state.request_timeout * 2, answer).await {
         Ok(answer) => answer?,
         Err(_) => {
             let problem = if matches!(head.method, Method::GET | Method::HEAD) {
@@ -236,6 +246,33 @@ fn problem_of(error: &Error) -> Problem {
 }
 
 impl Head {
+    fn begin_span(&mut self, headers: &HeaderMap) {
+        let Some(endpoint) = self.endpoint.filter(|endpoint| endpoint.role.is_some()) else {
+            return;
+        };
+        let header = |name: &str| headers.get(name)?.to_str().ok();
+        let span = Span::server(endpoint.method_text, endpoint.path, header);
+        if span.is_recording() {
+            span.set("http.request.method", endpoint.method_text);
+            span.set("http.route", endpoint.path);
+            span.set("redeemer.request_id", self.request_id.clone());
+        }
+        self.span = span;
+    }
+
+    fn end_span(&self, status: StatusCode, problem: Option<&Problem>) {
+        let span = &self.span;
+        span.set("http.response.status_code", i64::from(status.as_u16()));
+        if let Some(problem) = problem {
+            let code = problem.code.as_str();
+            span.set("redeemer.problem", code);
+            // A refusal is an answer like any other.
+            if status.is_server_error() {
+                span.fail(code);
+            }
+        }
+    }
+
     fn refuse(&self, problem: &Problem) -> HttpResponse {
         #[cfg(debug_assertions)]
         if let Some(endpoint) = self.endpoint
@@ -276,6 +313,7 @@ impl Head {
             set(IDEMPOTENCY_KEY, key.as_str());
         }
         self.log(response.status(), problem);
+        self.end_span(response.status(), problem);
         response
     }
 

@@ -41,4 +41,6 @@ mod stats;
 mod support;
 mod tidy;
 mod torture;
+#[cfg(feature = "otel")]
+mod traces;
 mod webhooks;

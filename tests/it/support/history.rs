@@ -2,7 +2,7 @@
 
 use std::{
     sync::atomic::{AtomicBool, AtomicU64, Ordering},
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use redeemer::{
@@ -133,10 +133,4 @@ fn field<T: DeserializeOwned>(row: &Value, name: &str) -> T {
 
 fn user(row: &Value) -> UserId {
     UserId::parse(row["user"].as_str().unwrap()).unwrap()
-}
-
-/// The longest time that anybody waited for an answer.
-pub fn longest_wait(history: &History) -> Duration {
-    let waits = history.operations.iter().map(|one| one.returned - one.invoked);
-    waits.max().unwrap_or_default()
 }
