@@ -100,6 +100,7 @@ pub async fn run(context: Context, stop: CancellationToken) {
     metrics::counter!("redeemer_dead_letters_total").increment(0);
     let mut leaders = JoinSet::new();
     let mut led: HashMap<Partition, Led> = HashMap::new();
+    let mut complaint = Complaint::default();
     let mut steal = context.options.steal_leases;
     let mut tick = tokio::time::interval(context.options.lease_ttl / 4);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -120,6 +121,7 @@ pub async fn run(context: Context, stop: CancellationToken) {
         }
         match look_after(&context, &mut led, steal).await {
             Ok(taken) => {
+                complaint.settle();
                 steal = false;
                 for lease in taken {
                     let alive = Arc::new(AtomicBool::new(true));
@@ -134,10 +136,11 @@ pub async fn run(context: Context, stop: CancellationToken) {
                     led.insert(lease.partition, Led { lease, stop, alive });
                 }
             }
-            Err(error) => tracing::warn!(
-                error = chain(&error),
-                "the leases can not be looked after; trying again"
-            ),
+            Err(error) => {
+                if let Some(error) = complaint.news(&error) {
+                    tracing::warn!(error, "the leases can not be looked after; trying again");
+                }
+            }
         }
     }
     for leader in led.values() {
@@ -208,13 +211,19 @@ impl Leader {
     async fn run(self) -> Partition {
         let partition = self.lease.partition;
         let mut pause = Duration::from_millis(20);
+        let mut complaint = Complaint::default();
         loop {
             match self.lead().await {
                 Ok(Ended::ForGood) => return partition,
-                Ok(Ended::Reopen) => pause = Duration::from_millis(20),
-                Ok(Ended::Stuck) => {}
+                Ok(Ended::Reopen) => {
+                    complaint.settle();
+                    pause = Duration::from_millis(20);
+                }
+                Ok(Ended::Stuck) => complaint.settle(),
                 Err(error) => {
-                    tracing::warn!(%partition, error = chain(&error), "the sync can not go on; trying again");
+                    if let Some(error) = complaint.news(&error) {
+                        tracing::warn!(%partition, error, "the sync can not go on; trying again");
+                    }
                 }
             }
             tokio::select! {
@@ -397,7 +406,8 @@ pub(crate) async fn carry(
             Err(malformed) if ledger.is_of_next_version().await? => {
                 return Ok(Carried::TooNew(format!(
                     "a newer version wrote the entry at {}, which this one can not read: {}",
-                    one.cursor, malformed.0
+                    one.cursor,
+                    unquoted(&malformed.0)
                 )));
             }
             Err(malformed) => malformed.0.clone(),
@@ -406,11 +416,13 @@ pub(crate) async fn carry(
         let below = ledger.dead_letters_below(lease.partition, cursor, DEAD_IN_A_ROW_MAX).await?;
         if below + 1 >= DEAD_IN_A_ROW_MAX {
             return Ok(Carried::Stopped(format!(
-                "{DEAD_IN_A_ROW_MAX} entries in a row can not be applied, the last at {}: {reason}",
-                one.cursor
+                "{DEAD_IN_A_ROW_MAX} entries in a row can not be applied, the last at {}: {}",
+                one.cursor,
+                unquoted(&reason)
             )));
         }
-        tracing::error!(partition = %lease.partition, at = %one.cursor, reason, "an entry became a dead letter");
+        let (partition, at) = (lease.partition, one.cursor);
+        tracing::error!(%partition, %at, reason = unquoted(&reason), "an entry became a dead letter");
         metrics::counter!("redeemer_dead_letters_total").increment(1);
         match ledger.append_dead(lease, cursor, one.cursor, &one.text(), &reason).await? {
             Appended::Appended => cursor = one.cursor,
@@ -418,6 +430,53 @@ pub(crate) async fn carry(
         }
     }
     Ok(Carried::Partly(cursor))
+}
+
+/// Text for the log without what it quotes, which may be a code or a user.
+#[must_use]
+pub fn unquoted(text: &str) -> String {
+    let mut told = String::with_capacity(text.len());
+    let mut characters = text.chars();
+    while let Some(character) = characters.next() {
+        told.push(character);
+        if character == '"' {
+            told.push('…');
+            while let Some(inside) = characters.next() {
+                if inside == '"' {
+                    break;
+                }
+                if inside == '\\' {
+                    characters.next();
+                }
+            }
+            told.push('"');
+        }
+    }
+    told
+}
+
+/// What is wrong with something that is tried again and again: told once, and every minute as long as it lasts.
+#[derive(Debug, Default)]
+pub struct Complaint(Option<(String, Instant)>);
+
+impl Complaint {
+    const EVERY: Duration = Duration::from_mins(1);
+
+    /// The error with all its causes, unless that was told less than a minute ago.
+    pub fn news(&mut self, error: &(dyn std::error::Error + 'static)) -> Option<String> {
+        let told = chain(error);
+        let is_known = |(known, at): &(String, Instant)| *known == told && at.elapsed() < Self::EVERY;
+        if self.0.as_ref().is_some_and(is_known) {
+            return None;
+        }
+        self.0 = Some((told.clone(), Instant::now()));
+        Some(told)
+    }
+
+    /// It went well: the next error is news again.
+    pub fn settle(&mut self) {
+        self.0 = None;
+    }
 }
 
 /// An error with all its causes on one line. A cause that says only what was said before is left out.

@@ -55,6 +55,9 @@ pub async fn within<T>(span: &Span, work: impl Future<Output = T>) -> T {
 }
 
 /// Works on with this span as the current one, which an error marks as failed.
+///
+/// # Errors
+/// Those of the work.
 pub async fn around<T, E: fmt::Debug>(
     span: Span,
     work: impl Future<Output = Result<T, E>>,

@@ -264,7 +264,9 @@ impl Runner {
             }
             Err(error) => {
                 // The script has run, so what was decided is not known to anybody until they ask again.
-                tracing::error!(%error, "the reply to a batch can not be read");
+                let error = error.to_string();
+                let error = error.split('"').next().unwrap_or_default();
+                tracing::error!(error, "the reply to a batch can not be read");
                 for job in jobs {
                     job.answer(Err(GateError::OutcomeUnknown { cause: None }));
                 }

@@ -35,6 +35,7 @@ use super::{
 };
 use crate::{
     domain::RequestId,
+    sync::unquoted,
     trace::{self, Span},
 };
 
@@ -329,7 +330,7 @@ impl Head {
         match problem {
             Some(problem) if status == 500 => tracing::error!(
                 request_id, %method, route, status, key, micros,
-                code = problem.code.as_str(), cause = problem.cause(), "request"
+                code = problem.code.as_str(), cause = problem.cause().map(unquoted), "request"
             ),
             // One line a second tells as much as thousands, which would take from those who can be served.
             Some(problem) if problem.code == Code::Overloaded && route == REDEMPTIONS => {
