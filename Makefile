@@ -1,6 +1,6 @@
 # `make run` and `make test` do all the set-up themselves.
 
-.PHONY: help run test schemathesis mutants bench openapi fmt demo clean
+.PHONY: help run test schemathesis mutants rolling bench openapi fmt demo clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -18,6 +18,7 @@ test: ## Install what is missing, then check format and lints and run every test
 	@scripts/setup test
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- -D warnings
+	cargo check --locked --quiet --no-default-features
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --quiet
 	cargo test --locked --quiet
 	TEST_LEDGER=postgres cargo test --locked --quiet --test it
@@ -34,6 +35,10 @@ schemathesis: ## Ask a service everything that its OpenAPI document allows and f
 mutants: ## Plant small faults in the scripts, one at a time, and show that the tests catch each
 	@scripts/setup test
 	tests/mutants.py
+
+rolling: ## Restart three nodes behind HAProxy one after the other, five times, under load, and say what clients saw
+	@scripts/setup test
+	TEST_EFFORT=5 cargo test --locked --quiet --test it nodes_are_restarted_one_after_the_other -- --nocapture
 
 bench: ## Measure everything that has a bar, and write docs/benchmarks.md (ten minutes)
 	@scripts/setup test

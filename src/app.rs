@@ -7,7 +7,15 @@
 mod admin_key;
 mod readiness;
 
-use std::{future::Future, net::TcpListener, sync::Arc, time::Duration};
+use std::{
+    future::Future,
+    net::TcpListener,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use secrecy::ExposeSecret;
 use tokio::{
@@ -33,6 +41,7 @@ use crate::{
         self, SyncOptions, chain,
         progress::{self, Progress},
     },
+    trace::{self, TraceOptions},
 };
 
 /// Why the service did not start: everything that is wrong, each with what to do.
@@ -67,6 +76,9 @@ pub struct App {
     keys: Arc<Keys>,
     outbound: Outbound,
     metrics: Metrics,
+    traces: Option<trace::Export>,
+    /// What nobody else is called.
+    id: String,
     readiness: watch::Sender<Readiness>,
 }
 
@@ -86,6 +98,9 @@ pub async fn build(config: Config) -> Result<App, StartError> {
     let (Some(listener), Some(metrics_listener)) = (listener, metrics_listener) else {
         return Err(StartError(problems));
     };
+    let id = format!("{}-{}", std::process::id(), crate::ids::unique());
+    let traces = trace_options(&config.trace, &id).map(|options| trace::start(&options));
+    let traces = traces.transpose().map_err(|error| StartError::of(&error))?;
     let outbound = Outbound::new(config.webhooks.timeout, config.webhooks.allow_private)
         .map_err(|error| StartError::of(&error))?;
     let local_server = if config.is_embedded() {
@@ -98,6 +113,8 @@ pub async fn build(config: Config) -> Result<App, StartError> {
     match connect(&config, local_server.as_ref()).await {
         Ok((gate, lanes, ledger, deployment, keys)) => Ok(App {
             metrics,
+            traces,
+            id,
             readiness: watch::Sender::new(Readiness::default()),
             lanes: Box::pin(lanes),
             config,
@@ -245,6 +262,18 @@ fn gate_options(
     })
 }
 
+/// Where spans go, if anywhere.
+fn trace_options(config: &config::Trace, id: &str) -> Option<TraceOptions> {
+    Some(TraceOptions {
+        url: config.endpoint.clone()?,
+        sample_ratio: config.sample_ratio,
+        service_name: config.service_name.clone(),
+        instance: id.to_owned(),
+        queue_max: config.queue_max,
+        timeout: config.timeout,
+    })
+}
+
 /// The rules that a new namespace begins with.
 fn new_namespace(config: &Config) -> Rules {
     let limits = config.rate_limit;
@@ -294,7 +323,7 @@ impl App {
     /// # Errors
     /// [`TaskEnded`] when a part ended by itself; the others have been stopped then.
     pub async fn run(self, shutdown: CancellationToken) -> Result<(), TaskEnded> {
-        let Self { config, gate, ledger, deployment, keys, readiness, .. } = self;
+        let Self { config, gate, ledger, deployment, keys, readiness, id, .. } = self;
         if !config.http.bind.ip().is_loopback() {
             tracing::warn!(
                 bind = %config.http.bind,
@@ -308,7 +337,9 @@ impl App {
         let outcomes = Arc::new(Outcomes::default());
         let webhooks_changed = Arc::new(Notify::new());
         let stop_front = CancellationToken::new();
+        let draining = Arc::new(AtomicBool::new(false));
         let state = State {
+            draining: draining.clone(),
             feed: feed.clone(),
             streams: Arc::new(Semaphore::new(config.events.streams_max)),
             stopping: stop_front.clone(),
@@ -339,7 +370,6 @@ impl App {
             connections_max: config.http.connections_max,
             drain_timeout: config.http.drain_timeout,
         };
-        let id = format!("{}-{}", std::process::id(), crate::ids::unique());
         let node = claims::Node {
             gate: gate.clone(),
             ledger: ledger.clone(),
@@ -432,6 +462,9 @@ impl App {
         let counting =
             outcomes::run(outcomes, ledger.clone(), id.clone(), (every, keep), stop_rest.clone());
         rest.spawn("the counts of outcomes", infallible(counting));
+        if let Some(traces) = self.traces {
+            rest.spawn("the traces", infallible(traces.run(stop_rest.clone())));
+        }
         rest.spawn("readiness", until(stop_rest.clone(), watcher.run()));
         rest.spawn("the recoveries", until(stop_rest.clone(), node.clone().attend()));
         rest.spawn(
@@ -452,19 +485,27 @@ impl App {
         let stop_server = CancellationToken::new();
         let mut watched = tokio::spawn(watch(self.local_server, stop_server.clone()));
 
-        let ended = tokio::select! {
-            () = shutdown.cancelled() => None,
-            ended = front.next() => Some(ended),
-            ended = syncing.next() => Some(ended),
-            ended = rest.next() => Some(ended),
-            ended = &mut watched => Some(watch_ended(ended)),
+        let mut any_ends = async || {
+            tokio::select! {
+                ended = front.next() => ended,
+                ended = syncing.next() => ended,
+                ended = rest.next() => ended,
+                ended = &mut watched => watch_ended(ended),
+            }
         };
+        let mut ended = tokio::select! {
+            () = shutdown.cancelled() => None,
+            ended = any_ends() => Some(ended),
+        };
+        draining.store(true, Ordering::Relaxed);
+        if ended.is_none() {
+            tracing::info!("stopping: no new requests, then the outboxes into the ledger");
+            // Whoever sends requests here must have noticed before they are turned away.
+            ended = tokio::time::timeout(config.http.shutdown_delay, any_ends()).await.ok();
+        }
         if let Some(ended) = &ended {
             tracing::error!(error = %ended, "stopping");
-        } else {
-            tracing::info!("stopping: no new requests, then the outboxes into the ledger");
         }
-        readiness.send_replace(Readiness::default());
         stop_front.cancel();
         front.join().await;
         stop_sync.cancel();

@@ -41,6 +41,7 @@ pub struct Config {
     pub stats: Stats,
     pub events: Events,
     pub webhooks: Webhooks,
+    pub trace: Trace,
     pub log: Log,
     /// Each setting as text, secrets masked, with where it came from.
     pub settings: Vec<Setting>,
@@ -57,6 +58,7 @@ pub struct Http {
     pub connections_max: usize,
     pub workers: usize,
     pub drain_timeout: Duration,
+    pub shutdown_delay: Duration,
     pub metrics_bind: Option<SocketAddr>,
 }
 
@@ -177,6 +179,17 @@ pub struct Webhooks {
 
 #[derive(Debug, Clone)]
 #[expect(missing_docs, reason = "config/default.toml says what each is")]
+pub struct Trace {
+    /// Nothing means that there are no traces.
+    pub endpoint: Option<String>,
+    pub sample_ratio: f64,
+    pub service_name: String,
+    pub queue_max: usize,
+    pub timeout: Duration,
+}
+
+#[derive(Debug, Clone)]
+#[expect(missing_docs, reason = "config/default.toml says what each is")]
 pub struct Log {
     pub json: bool,
     pub level: String,
@@ -235,6 +248,7 @@ impl Config {
         let stats = Stats::read(read);
         let events = Events::read(read);
         let webhooks = Webhooks::read(read);
+        let trace = Trace::read(read);
         let log = Log::read(read);
         if let (Some(http), Some(gate)) = (&http, &gate) {
             read.cross_check(http, gate);
@@ -254,6 +268,7 @@ impl Config {
             stats: stats?,
             events: events?,
             webhooks: webhooks?,
+            trace: trace?,
             log: log?,
             settings: read.layers.settings(),
         })
@@ -270,6 +285,7 @@ impl Http {
         let connections_max = read.number("http.connections_max", 1..=1_000_000);
         let workers = read.number("http.workers", 0..=1024);
         let drain_timeout = read.millis("http.drain_timeout_ms", 0..=600_000);
+        let shutdown_delay = read.millis("http.shutdown_delay_ms", 0..=600_000);
         let metrics_bind = if read.is_empty("http.metrics_bind") {
             Some(None)
         } else {
@@ -284,6 +300,7 @@ impl Http {
             connections_max: connections_max?,
             workers: workers?,
             drain_timeout: drain_timeout?,
+            shutdown_delay: shutdown_delay?,
             metrics_bind: metrics_bind?,
         })
     }
@@ -472,6 +489,49 @@ impl Webhooks {
             secret_overlap: secret_overlap?,
             keep: keep?,
         })
+    }
+}
+
+impl Trace {
+    fn read(read: &mut Read) -> Option<Self> {
+        let endpoint = if read.is_empty("trace.endpoint") {
+            Some(None)
+        } else {
+            read.parsed("trace.endpoint", |text| Self::parse_endpoint(text).map(Some))
+        };
+        let sample_ratio = read.parsed("trace.sample_ratio", |text| {
+            let ratio = text.parse::<f64>().ok().filter(|ratio| (0.0..=1.0).contains(ratio));
+            ratio.ok_or("use a number from 0 to 1")
+        });
+        let service_name = read.parsed("trace.service_name", |text| {
+            let fits =
+                (1..=100).contains(&text.chars().count()) && !text.contains(char::is_control);
+            if fits { Ok(text.to_owned()) } else { Err("use 1 to 100 characters of text") }
+        });
+        let queue_max = read.number("trace.queue_max", 1..=1_000_000);
+        let timeout = read.millis("trace.timeout_ms", 10..=60_000);
+        Some(Self {
+            endpoint: endpoint?,
+            sample_ratio: sample_ratio?,
+            service_name: service_name?,
+            queue_max: queue_max?,
+            timeout: timeout?,
+        })
+    }
+
+    fn parse_endpoint(text: &str) -> Result<String, &'static str> {
+        if !cfg!(feature = "otel") {
+            return Err("this program was built without traces; build it with the feature otel");
+        }
+        let url: reqwest::Url =
+            text.parse().map_err(|_| "use a URL such as http://127.0.0.1:4318")?;
+        if !["http", "https"].contains(&url.scheme()) || url.query().is_some() {
+            return Err("use http:// or https:// and no query");
+        }
+        if !url.username().is_empty() || url.password().is_some() {
+            return Err("put what it wants of secrets into OTEL_EXPORTER_OTLP_HEADERS");
+        }
+        Ok(format!("{}/v1/traces", text.trim_end_matches('/')))
     }
 }
 
@@ -742,6 +802,22 @@ mod tests {
         ] {
             assert!(text.contains(part), "{part} is not in {text}");
         }
+    }
+
+    #[cfg(feature = "otel")]
+    #[test]
+    fn a_collector_is_named_by_its_address_and_without_secrets() {
+        let endpoint = |text| load(&[("REDEEMER_TRACE__ENDPOINT", text)], None, &[]);
+        let url = |text| endpoint(text).unwrap().trace.endpoint;
+        assert_eq!(url(""), None);
+        assert_eq!(url("http://c:4318").unwrap(), "http://c:4318/v1/traces");
+        assert_eq!(url("https://c/otlp/").unwrap(), "https://c/otlp/v1/traces");
+        for bad in ["c:4318", "ftp://c", "http://u:hush@c", "http://c?a=b", "nonsense"] {
+            let told = endpoint(bad).unwrap_err().to_string();
+            assert!(told.contains("trace.endpoint"), "{told}");
+        }
+        let ratio = load(&[("REDEEMER_TRACE__SAMPLE_RATIO", "1.5")], None, &[]).unwrap_err();
+        assert!(ratio.to_string().contains("from 0 to 1"), "{ratio}");
     }
 
     #[test]

@@ -37,7 +37,16 @@ pub use events::message;
 pub use health::{Check, Readiness};
 pub use metrics::Metrics;
 
-use std::{io, net::TcpListener, rc::Rc, sync::Arc, time::Duration};
+use std::{
+    io,
+    net::TcpListener,
+    rc::Rc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use actix_web::{
     App, HttpServer, Route,
@@ -78,6 +87,8 @@ pub struct State {
     pub feed: Feed,
     /// Turns to be sent events.
     pub streams: Arc<Semaphore>,
+    /// Whether this node is about to stop: it serves as before, and asks everybody to go elsewhere.
+    pub draining: Arc<AtomicBool>,
     /// Answers that go on for ever end with this.
     pub stopping: CancellationToken,
     /// Webhooks.
@@ -113,6 +124,12 @@ pub struct Webhooks {
     pub secret_overlap: Duration,
     /// Rung when there is something new to do.
     pub changed: Arc<Notify>,
+}
+
+impl State {
+    fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Relaxed)
+    }
 }
 
 /// How to listen.

@@ -2,6 +2,8 @@
 
 #![expect(clippy::disallowed_methods, reason = "this is the place")]
 
+use std::sync::atomic::{AtomicI64, Ordering};
+
 use jiff::Timestamp;
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
@@ -142,9 +144,49 @@ pub fn seed() -> u64 {
     u64::from(rand::random::<u32>())
 }
 
-/// Now, by this machine's clock. Never used for a decision: those go by the clock of Redis.
+/// Now, by the clock of the ledger as far as this node knows it, else by this machine's: so all nodes agree on the end of
+/// an API key. What users are told of their redemptions goes by the clock of Redis.
 #[must_use]
 pub fn now() -> Millis {
+    let now = machine_now();
+    let ahead = AHEAD_MS.load(Ordering::Relaxed);
+    if ahead == 0 { now } else { Millis::from_ms(now.as_ms().saturating_add(ahead)).unwrap_or(now) }
+}
+
+/// How far the clock of the ledger is ahead of this machine's, in milliseconds.
+static AHEAD_MS: AtomicI64 = AtomicI64::new(0);
+
+/// A question to the ledger for its time, under way.
+#[derive(Debug)]
+pub struct TimeAsked(Millis);
+
+impl TimeAsked {
+    /// Asked now.
+    #[must_use]
+    pub fn now() -> Self {
+        Self(machine_now())
+    }
+
+    /// The answer: from here on [`now`] goes by it.
+    pub fn answered(self, ledger: Millis) {
+        if let Some(ahead) = ahead_ms(self.0, machine_now(), ledger) {
+            AHEAD_MS.store(ahead, Ordering::Relaxed);
+        }
+    }
+}
+
+/// By how much another clock is ahead of one's own, if the answer came soon enough to tell.
+fn ahead_ms(asked: Millis, answered: Millis, other: Millis) -> Option<i64> {
+    let took = answered.as_ms() - asked.as_ms();
+    if !(0..=1000).contains(&took) {
+        return None;
+    }
+    let ahead = other.as_ms() - asked.as_ms() - took / 2;
+    // What the way there and back explains is no difference; nor is a rounded millisecond.
+    Some(if ahead.abs() <= took / 2 + 1 { 0 } else { ahead })
+}
+
+fn machine_now() -> Millis {
     Timestamp::now().into()
 }
 
@@ -166,6 +208,18 @@ mod tests {
         assert_ne!(first, invite(&namespace, "b", Some(&request)));
         assert_ne!(invite(&namespace, "a", None), invite(&namespace, "a", None));
         assert_eq!(first.to_string().parse::<InviteId>().unwrap(), first);
+    }
+
+    #[test]
+    fn another_clock_is_as_far_ahead_as_the_way_there_and_back_does_not_explain() {
+        let at = |ms| Millis::from_ms(ms).unwrap();
+        let ahead = |asked, answered, other| ahead_ms(at(asked), at(answered), at(other));
+        assert_eq!(ahead(1_000, 1_010, 1_005), Some(0));
+        assert_eq!(ahead(1_000, 1_010, 1_011), Some(0));
+        assert_eq!(ahead(1_000, 1_010, 3_601_005), Some(3_600_000));
+        assert_eq!(ahead(3_601_000, 3_601_010, 1_005), Some(-3_600_000));
+        assert_eq!(ahead(1_000, 2_001, 5_000), None);
+        assert_eq!(ahead(1_000, 999, 5_000), None);
     }
 
     #[test]

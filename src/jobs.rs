@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     gate::Gate,
     ledger::{BatchJob, Ledger, LedgerError},
-    sync::{chain, progress::Progress},
+    sync::{Complaint, progress::Progress},
 };
 
 /// What a node needs to work at jobs.
@@ -38,19 +38,26 @@ pub struct Context {
 
 /// Works at one job after the other until `stop`.
 pub async fn run(context: Context, stop: CancellationToken) {
+    let mut complaint = Complaint::default();
     metrics::counter!("redeemer_batch_codes_total").increment(0);
     let mut steal = context.steal_leases;
     loop {
         match next(&context, steal).await {
-            Ok(None) => steal = false,
+            Ok(None) => {
+                complaint.settle();
+                steal = false;
+            }
             Ok(Some(job)) => {
+                complaint.settle();
                 steal = false;
                 if batches::make(&context, &job, &stop).await {
                     continue;
                 }
             }
             Err(error) => {
-                tracing::warn!(error = chain(&error), "the batches can not be looked after");
+                if let Some(error) = complaint.news(&error) {
+                    tracing::warn!(error, "the batches can not be looked after; trying again");
+                }
             }
         }
         tokio::select! {

@@ -40,3 +40,4 @@ pub mod outcomes;
 pub mod recovery;
 pub mod sync;
 pub mod torture;
+pub mod trace;

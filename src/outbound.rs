@@ -19,6 +19,7 @@ use reqwest::{
 use crate::{
     domain::{Malformed, webhook},
     sync::chain,
+    trace::{self, Span},
 };
 
 /// So much of an answer is read, so that its connection can be used again.
@@ -115,14 +116,36 @@ impl Outbound {
         }
     }
 
-    /// Sends JSON to a receiver.
-    pub async fn post(&self, url: &str, headers: HeaderMap, body: String) -> Called {
+    /// Sends JSON to a receiver, with the `traceparent` of this call if it is traced.
+    pub async fn post(&self, url: &str, mut headers: HeaderMap, body: String) -> Called {
+        let span = Span::call_out("POST");
+        span.set("http.request.method", "POST");
+        if let Some(value) = span.traceparent().and_then(|text| text.parse().ok()) {
+            headers.insert("traceparent", value);
+        }
+        let called = trace::within(&span, self.send(url, headers, body, &span)).await;
+        match &called {
+            Called::Answered(status) => {
+                span.set("http.response.status_code", i64::from(*status));
+                if *status >= 400 {
+                    span.fail("status");
+                }
+            }
+            Called::Failed(_) => span.fail("no answer"),
+        }
+        called
+    }
+
+    async fn send(&self, url: &str, headers: HeaderMap, body: String, span: &Span) -> Called {
         let url = match self.parse(url) {
             Ok(url) => url,
             Err(error) => return Called::Failed(error.0),
         };
         // An address that stands in the URL itself is never resolved.
         let host = url.host_str().unwrap_or_default();
+        // And no `url.full`: it may hold what only the receiver should know.
+        span.set("server.address", host.to_owned());
+        span.set("server.port", i64::from(url.port_or_known_default().unwrap_or_default()));
         if let Some(address) = literal(host)
             && let Err(error) = self.check_address(host, address)
         {

@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     domain::{Millis, Namespace},
     ledger::{Ledger, LedgerError},
-    sync::chain,
+    sync::Complaint,
 };
 
 /// Milliseconds of a minute.
@@ -111,10 +111,16 @@ pub async fn run(
     (every, keep): (Duration, Duration),
     stop: CancellationToken,
 ) {
+    let mut complaint = Complaint::default();
     loop {
         let stopped = stop.run_until_cancelled(tokio::time::sleep(every)).await.is_none();
-        if let Err(error) = outcomes.write(&ledger, &node, keep).await {
-            tracing::warn!(error = chain(&error), "the counts of outcomes are not written");
+        match outcomes.write(&ledger, &node, keep).await {
+            Ok(()) => complaint.settle(),
+            Err(error) => {
+                if let Some(error) = complaint.news(&error) {
+                    tracing::warn!(error, "the counts of outcomes are not written");
+                }
+            }
         }
         if stopped {
             return;

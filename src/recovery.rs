@@ -377,7 +377,9 @@ async fn drain(
                 alive.store(true, Ordering::SeqCst);
             }
             sync::Carried::Overtaken => return Ok(Drained::Overtaken),
-            sync::Carried::Stopped(reason) => return Ok(Drained::Stopped(reason)),
+            sync::Carried::TooNew(reason) | sync::Carried::Stopped(reason) => {
+                return Ok(Drained::Stopped(reason));
+            }
         }
     }
 }

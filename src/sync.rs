@@ -101,6 +101,7 @@ pub async fn run(context: Context, stop: CancellationToken) {
     let leads = metrics::gauge!("redeemer_partitions_led");
     let mut leaders = JoinSet::new();
     let mut led: HashMap<Partition, Led> = HashMap::new();
+    let mut complaint = Complaint::default();
     let mut steal = context.options.steal_leases;
     let mut tick = tokio::time::interval(context.options.lease_ttl / 4);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -121,6 +122,7 @@ pub async fn run(context: Context, stop: CancellationToken) {
         }
         match look_after(&context, &mut led, steal).await {
             Ok(taken) => {
+                complaint.settle();
                 steal = false;
                 for lease in taken {
                     let alive = Arc::new(AtomicBool::new(true));
@@ -136,10 +138,11 @@ pub async fn run(context: Context, stop: CancellationToken) {
                     led.insert(lease.partition, Led { lease, stop, alive });
                 }
             }
-            Err(error) => tracing::warn!(
-                error = chain(&error),
-                "the leases can not be looked after; trying again"
-            ),
+            Err(error) => {
+                if let Some(error) = complaint.news(&error) {
+                    tracing::warn!(error, "the leases can not be looked after; trying again");
+                }
+            }
         }
         #[expect(clippy::cast_precision_loss, reason = "there are at most 256 partitions")]
         leads.set(led.len() as f64);
@@ -256,13 +259,19 @@ impl Leader {
     async fn run(self) -> Partition {
         let partition = self.lease.partition;
         let mut pause = Duration::from_millis(20);
+        let mut complaint = Complaint::default();
         loop {
             match self.lead().await {
                 Ok(Ended::ForGood) => return partition,
-                Ok(Ended::Reopen) => pause = Duration::from_millis(20),
-                Ok(Ended::Stuck) => {}
+                Ok(Ended::Reopen) => {
+                    complaint.settle();
+                    pause = Duration::from_millis(20);
+                }
+                Ok(Ended::Stuck) => complaint.settle(),
                 Err(error) => {
-                    tracing::warn!(%partition, error = chain(&error), "the sync can not go on; trying again");
+                    if let Some(error) = complaint.news(&error) {
+                        tracing::warn!(%partition, error, "the sync can not go on; trying again");
+                    }
                 }
             }
             // While the ledger takes nothing the outbox grows, and that is when somebody looks.
@@ -354,6 +363,12 @@ impl Leader {
                         self.context.progress.passed(Position { partition, cursor });
                     }
                     Carried::Overtaken => return Ok(Ended::ForGood),
+                    Carried::TooNew(reason) => {
+                        tracing::warn!(%partition, reason, "left to a node of a newer version");
+                        ledger.note(&self.lease, Some(&reason)).await?;
+                        ledger.release_lease(&self.lease).await?;
+                        return Ok(Ended::ForGood);
+                    }
                     Carried::Stopped(reason) => {
                         tracing::error!(%partition, reason, "the sync stops; the gate goes on until its outbox is full");
                         ledger.note(&self.lease, Some(&reason)).await?;
@@ -395,6 +410,8 @@ pub(crate) enum Carried {
     Partly(Cursor),
     /// Somebody else leads now.
     Overtaken,
+    /// What comes next was written by a newer version, and only one of those can read it.
+    TooNew(String),
     /// It can not go on without a person.
     Stopped(String),
 }
@@ -441,17 +458,27 @@ pub(crate) async fn carry(
                     Err(error) => return Err(error.into()),
                 }
             }
+            // While nodes are upgraded one by one. As a dead letter it would wait for a person.
+            Err(malformed) if ledger.is_of_next_version().await? => {
+                return Ok(Carried::TooNew(format!(
+                    "a newer version wrote the entry at {}, which this one can not read: {}",
+                    one.cursor,
+                    unquoted(&malformed.0)
+                )));
+            }
             Err(malformed) => malformed.0.clone(),
         };
         // Counted in the ledger, or every new try would give up some more.
         let below = ledger.dead_letters_below(lease.partition, cursor, DEAD_IN_A_ROW_MAX).await?;
         if below + 1 >= DEAD_IN_A_ROW_MAX {
             return Ok(Carried::Stopped(format!(
-                "{DEAD_IN_A_ROW_MAX} entries in a row can not be applied, the last at {}: {reason}",
-                one.cursor
+                "{DEAD_IN_A_ROW_MAX} entries in a row can not be applied, the last at {}: {}",
+                one.cursor,
+                unquoted(&reason)
             )));
         }
-        tracing::error!(partition = %lease.partition, at = %one.cursor, reason, "an entry became a dead letter");
+        let (partition, at) = (lease.partition, one.cursor);
+        tracing::error!(%partition, %at, reason = unquoted(&reason), "an entry became a dead letter");
         metrics::counter!("redeemer_dead_letters_total").increment(1);
         match ledger.append_dead(lease, cursor, one.cursor, &one.text(), &reason).await? {
             Appended::Appended => cursor = one.cursor,
@@ -459,6 +486,54 @@ pub(crate) async fn carry(
         }
     }
     Ok(Carried::Partly(cursor))
+}
+
+/// Text for the log without what it quotes, which may be a code or a user.
+#[must_use]
+pub fn unquoted(text: &str) -> String {
+    let mut told = String::with_capacity(text.len());
+    let mut characters = text.chars();
+    while let Some(character) = characters.next() {
+        told.push(character);
+        if character == '"' {
+            told.push('…');
+            while let Some(inside) = characters.next() {
+                if inside == '"' {
+                    break;
+                }
+                if inside == '\\' {
+                    characters.next();
+                }
+            }
+            told.push('"');
+        }
+    }
+    told
+}
+
+/// What is wrong with something that is tried again and again: told once, and every minute as long as it lasts.
+#[derive(Debug, Default)]
+pub struct Complaint(Option<(String, Instant)>);
+
+impl Complaint {
+    const EVERY: Duration = Duration::from_mins(1);
+
+    /// The error with all its causes, unless that was told less than a minute ago.
+    pub fn news(&mut self, error: &(dyn std::error::Error + 'static)) -> Option<String> {
+        let told = chain(error);
+        let is_known =
+            |(known, at): &(String, Instant)| *known == told && at.elapsed() < Self::EVERY;
+        if self.0.as_ref().is_some_and(is_known) {
+            return None;
+        }
+        self.0 = Some((told.clone(), Instant::now()));
+        Some(told)
+    }
+
+    /// It went well: the next error is news again.
+    pub fn settle(&mut self) {
+        self.0 = None;
+    }
 }
 
 /// An error with all its causes on one line. A cause that says only what was said before is left out.

@@ -19,7 +19,10 @@ use super::{
     reply,
     script::{self, Wait},
 };
-use crate::domain::{Acknowledgement, Answer, Fence, Outcome, Partition, Redemption, Settings};
+use crate::{
+    domain::{Acknowledgement, Answer, Fence, Outcome, Partition, Redemption, Settings},
+    trace::{self, Span},
+};
 
 /// The entrance of a lane.
 pub(super) struct Lane {
@@ -50,6 +53,7 @@ pub(super) struct Job {
     /// Whether an attempt may have run without an answer.
     unknown: bool,
     reply: oneshot::Sender<Result<Reply, GateError>>,
+    span: Span,
 }
 
 impl Lane {
@@ -72,7 +76,10 @@ impl Lane {
         unknown: bool,
     ) -> Result<Reply, GateError> {
         let (reply, answer) = oneshot::channel();
-        let job = Job { request, settings, since: Instant::now(), deadline, unknown, reply };
+        let span = trace::current();
+        span.event("waits in line");
+        let since = Instant::now();
+        let job = Job { request, settings, since, deadline, unknown, reply, span };
         self.queue.try_send(job).map_err(|_| {
             if unknown { GateError::OutcomeUnknown { cause: None } } else { GateError::Overloaded }
         })?;
@@ -233,15 +240,20 @@ impl Runner {
         );
         #[expect(clippy::cast_precision_loss, reason = "a batch has at most 1024 requests")]
         self.batch_sizes.record(jobs.len() as f64);
+        let span = trace::part_of_all("batch", jobs.iter().map(|job| &job.span));
+        span.set("db.operation.batch.size", i64::try_from(jobs.len()).unwrap_or(i64::MAX));
         let start = Instant::now();
-        let sent = match self.wait {
-            None => batch.call.send(&mut lent.connection).await.map(|value| (value, false)),
-            Some(wait) => batch
-                .call
-                .send_and_wait(&mut lent.connection, wait)
-                .await
-                .map(|(value, acknowledged)| (value, acknowledged >= wait.replicas)),
+        let send = async {
+            match self.wait {
+                None => batch.call.send(&mut lent.connection).await.map(|value| (value, false)),
+                Some(wait) => batch
+                    .call
+                    .send_and_wait(&mut lent.connection, wait)
+                    .await
+                    .map(|(value, acknowledged)| (value, acknowledged >= wait.replicas)),
+            }
         };
+        let sent = trace::within(&span, send).await;
         self.call_seconds.record(start.elapsed());
         let (value, replicated) = match sent {
             Ok(sent) => sent,
@@ -264,7 +276,9 @@ impl Runner {
             }
             Err(error) => {
                 // The script has run, so what was decided is not known to anybody until they ask again.
-                tracing::error!(%error, "the reply to a batch can not be read");
+                let error = error.to_string();
+                let error = error.split('"').next().unwrap_or_default();
+                tracing::error!(error, "the reply to a batch can not be read");
                 for job in jobs {
                     job.answer(Err(GateError::OutcomeUnknown { cause: None }));
                 }

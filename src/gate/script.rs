@@ -4,7 +4,7 @@ use std::{sync::LazyLock, time::Duration};
 
 use redis::{ErrorKind, RedisResult, ServerErrorKind, Value, aio::MultiplexedConnection};
 
-use crate::domain::Fence;
+use crate::{domain::Fence, trace};
 
 /// One file under `lua/`.
 pub struct Script {
@@ -127,12 +127,15 @@ impl Call {
     /// Whatever Redis or the connection to it says. A time-out or a lost connection tells nothing about what the
     /// script did.
     pub async fn send(&self, connection: &mut MultiplexedConnection) -> RedisResult<Value> {
-        match self.command("EVALSHA", &self.script.sha1).query_async(connection).await {
-            Err(error) if error.kind() == ErrorKind::Server(ServerErrorKind::NoScript) => {
-                self.command("EVAL", self.script.source).query_async(connection).await
+        trace::around(trace::redis(self.script.name), async {
+            match self.command("EVALSHA", &self.script.sha1).query_async(connection).await {
+                Err(error) if error.kind() == ErrorKind::Server(ServerErrorKind::NoScript) => {
+                    self.command("EVAL", self.script.source).query_async(connection).await
+                }
+                reply => reply,
             }
-            reply => reply,
-        }
+        })
+        .await
     }
 
     /// Sends the call and, right behind it on the same connection, WAIT: on another one it would answer for writes that
@@ -145,12 +148,15 @@ impl Call {
         connection: &mut MultiplexedConnection,
         wait: Wait,
     ) -> RedisResult<(Value, u32)> {
-        match self.pipeline("EVALSHA", &self.script.sha1, wait, connection).await {
-            Err(error) if error.kind() == ErrorKind::Server(ServerErrorKind::NoScript) => {
-                self.pipeline("EVAL", self.script.source, wait, connection).await
+        trace::around(trace::redis(self.script.name), async {
+            match self.pipeline("EVALSHA", &self.script.sha1, wait, connection).await {
+                Err(error) if error.kind() == ErrorKind::Server(ServerErrorKind::NoScript) => {
+                    self.pipeline("EVAL", self.script.source, wait, connection).await
+                }
+                reply => reply,
             }
-            reply => reply,
-        }
+        })
+        .await
     }
 
     async fn pipeline(

@@ -9,6 +9,7 @@ use tokio::sync::Mutex;
 
 use crate::{
     domain::{ApiKey, Millis, Role, Token},
+    ids::TimeAsked,
     ledger::{KeysVersion, Ledger, LedgerError},
 };
 
@@ -43,14 +44,16 @@ impl Keys {
         Self { configured: admins.iter().map(key).collect(), ..Self::default() }
     }
 
-    /// Reads the keys from the ledger, if any was made or revoked since the last time.
+    /// Reads the keys from the ledger, if any was made or revoked since the last time, and goes by its clock.
     ///
     /// # Errors
     /// [`LedgerError`] when they can not be read.
     pub async fn catch_up(&self, ledger: &Ledger) -> Result<(), LedgerError> {
         let mut known = self.version.lock().await;
         // Before the keys: what changes in between is read now, and once more the next time.
-        let version = ledger.keys_version().await?;
+        let asked = TimeAsked::now();
+        let (version, now) = ledger.keys_version().await?;
+        asked.answered(now);
         if *known != Some(version) {
             self.take_over(ledger.keys().await?);
             *known = Some(version);

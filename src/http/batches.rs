@@ -282,7 +282,8 @@ pub(super) async fn codes(
     let case = settings.map(|settings| settings.code_case).unwrap_or_default();
     let mut response = HttpResponse::Ok();
     response.content_type(format.content_type());
-    let download = Download { state, batch, case, format, place: Place::Start };
+    let request_id = scope.caller.1;
+    let download = Download { state, request_id, batch, case, format, place: Place::Start };
     // A page at a time, whatever the batch's size. Where one can not be read the connection is cut, so that nobody takes
     // a part for the whole.
     Ok(response.streaming(stream::try_unfold(download, Download::next)))
@@ -291,6 +292,7 @@ pub(super) async fn codes(
 /// A download under way.
 struct Download {
     state: web::Data<State>,
+    request_id: String,
     batch: Batch,
     case: CodeCase,
     format: Format,
@@ -316,7 +318,8 @@ impl Download {
         let ledger = &self.state.ledger;
         let page = ledger.invites(namespace, &filter, now, after.as_ref(), PAGE).await;
         let page = page.map_err(|error: LedgerError| {
-            tracing::warn!(error = crate::sync::chain(&error), "a download was cut");
+            let (request_id, cause) = (&self.request_id, crate::sync::chain(&error));
+            tracing::warn!(request_id, cause, "a download was cut");
             std::io::Error::other(error)
         })?;
         let bytes = match self.format {

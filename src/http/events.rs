@@ -191,7 +191,8 @@ impl Stream {
             let events = match events {
                 Ok(events) => events,
                 Err(error) => {
-                    tracing::warn!(error = chain(&error), "a stream of events was cut");
+                    let (request_id, cause) = (&self.scope.caller.1, chain(&error));
+                    tracing::warn!(request_id, cause, "a stream of events was cut");
                     return Ok(None);
                 }
             };

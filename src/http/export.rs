@@ -24,7 +24,6 @@ use super::{
 use crate::{
     domain::{Cursor, Durability, InviteId, Malformed, Namespace},
     ledger::{InviteFilter, LedgerError, MemberFilter, RedemptionFilter},
-    sync::chain,
 };
 
 /// Rows that are read from the ledger at once.
@@ -86,6 +85,7 @@ impl Place {
 /// A download under way.
 struct Download {
     state: web::Data<State>,
+    request_id: String,
     namespace: Namespace,
     format: Format,
     /// Whether cells that a spreadsheet would take for formulas are quoted.
@@ -162,6 +162,7 @@ async fn start(
     }
     let download = Download {
         state,
+        request_id: scope.caller.1,
         namespace: scope.namespace,
         format,
         for_spreadsheet: for_spreadsheet.value().unwrap_or_default(),
@@ -189,7 +190,8 @@ impl Download {
     async fn next(mut self) -> Result<Option<(web::Bytes, Self)>, io::Error> {
         let place = std::mem::replace(&mut self.place, Place::End);
         let Some(rows) = self.page(place).await.map_err(|error| {
-            tracing::warn!(error = error.to_string(), "a download was cut");
+            let request_id = &self.request_id;
+            tracing::warn!(request_id, cause = error.cause(), "a download was cut");
             io::Error::other(error.to_string())
         })?
         else {
@@ -209,10 +211,7 @@ impl Download {
     async fn page(&mut self, place: Place) -> Result<Option<Vec<Value>>, Problem> {
         let ledger = &self.state.ledger;
         let broken = |error: serde_json::Error| Problem::internal("writing a row", &error);
-        let unread = |error: LedgerError| {
-            tracing::warn!(error = chain(&error), "a page can not be read");
-            Problem::from(error)
-        };
+        let unread = |error: LedgerError| Problem::from(error);
         Ok(Some(match place {
             Place::End => return Ok(None),
             Place::Redemptions(before) => {

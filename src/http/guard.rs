@@ -17,7 +17,7 @@ use actix_web::{
     dev::{Payload, ServiceRequest, ServiceResponse},
     error::InternalError,
     http::{
-        Method, StatusCode,
+        ConnectionType, Method, StatusCode,
         header::{self, HeaderMap, HeaderName, HeaderValue},
     },
     middleware::Next,
@@ -33,7 +33,11 @@ use super::{
     problem::{Code, Problem},
     scope::Caller,
 };
-use crate::domain::RequestId;
+use crate::{
+    domain::RequestId,
+    sync::unquoted,
+    trace::{self, Span},
+};
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
@@ -63,6 +67,10 @@ struct Head {
     idempotency_key: Option<RequestId>,
     /// Who asks.
     key_id: Option<String>,
+    /// What is traced of it.
+    span: Span,
+    /// Whether its connection should not be used again.
+    is_last: bool,
 }
 
 /// Guards the endpoints of one path.
@@ -79,16 +87,23 @@ pub(super) async fn guard(
         endpoint: None,
         idempotency_key: None,
         key_id: None,
+        span: Span::default(),
+        is_last: false,
     };
     let Some(state) = request.app_data::<web::Data<State>>().cloned() else {
         return Err(Problem::unexpected("the state of the service is missing").into());
     };
+    head.is_last = state.is_draining();
     if let Err(problem) = let_in(&state, &here, &request, &mut head) {
         let response = head.refuse(&problem);
         return Ok(request.into_response(response));
     }
+    // Only now: strangers have nothing traced.
+    head.begin_span(request.headers());
+    let span = head.span.clone();
     // Body and answer have a limit of their own each; this is for what is stuck in between.
-    let answer = match tokio::time::timeout(state.request_timeout * 2, next.call(request)).await {
+    let answer = trace::within(&span, next.call(request));
+    let answer = match tokio::time::timeout(state.request_timeout * 2, answer).await {
         Ok(answer) => answer?,
         Err(_) => {
             let problem = if matches!(head.method, Method::GET | Method::HEAD) {
@@ -104,6 +119,8 @@ pub(super) async fn guard(
             return Err(InternalError::from_response(problem, response).into());
         }
     };
+    // It may have begun to stop meanwhile.
+    head.is_last = state.is_draining();
     let (request, response) = answer.into_parts();
     let response = match response.error() {
         Some(error) => {
@@ -230,6 +247,33 @@ fn problem_of(error: &Error) -> Problem {
 }
 
 impl Head {
+    fn begin_span(&mut self, headers: &HeaderMap) {
+        let Some(endpoint) = self.endpoint.filter(|endpoint| endpoint.role.is_some()) else {
+            return;
+        };
+        let header = |name: &str| headers.get(name)?.to_str().ok();
+        let span = Span::server(endpoint.method_text, endpoint.path, header);
+        if span.is_recording() {
+            span.set("http.request.method", endpoint.method_text);
+            span.set("http.route", endpoint.path);
+            span.set("redeemer.request_id", self.request_id.clone());
+        }
+        self.span = span;
+    }
+
+    fn end_span(&self, status: StatusCode, problem: Option<&Problem>) {
+        let span = &self.span;
+        span.set("http.response.status_code", i64::from(status.as_u16()));
+        if let Some(problem) = problem {
+            let code = problem.code.as_str();
+            span.set("redeemer.problem", code);
+            // A refusal is an answer like any other.
+            if status.is_server_error() {
+                span.fail(code);
+            }
+        }
+    }
+
     fn refuse(&self, problem: &Problem) -> HttpResponse {
         #[cfg(debug_assertions)]
         if let Some(endpoint) = self.endpoint
@@ -254,6 +298,9 @@ impl Head {
 
     /// Adds what every answer has, writes the log line and counts.
     fn finish(&self, mut response: HttpResponse, problem: Option<&Problem>) -> HttpResponse {
+        if self.is_last {
+            response.head_mut().set_connection_type(ConnectionType::Close);
+        }
         let headers = response.headers_mut();
         let mut set = |name: HeaderName, value: &str| {
             if let Ok(value) = HeaderValue::from_str(value) {
@@ -267,6 +314,7 @@ impl Head {
             set(IDEMPOTENCY_KEY, key.as_str());
         }
         self.log(response.status(), problem);
+        self.end_span(response.status(), problem);
         response
     }
 
@@ -283,7 +331,7 @@ impl Head {
         match problem {
             Some(problem) if status == 500 => tracing::error!(
                 request_id, %method, route, status, key, micros,
-                code = problem.code.as_str(), cause = problem.cause(), "request"
+                code = problem.code.as_str(), cause = problem.cause().map(unquoted), "request"
             ),
             // One line a second tells as much as thousands, which would take from those who can be served.
             Some(problem) if problem.code == Code::Overloaded && route == REDEMPTIONS => {

@@ -71,7 +71,11 @@ pub(super) async fn ready(
         _ => Err(Malformed("verbose is true or false".to_owned())),
     });
     query.parameters.finish()?;
-    let readiness = state.readiness.borrow().clone();
+    let mut readiness = state.readiness.borrow().clone();
+    if state.is_draining() {
+        let detail = Some("this node is stopping".to_owned());
+        readiness.checks.push(Check { name: "stopping", required: true, ok: false, detail });
+    }
     let mut response =
         if readiness.is_ready() { HttpResponse::Ok() } else { HttpResponse::ServiceUnavailable() };
     let ready = readiness.is_ready();

@@ -32,7 +32,7 @@ use crate::{
         import_invites::{ImportInvites, Imported, ImportedInvite, InviteImport},
         import_members::{ImportMembers, MemberImport},
     },
-    sync::chain,
+    sync::{chain, unquoted},
 };
 
 /// Lines of one call of the gate.
@@ -334,7 +334,8 @@ impl Import {
                 }
                 Ok(Imported::Overloaded) => "the ledger is too far behind".to_owned(),
                 Err(error @ GateError::Unexpected { .. }) => {
-                    tracing::error!(error = chain(&error), "an import can not go on");
+                    let (request_id, cause) = (&self.scope.caller.1, unquoted(&chain(&error)));
+                    tracing::error!(request_id, cause, "an import can not go on");
                     self.stopped = Some("the gate holds something unexpected".to_owned());
                     return Vec::new();
                 }

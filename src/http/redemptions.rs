@@ -33,6 +33,7 @@ use crate::{
         show_reservation::ShowReservation,
     },
     ledger::{RedemptionFilter, RedemptionRecord},
+    trace::{self, Span},
 };
 
 /// A redemption as clients see it.
@@ -231,7 +232,18 @@ pub(super) async fn spend(
     state: &State,
     question: Redeem,
     settings: &Settings,
+    asked: Asked,
+) -> Result<HttpResponse, Problem> {
+    let span = trace::part("redeem");
+    trace::within(&span, decided(state, question, settings, asked, &span)).await
+}
+
+async fn decided(
+    state: &State,
+    question: Redeem,
+    settings: &Settings,
     Asked { durability, deadline }: Asked,
+    span: &Span,
 ) -> Result<HttpResponse, Problem> {
     // A request may ask for more than its namespace promises, never for less.
     let level = durability.unwrap_or_default().max(settings.durability);
@@ -249,6 +261,7 @@ pub(super) async fn spend(
         (state.gate.redeem(question).await?, false)
     };
     if let Some(word) = outcome_word(&answer.outcome) {
+        span.set("redeemer.outcome", word);
         state.outcomes.count(&namespace, word, crate::ids::now());
     }
     // The rules may have changed while it waited, and a grant is decided by the newest. What is known must not wait for
@@ -268,8 +281,13 @@ pub(super) async fn spend(
     match level {
         Durability::Replicated if !replicated => return Err(not_reached(NOT_REPLICATED)),
         Durability::Gate | Durability::Replicated => {}
-        Durability::Ledger => wait_for_ledger(state, redemption, deadline).await?,
+        Durability::Ledger => {
+            span.event("waits for the ledger");
+            wait_for_ledger(state, redemption, deadline).await?;
+            span.event("the ledger has it");
+        }
     }
+    span.set("redeemer.durability", level.as_str());
     for header in rate_headers(&answer.rates) {
         response.insert_header(header);
     }

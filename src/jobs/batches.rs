@@ -18,7 +18,7 @@ use crate::{
         create_batch::{BatchCreated, CreateBatch, INVITES_MAX},
     },
     ledger::{BatchEnd, BatchJob, LedgerError},
-    sync::chain,
+    sync::{chain, unquoted},
 };
 
 /// How many codes the gate may be ahead of the ledger: what is redeemed meanwhile waits behind them for the ledger.
@@ -44,7 +44,7 @@ pub(super) async fn make(context: &Context, job: &BatchJob, stop: &CancellationT
     let end = match maker.run(stop).await {
         Ok(end) => end,
         Err(Trouble::Failed(reason)) => {
-            tracing::error!(batch = %id, reason, "a batch has failed");
+            tracing::error!(batch = %id, reason = unquoted(&reason), "a batch has failed");
             BatchEnd::Failed(reason)
         }
         Err(Trouble::LeaseLost) => return true,

@@ -23,7 +23,7 @@ use crate::{
     gate::Gate,
     ledger::{Attempt, Ledger, LedgerError, WebhookJob},
     outbound::{Called, Outbound},
-    sync::chain,
+    sync::{Complaint, chain},
 };
 
 /// Webhooks that a node takes in one go.
@@ -94,11 +94,13 @@ pub async fn run(context: Context, stop: CancellationToken) {
     let mut served: HashMap<WebhookId, Served> = HashMap::new();
     let mut running = JoinSet::new();
     let mut count = 0_u64;
+    let mut complaint = Complaint::default();
     let mut forgot = Instant::now();
     let calls = Arc::new(Semaphore::new(context.options.calls_max));
     loop {
         match look_after(&context, &mut served, steal).await {
             Ok(taken) => {
+                complaint.settle();
                 steal = false;
                 for job in taken {
                     count += 1;
@@ -123,7 +125,9 @@ pub async fn run(context: Context, stop: CancellationToken) {
                 }
             }
             Err(error) => {
-                tracing::warn!(error = chain(&error), "the webhooks can not be looked after");
+                if let Some(error) = complaint.news(&error) {
+                    tracing::warn!(error, "the webhooks can not be looked after; trying again");
+                }
             }
         }
         if forgot.elapsed() >= FORGET {
@@ -214,12 +218,15 @@ struct Server {
 impl Server {
     /// Serves the webhook until it is another's, disabled or gone.
     async fn run(self) {
+        let mut complaint = Complaint::default();
         loop {
             match self.serve().await {
                 Ok(()) => return,
                 Err(error) => {
-                    let webhook = self.job.webhook.id;
-                    tracing::warn!(%webhook, error = chain(&error), "a webhook can not be served; trying again");
+                    if let Some(error) = complaint.news(&error) {
+                        let webhook = self.job.webhook.id;
+                        tracing::warn!(%webhook, error, "a webhook can not be served; trying again");
+                    }
                 }
             }
             tokio::time::sleep(PAUSE).await;

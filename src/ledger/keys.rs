@@ -47,16 +47,20 @@ impl Ledger {
         tx.commit().await.map_err(&failed)
     }
 
-    /// What changes with the keys.
+    /// What changes with the keys, and the time by the clock of the database, which says when one ends.
     ///
     /// # Errors
     /// [`LedgerError`] when it can not be read.
-    pub async fn keys_version(&self) -> Result<KeysVersion, LedgerError> {
-        let row = sql("SELECT COUNT(*) AS made, COUNT(revoked_at) AS revoked FROM api_keys")
-            .fetch_one(&self.reader)
-            .await
-            .map_err(LedgerError::of("looking for changes of the API keys"))?;
-        Ok(KeysVersion { made: row.number("made")?, revoked: row.number("revoked")? })
+    pub async fn keys_version(&self) -> Result<(KeysVersion, Millis), LedgerError> {
+        let now = self.dialect.now_ms();
+        let row = sql(format!(
+            "SELECT COUNT(*) AS made, COUNT(revoked_at) AS revoked, {now} AS now FROM api_keys"
+        ))
+        .fetch_one(&self.reader)
+        .await
+        .map_err(LedgerError::of("looking for changes of the API keys"))?;
+        let version = KeysVersion { made: row.number("made")?, revoked: row.number("revoked")? };
+        Ok((version, row.time("now")?))
     }
 
     /// Every key, revoked ones too, the oldest first.

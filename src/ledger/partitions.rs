@@ -308,6 +308,18 @@ impl Ledger {
         Ok(())
     }
 
+    /// Whether a node of the next version has used it: what that one writes, this one may not understand.
+    ///
+    /// # Errors
+    /// [`LedgerError`] when it can not be read.
+    pub async fn is_of_next_version(&self) -> Result<bool, LedgerError> {
+        let row = sql("SELECT schema FROM deployment")
+            .fetch_one(&self.reader)
+            .await
+            .map_err(LedgerError::of("reading the schema"))?;
+        Ok(row.number("schema")? > SCHEMA)
+    }
+
     /// Closes a partition for recovery; returns the epoch that is to be opened: the next one, and higher than `above`.
     /// The cursor stays.
     ///

@@ -14,6 +14,7 @@ use sqlx::{
 use uuid::Uuid;
 
 use super::LedgerError;
+use crate::trace;
 
 /// Rows of one statement that SQLite is given. More would save little, and each number of rows is a statement of its own
 /// to prepare and keep.
@@ -168,7 +169,12 @@ impl Query {
 
     /// Runs it; returns how many rows it changed.
     pub(super) async fn execute(self, on: impl Into<On<'_>>) -> Result<u64, Error> {
-        Ok(match on.into() {
+        let on = on.into();
+        trace::around(trace::sql(on.system(), &self.text), self.run_on(on)).await
+    }
+
+    async fn run_on(self, on: On<'_>) -> Result<u64, Error> {
+        Ok(match on {
             On::Sqlite(pool) => self.for_sqlite().execute(pool).await?.rows_affected(),
             On::SqliteTx(tx) => self.for_sqlite().execute(&mut **tx).await?.rows_affected(),
             On::Postgres(pool, limit) => {
@@ -182,7 +188,12 @@ impl Query {
 
     /// Runs it; returns all rows.
     pub(super) async fn fetch_all(self, on: impl Into<On<'_>>) -> Result<Vec<Row>, Error> {
-        Ok(match on.into() {
+        let on = on.into();
+        trace::around(trace::sql(on.system(), &self.text), self.fetch_from(on)).await
+    }
+
+    async fn fetch_from(self, on: On<'_>) -> Result<Vec<Row>, Error> {
+        Ok(match on {
             On::Sqlite(pool) => wrap(self.for_sqlite().fetch_all(pool).await?, Row::Sqlite),
             On::SqliteTx(tx) => wrap(self.for_sqlite().fetch_all(&mut **tx).await?, Row::Sqlite),
             On::Postgres(pool, limit) => {
@@ -309,6 +320,16 @@ pub(super) enum On<'a> {
     SqliteTx(&'a mut Transaction<'static, Sqlite>),
     Postgres(&'a PgPool, Duration),
     PostgresTx(&'a mut Transaction<'static, Postgres>, Duration),
+}
+
+impl On<'_> {
+    /// What OpenTelemetry calls the database. Source: its semantic conventions, `db.system.name`.
+    fn system(&self) -> &'static str {
+        match self {
+            Self::Sqlite(_) | Self::SqliteTx(_) => "sqlite",
+            Self::Postgres(..) | Self::PostgresTx(..) => "postgresql",
+        }
+    }
 }
 
 impl<'a> From<&'a Pool> for On<'a> {

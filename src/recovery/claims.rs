@@ -32,7 +32,7 @@ use crate::{
         PartitionState, WaitingClaim,
         rows::{Rows, UsesRow},
     },
-    sync::{Context, chain, plan},
+    sync::{Complaint, Context, chain, plan, unquoted},
 };
 
 /// How often the ledger is asked what is open, if Redis does not disagree before.
@@ -82,24 +82,35 @@ impl Node {
 
     async fn watch(&self, too_late: UnboundedSender<Acknowledgement>) {
         let mut beaten: Option<Instant> = None;
+        let (mut unsaid, mut unasked) = (Complaint::default(), Complaint::default());
         let mut confirmed = HashMap::new();
         loop {
             if beaten.is_none_or(|at| at.elapsed() >= self.ttl / 4) {
                 match self.ledger.beat(&self.id, self.ttl, self.is_alone).await {
-                    Ok(()) => beaten = Some(Instant::now()),
+                    Ok(()) => {
+                        unsaid.settle();
+                        beaten = Some(Instant::now());
+                    }
                     Err(error) => {
-                        tracing::warn!(
-                            error = chain(&error),
-                            "the ledger can not be told that this node is alive"
-                        );
+                        if let Some(error) = unsaid.news(&error) {
+                            tracing::warn!(
+                                error,
+                                "the ledger can not be told that this node is alive; trying again"
+                            );
+                        }
                     }
                 }
             }
-            if let Err(error) = self.look(&mut confirmed, &too_late).await {
-                tracing::warn!(
-                    error = chain(&error),
-                    "the ledger can not be asked what is open; trying again"
-                );
+            match self.look(&mut confirmed, &too_late).await {
+                Ok(()) => unasked.settle(),
+                Err(error) => {
+                    if let Some(error) = unasked.news(&error) {
+                        tracing::warn!(
+                            error,
+                            "the ledger can not be asked what is open; trying again"
+                        );
+                    }
+                }
             }
             tokio::time::sleep(AT_MOST_EVERY).await;
             drop(tokio::time::timeout(EVERY, self.gate.doubted()).await);
@@ -197,6 +208,7 @@ impl Node {
         match self.ledger.record_loss(&self.id, told, reason).await {
             Ok(()) => {
                 metrics::counter!("redeemer_lost_acknowledgements_total").increment(1);
+                let reason = unquoted(reason);
                 tracing::error!(%redemption, reason, "somebody was told of a redemption that is lost");
                 true
             }
@@ -312,7 +324,8 @@ pub(super) async fn collect(
             Applied::Overtaken => return Ok(Collected::Overtaken),
             Applied::Refused(reason) => {
                 metrics::counter!("redeemer_lost_acknowledgements_total").increment(1);
-                tracing::error!(redemption = %id, reason, "somebody was told of a redemption that is lost");
+                let told = unquoted(&reason);
+                tracing::error!(redemption = %id, reason = told, "somebody was told of a redemption that is lost");
                 if ledger.lose_claim(lease, id, &reason).await?.is_err() {
                     return Ok(Collected::Overtaken);
                 }

@@ -12,7 +12,7 @@ use std::{
 
 use tokio::sync::{Notify, watch};
 
-use super::chain;
+use super::Complaint;
 use crate::{
     domain::{Cursor, Partition, Position},
     ledger::Ledger,
@@ -184,6 +184,7 @@ impl Progress {
 
 /// Asks the ledger how far it is, while somebody waits or listens; for ever.
 pub async fn look(progress: Progress, ledger: Ledger) {
+    let mut complaint = Complaint::default();
     loop {
         if !progress.is_awaited() {
             let begins = progress.inner.awaited.notified();
@@ -195,12 +196,15 @@ pub async fn look(progress: Progress, ledger: Ledger) {
         }
         match ledger.partitions().await {
             Ok(rows) => {
+                complaint.settle();
                 for row in rows {
                     progress.passed(Position { partition: row.partition, cursor: row.cursor });
                 }
             }
             Err(error) => {
-                tracing::warn!(error = chain(&error), "the ledger can not be asked how far it is");
+                if let Some(error) = complaint.news(&error) {
+                    tracing::warn!(error, "the ledger can not be asked how far it is");
+                }
             }
         }
         tokio::time::sleep(LOOK).await;

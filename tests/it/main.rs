@@ -32,6 +32,7 @@ mod input;
 mod leaders;
 mod ledger;
 mod model;
+mod nodes;
 mod openapi;
 mod race;
 mod race_conditions;
@@ -43,4 +44,6 @@ mod support;
 mod tidy;
 mod tls;
 mod torture;
+#[cfg(feature = "otel")]
+mod traces;
 mod webhooks;

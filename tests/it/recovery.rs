@@ -407,6 +407,43 @@ async fn one_bad_entry_is_put_aside_and_several_in_a_row_stop_the_sync() {
     syncing.await.unwrap();
 }
 
+/// While nodes are upgraded one by one, an older one may lead.
+#[tokio::test]
+async fn an_entry_that_a_newer_version_wrote_is_left_to_a_newer_node() {
+    let it = Deployment::start().await;
+    let mut sql = Sql::connect(&it.bench.ledger_url()).await;
+    sql.execute("UPDATE deployment SET schema = schema + 1").await;
+    it.grant(0..2).await;
+    poison(&it.bench).await;
+    it.grant(2..4).await;
+    let stop = tokio_util::sync::CancellationToken::new();
+    sql.execute("UPDATE partitions SET lease_owner = NULL, lease_expires_at = 0").await;
+    let syncing =
+        tokio::spawn(sync::run(it.bench.context(Duration::from_millis(500)), stop.clone()));
+    let tokens = "SELECT lease_token FROM partitions";
+    let first = sql.number(tokens).await;
+    eventually("it lets go of the lease again and again, for one who can read it", async || {
+        sql.number(tokens).await > first + 2
+    })
+    .await;
+    let reason = it.bench.ledger.partition(Partition(0)).await.unwrap().reason.unwrap();
+    assert!(reason.contains("a newer version wrote the entry at 1-"), "{reason}");
+    // What came before is there; nothing was thrown away or put aside, and users are served.
+    assert_eq!(it.redemptions_in_ledger().await, 2);
+    assert_eq!(it.bench.ledger.dead_letters(Partition(0)).await.unwrap(), 0);
+    let outbox = it.bench.gate.keys().outbox(Partition(0));
+    assert!(it.bench.redis.run::<u64>(&["XLEN", &outbox]).await >= 3);
+    it.grant(4..5).await;
+    // As a version that knows the schema, and still not the entry.
+    sql.execute("UPDATE deployment SET schema = schema - 1").await;
+    eventually("all that can be read is in the ledger", async || {
+        it.redemptions_in_ledger().await == 5
+    })
+    .await;
+    stop.cancel();
+    syncing.await.unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_rebuild_that_takes_longer_than_a_lease_comes_to_its_end() {
     const USERS: u32 = 20_000;

@@ -1,6 +1,8 @@
 //! Real servers for the tests: each test starts its own, on a socket or a free port, and leaves nothing behind.
 
 pub mod bench;
+pub mod haproxy;
+pub mod history;
 pub mod input;
 pub mod ledger;
 pub mod node;
@@ -9,7 +11,10 @@ pub mod proxy;
 pub mod receiver;
 pub mod redis;
 
-use std::time::Duration;
+use std::{
+    sync::atomic::{AtomicU16, Ordering},
+    time::Duration,
+};
 
 use tokio::time::Instant;
 
@@ -43,6 +48,20 @@ pub async fn until_some<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>)
         }
         assert!(Instant::now() < until, "waited in vain until {what}");
         tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// A port for one who leaves it and comes back: the system gives it to nobody who asks for any. (It gives those from 32768
+/// on. Source: Linux, ip-sysctl, `ip_local_port_range`.)
+pub fn lasting_port() -> u16 {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    // Test programs that run at the same time begin at different places.
+    let from = (std::process::id() % 64) as u16 * 256;
+    loop {
+        let port = 12_000 + (from + NEXT.fetch_add(1, Ordering::Relaxed)) % 16_384;
+        if std::net::TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
     }
 }
 

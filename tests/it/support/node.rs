@@ -21,6 +21,9 @@ use super::{
 /// The admin key of every test's service.
 pub const ADMIN_KEY: &str = "rdm_aaaaaaaaaaaaaaaa_bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb";
 
+/// Where it listens; nothing means anywhere.
+pub const BIND: &str = "REDEEMER_HTTP__BIND";
+
 /// What a node shares with others, and the settings that differ from the defaults.
 #[derive(Clone, Default)]
 pub struct Settings {
@@ -106,10 +109,12 @@ impl Node {
 
     fn start_in(directory: Directory, settings: &Settings) -> Self {
         let mut command = command(directory.path(), settings);
+        if !settings.env.iter().any(|(name, _)| *name == BIND) {
+            command.env(BIND, "127.0.0.1:0");
+        }
         let log = File::create(directory.path().join("node.log")).unwrap();
         let mut child = command
             .arg("serve")
-            .env("REDEEMER_HTTP__BIND", "127.0.0.1:0")
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(log)

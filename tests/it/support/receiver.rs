@@ -1,4 +1,4 @@
-//! A receiver of webhooks that can be told what to answer.
+//! A receiver of webhooks, or of spans, that can be told what to answer.
 
 use std::{
     collections::BTreeMap,
@@ -26,8 +26,10 @@ pub enum Answer {
 /// What it was sent.
 #[derive(Debug, Clone)]
 pub struct Message {
+    pub path: String,
     pub headers: BTreeMap<String, String>,
     pub text: String,
+    pub bytes: Vec<u8>,
 }
 
 impl Message {
@@ -111,8 +113,10 @@ async fn read(connection: &mut TcpStream) -> Option<Message> {
                 .collect();
             let length: usize = headers["content-length"].parse().unwrap();
             if bytes.len() >= head + length {
-                let text = String::from_utf8(bytes[head..].to_vec()).unwrap();
-                return Some(Message { headers, text });
+                let path = request.path.unwrap().to_owned();
+                let bytes = bytes[head..].to_vec();
+                let text = String::from_utf8_lossy(&bytes).into_owned();
+                return Some(Message { path, headers, text, bytes });
             }
         }
         let mut more = [0; 4096];
