@@ -9,9 +9,8 @@ use std::{
 };
 
 use futures_util::future::join_all;
-use jiff::Timestamp;
 use redeemer::{
-    domain::InviteId,
+    domain::{InviteId, Millis},
     torture::history::{History, Operation, Outcome, Told},
 };
 use reqwest::Method;
@@ -110,7 +109,9 @@ impl Three {
             stop.store(true, Ordering::Relaxed);
         });
         let mut history = History::default();
-        told.into_iter().for_each(|one| history.extend(one));
+        for one in told {
+            history.extend(one);
+        }
         self.until_synced().await;
         (history, outcome(&self.nodes[0], started).await)
     }
@@ -200,8 +201,11 @@ async fn nodes_are_restarted_one_after_the_other_and_every_request_gets_its_answ
     // Nobody has repeated anything, and a balancer that has done so for them would say `replayed`.
     assert_eq!(counts.keys().collect::<Vec<_>>(), ["Exhausted", "granted"], "{counts:?}");
     assert_lawful(&history, &outcome);
-    let mut waits: Vec<_> =
-        history.operations.iter().map(|one| (one.returned - one.invoked).as_millis()).collect();
+    let mut waits: Vec<_> = history
+        .operations
+        .iter()
+        .map(|one| one.returned.saturating_sub(one.invoked).as_millis())
+        .collect();
     waits.sort_unstable();
     // What `make rolling` shows.
     eprintln!(
@@ -349,7 +353,7 @@ fn other_clock() -> String {
 #[tokio::test(flavor = "multi_thread")]
 async fn clocks_that_differ_by_hours_change_nothing() {
     const NAMESPACE: &str = "/v1/namespaces/default";
-    let now = Timestamp::now();
+    let from = redeemer::ids::now();
     let mut it = Three::start_with(|number| {
         let clock = |offset: &str| {
             vec![
@@ -383,7 +387,7 @@ async fn clocks_that_differ_by_hours_change_nothing() {
     assert_lawful(&with_what_the_balancer_asked(&history), &outcome);
 
     // Windows, deadlines and the ends of keys are the same for all.
-    let at = |minutes: i64| (now + jiff::SignedDuration::from_mins(minutes)).to_string();
+    let at = |minutes: i64| Millis::from_ms(from.as_ms() + minutes * 60_000).unwrap().to_string();
     let windows = [
         ("PAST", at(-120), at(-30), "invite_expired"),
         ("OPEN", at(-30), at(30), "OPEN"),
@@ -423,7 +427,7 @@ async fn clocks_that_differ_by_hours_change_nothing() {
     }
 
     let times = it.sql.texts("SELECT CAST(redeemed_at AS TEXT) FROM redemptions").await;
-    let (from, to) = (now.as_millisecond(), Timestamp::now().as_millisecond());
+    let (from, to) = (from.as_ms(), redeemer::ids::now().as_ms());
     let of_the_gate = |time: &String| (from..=to).contains(&time.parse().unwrap());
     assert!(times.iter().all(of_the_gate), "a node's clock was asked");
 }
