@@ -16,10 +16,11 @@
 -- ARGV[6] write      1 to write something in any case, so that a WAIT behind this call has something to wait for
 -- ARGV[7] namespaces their count
 -- ARGV[8] kinds      their count
--- ARGV[9..] the name of each namespace; then for each kind 7 values: mode (redeem, validate or reserve), namespace (its
+-- ARGV[9..] the name of each namespace; then for each kind 8 values: mode (redeem, validate or reserve), namespace (its
 --           place in the list, from 1), the revision of its settings known to the caller, code, e-mail domain, actor,
 --           and the numbers of the policies that limit it (1 user, 2 ip, 3 code, 4 namespace, 5 guess) as one text of
---           digits; then for each of at most 1024 requests 6 values: kind (its place in the list, from 1), request id,
+--           digits, and 1 if a shard's own word that there is no use or no such code is not the last one: the answer is
+--           then `dry`; then for each of at most 1024 requests 6 values: kind (its place in the list, from 1), request id,
 --           redemption id, user, metadata, and what it wants of reservations: to reserve, how long in ms; to redeem, the
 --           deadline of the user's own that is to be spent, or empty to spend one where there is one
 -- replies   {'fenced'} or {'done', now, {invite and group of each kind}, one reply per request...}, each of which is
@@ -28,6 +29,7 @@
 --   {'held', deadline, 1 if it was held before, else 0, rates...}
 --   {'allowed', rates...}
 --   {'refused', reason, detail, detail, rates...}
+--   {'dry', reason, invite id or ''}   not_found or exhausted as far as this shard knows; nothing was decided
 --   {'settings_changed'}   the caller knew older rules; nothing was decided
 --   {'failed', message}    the keys of this request hold something that they should not; nothing was decided
 --   remaining is empty without a limit; invite and group of a kind are empty where nothing was granted or held
@@ -97,9 +99,9 @@ for place = 1, tonumber(ARGV[8]) do
   kinds[place] = {
     mode = ARGV[next_arg], space = spaces[tonumber(ARGV[next_arg + 1])], revision = ARGV[next_arg + 2],
     code = ARGV[next_arg + 3], email_domain = ARGV[next_arg + 4], actor = ARGV[next_arg + 5], policies = policies,
-    invite = KEYS[next_key], held = KEYS[next_key + 1]
+    is_patient = ARGV[next_arg + 7] == '1', invite = KEYS[next_key], held = KEYS[next_key + 1]
   }
-  next_key, next_arg = next_key + 2, next_arg + 7
+  next_key, next_arg = next_key + 2, next_arg + 8
 end
 
 -- Numbers that come again and again, as most do in a batch, are written out once.
@@ -585,6 +587,10 @@ local function decide(a, k)
   if not reason then reason, detail, more = refusal_of_membership(rule, invite, member) end
   if not reason and named and not is_named then reason = 'reservation_expired' end
   if not reason then reason, detail, more = refusal_of_uses(kind, rule, invite, held, own, member, user) end
+  -- Other shards may know more.
+  if kind.is_patient and (reason == 'not_found' or reason == 'exhausted') then
+    return {'dry', reason, invite and invite.id or ''}
+  end
   if rules.coarse and FOLDED[reason] then reason, detail, more = 'invalid', nil, nil end
 
   -- 7. Nothing above changes a table that others read; nothing below refuses.

@@ -37,6 +37,7 @@ use crate::{
     outbound::Outbound,
     outcomes::{self, Outcomes},
     recovery::claims,
+    spread::Spread,
     sync::{
         self, SyncOptions, chain,
         progress::{self, Progress},
@@ -288,6 +289,7 @@ fn new_namespace(config: &Config) -> Rules {
         rate_code: limits.code,
         rate_namespace: limits.namespace,
         rate_guess: limits.guess,
+        spread: 1,
     }
 }
 
@@ -334,6 +336,7 @@ impl App {
         let audits = Arc::new(Semaphore::new(1));
         let ordered = Arc::new(Notify::new());
         let feed = Feed::new(ledger.clone(), progress.clone());
+        let spread = Spread::new(gate.clone(), ledger.clone(), progress.clone());
         let outcomes = Arc::new(Outcomes::default());
         let webhooks_changed = Arc::new(Notify::new());
         let stop_front = CancellationToken::new();
@@ -350,6 +353,7 @@ impl App {
                 changed: webhooks_changed.clone(),
             },
             ordered: ordered.clone(),
+            spread: spread.clone(),
             progress: progress.clone(),
             audits: audits.clone(),
             gate: gate.clone(),

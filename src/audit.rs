@@ -228,7 +228,7 @@ fn compared(what: Option<&Named>, mut held: Held, now: Millis) -> Held {
             held.remove("last_change");
         }
         Some(Named::Member(..)) => return without_replaced_joinings(held),
-        Some(Named::Campaigns(_) | Named::InviteId) | None => {}
+        Some(Named::Campaigns(_) | Named::InviteId | Named::Moves(..)) | None => {}
     }
     held
 }
@@ -282,6 +282,11 @@ async fn expected(
                     for entry in contents::of_invite(keys, invite, *holds_code) {
                         put(entry);
                     }
+                }
+            }
+            Page::Moves(rows) => {
+                for moves in &rows {
+                    put(contents::of_moves(keys, moves));
                 }
             }
             Page::Campaigns(rows) => {

@@ -67,6 +67,7 @@ use crate::{
     ledger::Ledger,
     outbound::Outbound,
     outcomes::Outcomes,
+    spread::Spread,
     sync::progress::Progress,
 };
 
@@ -77,6 +78,8 @@ pub struct State {
     pub gate: Gate,
     /// SQL.
     pub ledger: Ledger,
+    /// Namespaces that lie in several partitions.
+    pub spread: Spread,
     /// How far the ledger is.
     pub progress: Progress,
     /// Turns to compare gate and ledger, which reads all of a partition.

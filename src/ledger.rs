@@ -25,6 +25,7 @@ mod postgres;
 mod read;
 pub mod rows;
 mod snapshot;
+mod spread;
 mod sql;
 mod sqlite;
 mod take;

@@ -81,6 +81,8 @@ pub struct CreateInvite {
     pub email_domains: Vec<EmailDomain>,
     /// The application's own JSON object, as text.
     pub metadata: Option<String>,
+    /// In a namespace that is spread, the ended invite of the code that was seen to have no use left in any shard.
+    pub exhausted: Option<InviteId>,
     /// Who does it: the id of an API key.
     pub actor: String,
 }
@@ -334,6 +336,8 @@ pub enum Deleted {
         /// How many are held.
         held: u64,
     },
+    /// Some of its uses are in another shard of the namespace.
+    UsesElsewhere,
     /// Somebody else changed it meanwhile.
     PreconditionFailed {
         /// What it is now.
@@ -560,6 +564,7 @@ pub struct Rules {
     pub rate_code: Option<Quota>,
     pub rate_namespace: Option<Quota>,
     pub rate_guess: Option<Quota>,
+    pub spread: u16,
 }
 
 /// What to change of the rules; an outer `None` leaves a rule as it is, an inner one switches a limit off.

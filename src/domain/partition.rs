@@ -104,6 +104,17 @@ pub struct Fence {
     pub epoch: u64,
 }
 
+/// CRC-16/XMODEM, which Redis Cluster uses for its slots, and this program wherever names are spread evenly.
+/// Source: Redis Cluster specification, appendix A.
+#[must_use]
+pub fn crc16(bytes: &[u8]) -> u16 {
+    bytes.iter().fold(0, |crc, &byte| {
+        (0..8).fold(crc ^ (u16::from(byte) << 8), |crc, _| {
+            if crc & 0x8000 == 0 { crc << 1 } else { (crc << 1) ^ 0x1021 }
+        })
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

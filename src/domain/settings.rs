@@ -96,6 +96,8 @@ pub struct Settings {
     pub rate_namespace: Option<Quota>,
     /// Misses per address, else user, else API key.
     pub rate_guess: Option<Quota>,
+    /// Over how many partitions its users are spread; 1 means that it lies in one.
+    pub spread: u16,
     /// Counts changes, from 1.
     pub revision: u64,
     /// When the namespace was made, by the clock of Redis.

@@ -122,7 +122,7 @@ impl Inspect {
             None,
             outbox_max,
             false,
-            &[(&request, &*settings)],
+            &[(&request, &*settings).into()],
         );
         let (keys, args) = batch.call.into_words();
         Ok(Some(DryRun { keys, args }))

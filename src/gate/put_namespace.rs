@@ -84,6 +84,7 @@ impl Rules {
             ("rate_code", quota(self.rate_code)),
             ("rate_namespace", quota(self.rate_namespace)),
             ("rate_guess", quota(self.rate_guess)),
+            ("spread", if self.spread > 1 { self.spread.to_string() } else { String::new() }),
         ]
     }
 }

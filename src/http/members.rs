@@ -28,7 +28,7 @@ use crate::{
 #[derive(Serialize, ToSchema)]
 #[schema(as = Member)]
 pub(super) struct View<'a> {
-    namespace: &'a Namespace,
+    namespace: Namespace,
     user: &'a UserId,
     group: &'a Group,
     /// The redemption that made the user a member; null for one who joined another way.
@@ -43,6 +43,7 @@ pub(super) struct View<'a> {
 impl<'a> View<'a> {
     pub(super) fn new(member: &'a Member, stale: bool) -> Self {
         let Member { namespace, user, group, redemption, joined_at } = member;
+        let namespace = namespace.whole();
         Self { namespace, user, group, redemption: *redemption, joined_at: *joined_at, stale }
     }
 }
@@ -82,6 +83,15 @@ async fn memberships(
     namespace: &Namespace,
     user: &UserId,
 ) -> Result<(Vec<Member>, bool), Problem> {
+    let shard = match state.spread.shard_of(namespace, user).await {
+        Ok(shard) => shard,
+        Err(error @ GateError::Unexpected { .. }) => return Err(error.into()),
+        Err(_) => {
+            let settings = state.ledger.namespace(namespace).await?;
+            namespace.shard_of(user, settings.map_or(1, |settings| settings.spread))
+        }
+    };
+    let namespace = &shard;
     let question = ShowMember { namespace: namespace.clone(), user: user.clone() };
     match question.run(&state.gate).await {
         Ok(members) => Ok((members, false)),
@@ -130,7 +140,8 @@ pub(super) async fn join(
     let (user, group) = named(&path.1, Some(&path.2))?;
     let Some(group) = group else { return Err(missing()) };
     let actor = scope.caller.actor();
-    match (Join { namespace: scope.namespace, user, group, actor }).run(&state.gate).await? {
+    let namespace = state.spread.shard_of(&scope.namespace, &user).await?;
+    match (Join { namespace, user, group, actor }).run(&state.gate).await? {
         Joined::Joined(member) => Ok(HttpResponse::Created().json(View::new(&member, false))),
         Joined::Already(member) => Ok(HttpResponse::Ok().json(View::new(&member, false))),
         Joined::AlreadyMember { group, redemption } => {
@@ -165,7 +176,8 @@ async fn left(
     group: Option<Group>,
 ) -> Result<HttpResponse, Problem> {
     let actor = scope.caller.actor();
-    match (Leave { namespace: scope.namespace, user, group, actor }).run(&state.gate).await? {
+    let namespace = state.spread.shard_of(&scope.namespace, &user).await?;
+    match (Leave { namespace, user, group, actor }).run(&state.gate).await? {
         Left::Left(_) => Ok(HttpResponse::NoContent().finish()),
         Left::NotMember => Err(missing()),
         Left::NamespaceNotFound => Err(namespace_missing()),

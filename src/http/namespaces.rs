@@ -42,6 +42,9 @@ struct View<'a> {
     durability: &'static str,
     #[schema(value_type = ErrorDetail)]
     error_detail: &'static str,
+    /// Over how many partitions the users are spread.
+    #[schema(minimum = 1, maximum = 256)]
+    spread: u16,
     #[schema(required, value_type = Option<Quota>)]
     rate_user: Option<String>,
     #[schema(required, value_type = Option<Quota>)]
@@ -71,6 +74,7 @@ impl<'a> View<'a> {
         Self {
             name,
             membership: settings.membership.as_str(),
+            spread: settings.spread,
             code_case: settings.code_case.as_str(),
             code_check: settings.code_check,
             durability: settings.durability.as_str(),
@@ -113,6 +117,9 @@ pub(super) async fn put(
             value.as_bool().ok_or_else(|| "must be true or false".to_owned())
         })
         .value();
+    let partitions = state.gate.keys().partitions().count() as u64;
+    let spread = body.count("spread", partitions).value();
+    let spread = spread.and_then(|spread| u16::try_from(spread).ok());
     let durability = durability(&state, &mut body).unwrap_or(new.durability);
     let error_detail =
         body.optional("error_detail", ErrorDetail::parse).value().unwrap_or(new.error_detail);
@@ -120,13 +127,13 @@ pub(super) async fn put(
     body.finish()?;
     // What is fixed and left out stays as it is.
     let question = ShowNamespace { namespace: scope.namespace.clone() };
-    let fixed = match (membership, code_case, code_check) {
-        (Some(membership), Some(code_case), Some(code_check)) => {
-            (membership, code_case, code_check)
+    let fixed = match (membership, code_case, code_check, spread) {
+        (Some(membership), Some(code_case), Some(code_check), Some(spread)) => {
+            (membership, code_case, code_check, spread)
         }
         _ => match question.run(&state.gate).await? {
-            Some((known, _)) => (known.membership, known.code_case, known.code_check),
-            None => (new.membership, new.code_case, new.code_check),
+            Some((known, _)) => (known.membership, known.code_case, known.code_check, known.spread),
+            None => (new.membership, new.code_case, new.code_check, new.spread),
         },
     };
     let rules = Rules {
@@ -140,6 +147,7 @@ pub(super) async fn put(
         rate_code: code.unwrap_or(new.rate_code),
         rate_namespace: namespace.unwrap_or(new.rate_namespace),
         rate_guess: guess.unwrap_or(new.rate_guess),
+        spread: spread.unwrap_or(fixed.3),
     };
     run(&state, scope, &http, Action::Put(rules)).await
 }
@@ -150,7 +158,7 @@ pub(super) async fn patch(
     http: HttpRequest,
     mut body: Body,
 ) -> Result<HttpResponse, Problem> {
-    let fixed = ["membership", "code_case", "code_check"];
+    let fixed = ["membership", "code_case", "code_check", "spread"];
     body.refuse(&fixed, "can not be changed once a namespace is made");
     body.refuse_null(&["durability", "error_detail"]);
     let durability = durability(&state, &mut body);
@@ -191,7 +199,12 @@ async fn run(
         expected_revision: if_match(http)?,
         actor: scope.caller.actor(),
     };
-    let (mut response, settings) = match put.run(&state.gate).await? {
+    let answer = put.run(&state.gate).await?;
+    if let NamespacePut::Created { settings, .. } | NamespacePut::Changed { settings, .. } = &answer
+    {
+        state.spread.share_settings(&put.namespace, settings).await?;
+    }
+    let (mut response, settings) = match answer {
         NamespacePut::Changed { .. } if archives => return Ok(HttpResponse::NoContent().finish()),
         NamespacePut::Created { settings, .. } => (HttpResponse::Created(), settings),
         NamespacePut::Changed { settings, .. } => (HttpResponse::Ok(), settings),
@@ -212,6 +225,7 @@ async fn run(
                 differs("code_case", rules.code_case.as_str(), settings.code_case.as_str());
                 let word = |check| if check { "true" } else { "false" };
                 differs("code_check", word(rules.code_check), word(settings.code_check));
+                differs("spread", &rules.spread.to_string(), &settings.spread.to_string());
             }
             return Err(body.problem());
         }

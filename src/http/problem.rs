@@ -15,6 +15,7 @@ use crate::{
     domain::{RateStatus, Refusal},
     gate::GateError,
     ledger::LedgerError,
+    spread::SpreadError,
 };
 
 /// Declares every code once, with its status, whether repeating the request can help, and its title.
@@ -435,6 +436,21 @@ impl From<GateError> for Problem {
             }
         };
         problem.caused_by(&error)
+    }
+}
+
+impl From<SpreadError> for Problem {
+    fn from(error: SpreadError) -> Self {
+        match error {
+            SpreadError::Gate(error) => error.into(),
+            SpreadError::Ledger(error) => error.into(),
+            SpreadError::TooLate => Self::new(
+                Code::Overloaded,
+                "The uses that are left lie in other partitions and could not be brought here in time. Nothing was \
+                 spent; try again soon.",
+            )
+            .caused_by(&error),
+        }
     }
 }
 

@@ -41,7 +41,7 @@ use crate::{
 #[schema(as = Redemption)]
 pub(super) struct View<'a> {
     id: RedemptionId,
-    namespace: &'a Namespace,
+    namespace: Namespace,
     invite: InviteId,
     code: &'a InviteCode,
     group: &'a Group,
@@ -78,8 +78,8 @@ impl<'a> View<'a> {
         let Redemption { id, namespace, invite, code, group, user, .. } = redemption;
         Self {
             id: *id,
-            namespace,
-            invite: *invite,
+            namespace: namespace.whole(),
+            invite: invite.of_whole(namespace),
             code,
             group,
             user,
@@ -221,8 +221,8 @@ async fn deadline_of(
     user: &UserId,
     id: ReservationId,
 ) -> Result<Millis, Problem> {
-    let question =
-        ShowReservation { namespace: namespace.clone(), code: code.clone(), user: user.clone() };
+    let namespace = state.spread.shard_of(namespace, user).await?;
+    let question = ShowReservation { namespace, code: code.clone(), user: user.clone() };
     let live = question.run(&state.gate).await?.filter(|live| live.id == id);
     Ok(live.map(|live| live.until).unwrap_or_default())
 }
@@ -255,11 +255,8 @@ async fn decided(
              gate.replicas.",
         ));
     }
-    let (answer, replicated) = if level == Durability::Replicated {
-        state.gate.redeem_replicated(question).await?
-    } else {
-        (state.gate.redeem(question).await?, false)
-    };
+    let replicated = level == Durability::Replicated;
+    let (answer, replicated) = state.spread.redeem(question, replicated, deadline).await?;
     if let Some(word) = outcome_word(&answer.outcome) {
         span.set("redeemer.outcome", word);
         state.outcomes.count(&namespace, word, crate::ids::now());
@@ -292,8 +289,7 @@ async fn decided(
         response.insert_header(header);
     }
     if !replayed {
-        let location =
-            format!("/v1/namespaces/{}/redemptions/{}", redemption.namespace, redemption.id);
+        let location = format!("/v1/namespaces/{namespace}/redemptions/{}", redemption.id);
         response.insert_header((header::LOCATION, location));
     }
     Ok(response.json(View::new(redemption, replayed, level)))
@@ -312,13 +308,15 @@ async fn find(
     if let Some(record) = state.ledger.redemption(namespace, id).await? {
         return Ok((record, Durability::Ledger));
     }
-    if let Some(found) = outbox::find_redemption(&state.gate, namespace, id).await? {
-        let Found { redemption, metadata } = found;
-        let record =
-            RedemptionRecord { redemption, metadata, rolled_back_at: None, rollback_reason: None };
-        return Ok((record, Durability::Gate));
+    for shard in state.spread.shards(namespace).await? {
+        if let Some(found) = outbox::find_redemption(&state.gate, &shard, id).await? {
+            let Found { redemption, metadata } = found;
+            let (rolled_back_at, rollback_reason) = (None, None);
+            let record = RedemptionRecord { redemption, metadata, rolled_back_at, rollback_reason };
+            return Ok((record, Durability::Gate));
+        }
+        gate_is_whole(state, &shard).await?;
     }
-    gate_is_whole(state, namespace).await?;
     // It may have gone across, and out of the outbox, between the two looks.
     let record = state.ledger.redemption(namespace, id).await?.ok_or_else(missing)?;
     Ok((record, Durability::Ledger))

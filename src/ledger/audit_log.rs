@@ -223,7 +223,7 @@ fn line(
         by: By { actor: row.text("actor")?, request_id },
         actor_name: row.maybe_text("actor_name")?,
         action: row.text("action")?,
-        namespace: row.maybe_parsed("namespace", Namespace::parse)?,
+        namespace: row.maybe_parsed("namespace", Namespace::stored)?,
         subject: row.text("subject")?,
     })
 }

@@ -109,7 +109,7 @@ fn changed(row: &Row) -> Result<Event, LedgerError> {
             action: row.text("action")?,
             subject: row.text("subject")?,
             actor: row.text("actor")?,
-            namespace: row.parsed("namespace", Namespace::parse)?,
+            namespace: row.parsed("namespace", Namespace::stored)?,
             at: row.time("at")?,
         },
     })

@@ -106,8 +106,12 @@ pub struct NamespacePage {
     pub next: Option<String>,
 }
 
+/// Of the namespace `$2`, or of one of its shards. No name has a character that LIKE takes for something else.
+const WITHIN: &str = "(namespace = $2 OR namespace LIKE $2 || '+%')";
+
 /// How many uses of an invite are held at `$2`.
-const HELD: &str = "(SELECT COUNT(*) FROM reservations WHERE reservations.invite = invites.id
+pub(super) const HELD: &str =
+    "(SELECT COUNT(*) FROM reservations WHERE reservations.invite = invites.id
      AND reservations.state = 'held' AND reservations.held_until > $2) AS held";
 
 fn shown(row: &Row, now: Millis) -> Result<Shown, LedgerError> {
@@ -115,7 +119,7 @@ fn shown(row: &Row, now: Millis) -> Result<Shown, LedgerError> {
 }
 
 impl Ledger {
-    /// One redemption.
+    /// One redemption, in whichever shard of the namespace it is.
     ///
     /// # Errors
     /// [`LedgerError`] when it can not be read.
@@ -124,13 +128,12 @@ impl Ledger {
         namespace: &Namespace,
         id: RedemptionId,
     ) -> Result<Option<RedemptionRecord>, LedgerError> {
-        let row =
-            sql(format!("SELECT {REDEMPTION} FROM redemptions WHERE id = $1 AND namespace = $2"))
-                .bind(id.0)
-                .bind(namespace.as_str())
-                .fetch_optional(&self.reader)
-                .await
-                .map_err(LedgerError::of("reading a redemption"))?;
+        let row = sql(format!("SELECT {REDEMPTION} FROM redemptions WHERE id = $1 AND {WITHIN}"))
+            .bind(id.0)
+            .bind(namespace.as_str())
+            .fetch_optional(&self.reader)
+            .await
+            .map_err(LedgerError::of("reading a redemption"))?;
         row.map(|row| record(&row)).transpose()
     }
 
@@ -340,7 +343,7 @@ impl Ledger {
         limit: u32,
     ) -> Result<NamespacePage, LedgerError> {
         let rows = sql(format!(
-            "SELECT {NAMESPACE} FROM namespaces WHERE name > $1 ORDER BY name LIMIT $2"
+            "SELECT {NAMESPACE} FROM namespaces WHERE name > $1 AND name NOT LIKE '%+%' ORDER BY name LIMIT $2"
         ))
         .bind(after.unwrap_or_default())
         .bind(limit + 1)
@@ -349,7 +352,7 @@ impl Ledger {
         .map_err(LedgerError::of("listing namespaces"))?;
         let mut rows = rows
             .iter()
-            .map(|row| Ok((row.parsed("name", Namespace::parse)?, row.settings()?)))
+            .map(|row| Ok((row.parsed("name", Namespace::stored)?, row.settings()?)))
             .collect::<Result<Vec<_>, LedgerError>>()?;
         let more = cut(&mut rows, limit);
         let next = rows.last().filter(|_| more).map(|(name, _)| name.to_string());

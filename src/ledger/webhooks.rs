@@ -666,7 +666,7 @@ fn webhook(row: &Row) -> Result<Webhook, LedgerError> {
     };
     Ok(Webhook {
         id: WebhookId(row.id("id")?),
-        namespace: row.parsed("namespace", Namespace::parse)?,
+        namespace: row.parsed("namespace", Namespace::stored)?,
         url: row.text("url")?,
         event_types: row.maybe_parsed("event_types", types)?.unwrap_or_default(),
         disabled: row.get("disabled")?,

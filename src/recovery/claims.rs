@@ -29,8 +29,7 @@ use crate::{
     },
     ledger::{
         Appended, Claim, Claimed, Deployment, Lease, Ledger, LedgerError, PartitionRow,
-        PartitionState, WaitingClaim,
-        rows::{Rows, UsesRow},
+        PartitionState, WaitingClaim, rows::Rows,
     },
     sync::{Complaint, Context, chain, plan, unquoted},
 };
@@ -393,7 +392,8 @@ fn rows(claims: &[WaitingClaim], epoch: u64) -> Option<Rows> {
     let mut rows = plan::plan(&entries);
     for row in &mut rows.uses {
         let (uses, granted) = spent.get(&row.invite).copied()?;
-        *row = UsesRow { invite: row.invite, uses, granted, cursor: Cursor { epoch, seq: 0 } };
+        row.spent = Some((uses, granted));
+        row.cursor = Cursor { epoch, seq: 0 };
     }
     Some(rows)
 }
@@ -433,11 +433,10 @@ mod tests {
         let counts = Some((10, 12));
         let rows = rows(&[waiting(6, 11, counts), waiting(7, 12, counts)], 5).unwrap();
         assert_eq!(rows.redemptions.len(), 2);
-        let uses: Vec<_> =
-            rows.uses.iter().map(|row| (row.uses, row.granted, row.cursor)).collect();
-        assert_eq!(uses, [(12, 12, Cursor { epoch: 5, seq: 0 })]);
+        let uses: Vec<_> = rows.uses.iter().map(|row| (row.spent, row.cursor)).collect();
+        assert_eq!(uses, [(Some((12, 12)), Cursor { epoch: 5, seq: 0 })]);
         let later = super::rows(&[waiting(13, 20, counts)], 5).unwrap();
-        assert_eq!((later.uses[0].uses, later.uses[0].granted), (11, 13));
+        assert_eq!(later.uses[0].spent, Some((11, 13)));
     }
 
     #[test]

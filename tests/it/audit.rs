@@ -52,6 +52,7 @@ impl Audited {
             user: None,
             email_domains: Vec::new(),
             metadata: Some("{\"a\":1}".to_owned()),
+            exhausted: None,
             actor: "test".to_owned(),
         };
         create.run(&bench.gate).await.unwrap();

@@ -560,6 +560,7 @@ async fn step(world: &mut World<'_>, op: &Op) {
                     Vec::new()
                 },
                 metadata: (*number == 1).then(|| "{\"a\":1}".to_owned()),
+                exhausted: None,
                 actor,
             };
             let (said, meant) =
