@@ -27,6 +27,7 @@ pub mod redemption;
 pub mod reservation;
 pub mod settings;
 pub mod time;
+pub mod user_token;
 pub mod webhook;
 
 pub use api_key::{ApiKey, Role, Token};
@@ -46,4 +47,5 @@ pub use redemption::{Acknowledgement, Answer, Outcome, Redemption, Refusal};
 pub use reservation::Reservation;
 pub use settings::{Durability, ErrorDetail, Settings};
 pub use time::Millis;
+pub use user_token::UserToken;
 pub use webhook::{Delivery, DeliveryState, Webhook};
