@@ -28,6 +28,7 @@ pub mod reservation;
 pub mod settings;
 pub mod spread;
 pub mod time;
+pub mod user_token;
 pub mod webhook;
 
 pub use api_key::{ApiKey, Role, Token};
@@ -48,4 +49,5 @@ pub use reservation::Reservation;
 pub use settings::{Durability, ErrorDetail, Settings};
 pub use spread::Given;
 pub use time::Millis;
+pub use user_token::UserToken;
 pub use webhook::{Delivery, DeliveryState, Webhook};

@@ -15,6 +15,7 @@ mod export;
 mod guard;
 mod health;
 mod import;
+mod invite_page;
 mod invites;
 mod keys;
 mod manual;
@@ -35,6 +36,7 @@ mod webhooks;
 pub use auth::Keys;
 pub use events::message;
 pub use health::{Check, Readiness};
+pub use invite_page::PageOptions;
 pub use metrics::Metrics;
 
 use std::{
@@ -96,6 +98,8 @@ pub struct State {
     pub stopping: CancellationToken,
     /// Webhooks.
     pub webhooks: Webhooks,
+    /// The page for people.
+    pub page: Arc<PageOptions>,
     /// Who may ask.
     pub keys: Arc<Keys>,
     /// Whether this node should be sent requests.
@@ -178,6 +182,17 @@ impl Endpoint {
         !["/metrics", CODES, EVENTS, DOCS, DOCS_FILE].contains(&self.path)
             && !self.path.contains("/export/")
             && !self.path.contains("/import/")
+            && !self.is_for_people()
+    }
+
+    /// Whether a client names its requests. People's are named by their tokens.
+    fn has_idempotency_key(&self) -> bool {
+        self.method == Method::POST && !self.is_for_people()
+    }
+
+    /// Whether its answers are pages for people, refusals too.
+    fn is_for_people(&self) -> bool {
+        self.path.starts_with("/i/")
     }
 }
 
@@ -275,6 +290,9 @@ pub(crate) static ENDPOINTS: &[Endpoint] = &[
     endpoint!(GET "/openapi.json", None, manual::document),
     endpoint!(GET DOCS, None, manual::page),
     endpoint!(GET DOCS_FILE, None, manual::file),
+    endpoint!(GET invite_page::STYLE_PATH, None, invite_page::style),
+    endpoint!(GET invite_page::PATH, None, invite_page::show),
+    endpoint!(POST invite_page::PATH, None, invite_page::redeem),
 ];
 
 /// Method, path and needed role of every operation; no role means that no key is needed.

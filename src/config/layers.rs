@@ -57,7 +57,7 @@ pub struct Setting {
 }
 
 /// Keys whose values are secret.
-const SECRETS: [&str; 1] = ["auth.admin_key"];
+const SECRETS: [&str; 3] = ["auth.admin_key", "page.token_secret", "page.token_secret_previous"];
 /// Keys whose values are URLs that may hold a password.
 const URLS: [&str; 2] = ["redis.url", "ledger.url"];
 /// Variables without the prefix that other programs use too.

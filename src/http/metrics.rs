@@ -45,6 +45,10 @@ pub const DESCRIBED: &[(&str, &str)] = &[
     ),
     ("redeemer_claims_total", "redemptions that Redis had lost and nodes brought back"),
     (
+        "redeemer_trace_spans_total",
+        "by result: sent, failed (the collector did not take them) or dropped (trace.queue_max were waiting)",
+    ),
+    (
         "redeemer_claims_given_up_total",
         "grants that a node keeps no more, since the ledger is far behind",
     ),

@@ -20,8 +20,8 @@ use super::{
 use crate::{
     domain::{
         Code as InviteCode, Cursor, Durability, EmailDomain, Group, InviteId, Malformed, Millis,
-        Namespace, Outcome, Partition, Position, Redemption, RedemptionId, Refusal, ReservationId,
-        Settings, UserId, command::REASON_BYTES_MAX,
+        Namespace, Outcome, Partition, Position, RateStatus, Redemption, RedemptionId, Refusal,
+        ReservationId, Settings, UserId, command::REASON_BYTES_MAX,
     },
     gate::{
         GateError,
@@ -227,6 +227,16 @@ async fn deadline_of(
     Ok(live.map(|live| live.until).unwrap_or_default())
 }
 
+/// A use that was spent, now or before.
+pub(super) struct Spent {
+    redemption: Redemption,
+    /// Whether this user had spent it before.
+    pub(super) replayed: bool,
+    /// The level that holds.
+    reached: Durability,
+    rates: Vec<RateStatus>,
+}
+
 /// Spends a use, and answers once what was asked of the answer holds.
 pub(super) async fn spend(
     state: &State,
@@ -234,6 +244,27 @@ pub(super) async fn spend(
     settings: &Settings,
     asked: Asked,
 ) -> Result<HttpResponse, Problem> {
+    let Spent { redemption, replayed, reached, rates } =
+        decide(state, question, settings, asked).await?;
+    let mut response = if replayed { HttpResponse::Ok() } else { HttpResponse::Created() };
+    for header in rate_headers(&rates) {
+        response.insert_header(header);
+    }
+    if !replayed {
+        let namespace = redemption.namespace.whole();
+        let location = format!("/v1/namespaces/{namespace}/redemptions/{}", redemption.id);
+        response.insert_header((header::LOCATION, location));
+    }
+    Ok(response.json(View::new(&redemption, replayed, reached)))
+}
+
+/// Spends a use, and is done once what was asked of the answer holds.
+pub(super) async fn decide(
+    state: &State,
+    question: Redeem,
+    settings: &Settings,
+    asked: Asked,
+) -> Result<Spent, Problem> {
     let span = trace::part("redeem");
     trace::within(&span, decided(state, question, settings, asked, &span)).await
 }
@@ -244,7 +275,7 @@ async fn decided(
     settings: &Settings,
     Asked { durability, deadline }: Asked,
     span: &Span,
-) -> Result<HttpResponse, Problem> {
+) -> Result<Spent, Problem> {
     // A request may ask for more than its namespace promises, never for less.
     let level = durability.unwrap_or_default().max(settings.durability);
     let namespace = question.namespace.clone();
@@ -265,11 +296,11 @@ async fn decided(
     // Redis again.
     let newest = state.gate.known_settings(&namespace);
     let level = level.max(newest.map_or(level, |settings| settings.durability));
-    let (mut response, redemption, replayed) = match &answer.outcome {
-        Outcome::Granted(redemption) => (HttpResponse::Created(), redemption, false),
-        Outcome::Replayed(redemption) => (HttpResponse::Ok(), redemption, true),
+    let (redemption, replayed) = match answer.outcome {
+        Outcome::Granted(redemption) => (redemption, false),
+        Outcome::Replayed(redemption) => (redemption, true),
         Outcome::Refused(refusal) => {
-            return Err(Problem::from(refusal.clone()).with_rates(answer.rates));
+            return Err(Problem::from(refusal).with_rates(answer.rates));
         }
         Outcome::Allowed | Outcome::Held { .. } => {
             return Err(Problem::unexpected("a redemption was answered like something else"));
@@ -280,19 +311,12 @@ async fn decided(
         Durability::Gate | Durability::Replicated => {}
         Durability::Ledger => {
             span.event("waits for the ledger");
-            wait_for_ledger(state, redemption, deadline).await?;
+            wait_for_ledger(state, &redemption, deadline).await?;
             span.event("the ledger has it");
         }
     }
     span.set("redeemer.durability", level.as_str());
-    for header in rate_headers(&answer.rates) {
-        response.insert_header(header);
-    }
-    if !replayed {
-        let location = format!("/v1/namespaces/{namespace}/redemptions/{}", redemption.id);
-        response.insert_header((header::LOCATION, location));
-    }
-    Ok(response.json(View::new(redemption, replayed, level)))
+    Ok(Spent { redemption, replayed, reached: level, rates: answer.rates })
 }
 
 fn missing() -> Problem {

@@ -34,6 +34,7 @@ mod ledger;
 mod model;
 mod nodes;
 mod openapi;
+mod page;
 mod race;
 mod race_conditions;
 mod recovery;
