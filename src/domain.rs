@@ -26,6 +26,7 @@ pub mod rate_limit;
 pub mod redemption;
 pub mod reservation;
 pub mod settings;
+pub mod spread;
 pub mod time;
 pub mod webhook;
 
