@@ -385,6 +385,7 @@ impl App {
         let node = claims::Node {
             gate: gate.clone(),
             ledger: ledger.clone(),
+            spread: spread.clone(),
             deployment: deployment.clone(),
             id: id.clone(),
             ttl: config.sync.lease_ttl,
@@ -455,6 +456,10 @@ impl App {
         front.spawn(
             "the webhooks",
             infallible(jobs::webhooks::run(webhooks_context, stop_front.clone())),
+        );
+        front.spawn(
+            "the copies in shards",
+            infallible(jobs::copies::run(ledger.clone(), spread, stop_front.clone())),
         );
         let mut syncing = Tasks::default();
         syncing.spawn("the sync", infallible(sync::run(sync_context, stop_sync.clone())));

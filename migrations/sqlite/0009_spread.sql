@@ -19,3 +19,4 @@ CREATE TABLE moves (
     PRIMARY KEY (whole, own, participant)
 ) STRICT;
 CREATE INDEX moves_partition ON moves (partition, invite);
+CREATE INDEX invites_changed ON invites (namespace, updated_at) WHERE total IS NOT NULL;
