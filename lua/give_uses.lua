@@ -15,6 +15,7 @@
 -- ARGV[8] taker    the participant that is to get them
 -- ARGV[9] known    how much of what was given to it the taker has got
 -- ARGV[10] divisor what is free is divided by it, rounded up; 0 to give nothing and only look
+-- ARGV[11] 1 at the home: an invite that was made before the namespace was spread gets its total
 -- replies   {'fenced'} | {'absent'}
 --           | {'part', epoch, revision, max_uses, total or '', uses, granted, uses that are held, sum of their deadlines,
 --              first of their deadlines or '', fields of moves}
@@ -50,12 +51,20 @@ local function record(...)
   return position
 end
 -- End of the head.
+-- Without limit, where uses move between shards.
+local UNLIMITED = '4503599627370496'
 local key = KEYS[4]
 for i = 3, 4 do
   if redis.call('HGET', KEYS[i], 'id') == ARGV[7] then key = KEYS[i] break end
 end
 local invite = redis.call('HMGET', key, 'id', 'max_uses', 'total', 'uses', 'granted', 'code', 'revision')
 if invite[1] ~= ARGV[7] then return {'absent'} end
+-- One that was made before its namespace was spread.
+local is_old = ARGV[11] == '1' and not invite[3]
+if is_old then
+  invite[2] = invite[2] or UNLIMITED
+  invite[3] = invite[2]
+end
 local max_uses, uses = tonumber(invite[2]), tonumber(invite[4])
 -- What has lost its code has lost what was held of it.
 local held = key == KEYS[3] and redis.call('ZRANGEBYSCORE', KEYS[5], '(' .. at, '+inf', 'WITHSCORES') or {}
@@ -66,6 +75,11 @@ local given = moved and tonumber(string.match(moved, '^%d+')) or 0
 local free, amount = max_uses - uses - #held / 2, 0
 if tonumber(ARGV[10]) > 0 and given == tonumber(ARGV[9]) and free > 0 then amount = math.ceil(free / ARGV[10]) end
 -- Nothing above writes; nothing below refuses.
+if is_old then
+  redis.call('HSET', key, 'max_uses', invite[2], 'total', invite[3])
+  local holds_code = key == KEYS[3] and '1' or '0'
+  record('invite_copied', ARGV[5], ARGV[6], 'holds_code', holds_code, unpack(redis.call('HGETALL', key)))
+end
 if amount > 0 then
   max_uses, given = max_uses - amount, given + amount
   local position = record('uses_given', ARGV[5], ARGV[6], 'invite', ARGV[7], 'code', invite[6], 'participant', ARGV[8],

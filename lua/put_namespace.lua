@@ -67,7 +67,8 @@ end
 local removed = {}
 for i = 10, #ARGV, 2 do
   local name, value = ARGV[i], ARGV[i + 1]
-  local fixed = name == 'membership' or name == 'code_case' or name == 'code_check' or name == 'spread'
+  local fixed = name == 'membership' or name == 'code_case' or name == 'code_check'
+    or name == 'spread' and action == 'put'
   if exists and fixed and (settings[name] or '') ~= value then
     return {'fixed_rules', redis.call('HGETALL', KEYS[3])}
   end

@@ -29,7 +29,8 @@
 --   {'held', deadline, 1 if it was held before, else 0, rates...}
 --   {'allowed', rates...}
 --   {'refused', reason, detail, detail, rates...}
---   {'dry', reason, invite id or ''}   not_found or exhausted as far as this shard knows; nothing was decided
+--   {'dry', reason, invite id or ''}   not_found or exhausted as far as this shard knows, or elsewhere, since the
+--             user is not known here and nobody new comes in here any more; nothing was decided
 --   {'settings_changed'}   the caller knew older rules; nothing was decided
 --   {'failed', message}    the keys of this request hold something that they should not; nothing was decided
 --   remaining is empty without a limit; invite and group of a kind are empty where nothing was granted or held
@@ -133,10 +134,11 @@ local function rules_of(key)
   if not rules then
     local names = {'revision', 'membership', 'archived_at'}
     for i, policy in ipairs(POLICIES) do names[3 + i] = 'rate_' .. policy end
+    names[#names + 1] = 'sealed'
     names[#names + 1] = 'error_detail'
     local values = read('HMGET', key, unpack(names))
     rules = {live = values[1] and not values[3], revision = values[1], membership = values[2], quotas = {}}
-    rules.coarse = values[#names] == 'coarse'
+    rules.coarse, rules.sealed = values[#names] == 'coarse', values[#names - 1]
     for i in ipairs(POLICIES) do
       if values[3 + i] then
         local count, window = string.match(values[3 + i], '^(%d+)/(%d+)$')
@@ -194,6 +196,9 @@ local function member_fields(key, rule, ...)
   end
   return fields
 end
+
+-- Whether anything is remembered of a user, or this batch is about to write it.
+local function known_here(member) return unread[member] or read('EXISTS', member) == 1 end
 
 -- What was answered at a position; nothing for a user who joined there another way.
 local function redemption_at(key, rule, position)
@@ -544,6 +549,7 @@ local function decide(a, k)
   end
   if not rules.live then return {'refused', 'namespace_not_found', '', ''} end
   if rules.revision ~= kind.revision then return {'settings_changed'} end
+  if rules.sealed and member and not known_here(member) then return {'dry', 'elsewhere', ''} end
   local invite = invite_of(kind.invite)
   if rules.coarse and not invite then as_if_known(kind, rule, member) end
   local redeemed = invite and own_redemption(member, rule, invite)

@@ -360,7 +360,7 @@ impl Gate {
     }
 
     /// Forgets what is in memory of a namespace's rules.
-    fn forget_settings(&self, namespace: &Namespace) {
+    pub fn forget_settings(&self, namespace: &Namespace) {
         self.inner.settings.write().unwrap_or_else(PoisonError::into_inner).remove(namespace);
     }
 
@@ -394,7 +394,8 @@ impl Gate {
     pub async fn redeem(&self, request: redeem::Redeem) -> Result<Answer, GateError> {
         match self.ask(request, Ask::default()).await? {
             Asked::Answer(answer, _) => Ok(answer),
-            Asked::Dry { .. } => Err(dry_though_impatient()),
+            // Only where its namespace is spread, which is for `crate::spread` to ask.
+            Asked::Dry { .. } => Err(GateError::OutcomeUnknown { cause: None }),
         }
     }
 
@@ -554,13 +555,6 @@ pub enum Asked {
         /// Whether an earlier attempt may have been granted.
         unknown: bool,
     },
-}
-
-fn dry_though_impatient() -> GateError {
-    GateError::Unexpected {
-        script: script::REDEEM.name,
-        message: "dry, though the last word was asked for".to_owned(),
-    }
 }
 
 /// Whether anything of a failed call can have reached Redis.

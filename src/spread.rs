@@ -11,6 +11,7 @@ use std::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
 use futures_util::future::try_join_all;
@@ -30,12 +31,16 @@ use crate::{
         give_uses::GiveUses,
         redeem::{Dry, Redeem},
         show_invite::{ShowInvite, Which},
+        show_member::ShowMember,
         show_namespace::ShowNamespace,
         take_uses::TakeUses,
     },
     ledger::{Ledger, LedgerError},
     sync::progress::Progress,
 };
+
+/// Before the rules of a namespace whose spread is being changed are looked at again.
+const PAUSE: Duration = Duration::from_millis(10);
 
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
@@ -89,46 +94,65 @@ impl Spread {
         Self { inner: Arc::new(Inner { gate, ledger, progress, searches: Mutex::default() }) }
     }
 
-    /// Over how many shards a namespace is spread; 1 if it is not, or does not exist.
+    /// As [`Self::rules`], but as they are now: what is decided by them is not looked at again.
+    async fn rules_now(&self, namespace: &Namespace) -> Result<Option<Arc<Settings>>, GateError> {
+        self.inner.gate.forget_settings(namespace);
+        self.rules(namespace).await
+    }
+
+    /// The rules of a namespace that is, or was, spread over several partitions; nothing if it is not, or does not exist.
+    async fn rules(&self, namespace: &Namespace) -> Result<Option<Arc<Settings>>, GateError> {
+        let settings = self.inner.gate.settings(namespace).await?;
+        Ok(settings.filter(|settings| settings.is_spread()))
+    }
+
+    /// Whether a namespace is, or was, spread over several partitions.
     ///
     /// # Errors
     /// [`GateError`] when its rules are not in memory and Redis can not be asked.
-    pub async fn of(&self, namespace: &Namespace) -> Result<u16, GateError> {
-        Ok(self.inner.gate.settings(namespace).await?.map_or(1, |settings| settings.spread))
+    pub async fn is_spread(&self, namespace: &Namespace) -> Result<bool, GateError> {
+        Ok(self.rules_now(namespace).await?.is_some())
     }
 
-    /// The shard that a user belongs to; the namespace itself if it is not spread.
+    /// The shard that a user is in, or would come into; the namespace itself if it is not spread.
     ///
     /// # Errors
-    /// As [`Self::of`].
+    /// [`GateError`] when a shard gives no answer.
     pub async fn shard_of(
         &self,
         namespace: &Namespace,
         user: &UserId,
     ) -> Result<Namespace, GateError> {
-        Ok(namespace.shard_of(user, self.of(namespace).await?))
-    }
-
-    /// Where the users of a namespace are: its shards, or itself if it is not spread.
-    ///
-    /// # Errors
-    /// As [`Self::of`].
-    pub async fn shards(&self, namespace: &Namespace) -> Result<Vec<Namespace>, GateError> {
-        let spread = self.of(namespace).await?;
-        if spread < 2 {
-            return Ok(vec![namespace.clone()]);
+        let Some(settings) = self.rules_now(namespace).await? else {
+            return Ok(namespace.clone());
+        };
+        let mut places = settings.places_of(namespace, user);
+        let newest = places.pop().unwrap_or_else(|| namespace.clone());
+        for place in places {
+            let question = ShowMember { namespace: place.clone(), user: user.clone() };
+            if question.remembered(&self.inner.gate).await?.1 {
+                return Ok(place);
+            }
         }
-        Ok(namespace.shards(spread).collect())
+        Ok(newest)
     }
 
-    /// Everything that a namespace consists of: itself, and its shards if it is spread.
+    /// Where the users of a namespace are: its shards of every layout, and itself if it was one.
     ///
     /// # Errors
-    /// As [`Self::of`].
+    /// As [`Self::is_spread`].
+    pub async fn shards(&self, namespace: &Namespace) -> Result<Vec<Namespace>, GateError> {
+        let settings = self.rules_now(namespace).await?;
+        Ok(settings.map_or_else(|| vec![namespace.clone()], |settings| settings.shards(namespace)))
+    }
+
+    /// Everything that a namespace consists of: itself, and its shards of every layout.
+    ///
+    /// # Errors
+    /// As [`Self::is_spread`].
     pub async fn parts(&self, namespace: &Namespace) -> Result<Vec<Namespace>, GateError> {
-        let spread = self.of(namespace).await?;
-        let shards = (spread > 1).then(|| namespace.shards(spread)).into_iter().flatten();
-        Ok(std::iter::once(namespace.clone()).chain(shards).collect())
+        let settings = self.rules_now(namespace).await?;
+        Ok(settings.map_or_else(|| vec![namespace.clone()], |settings| settings.parts(namespace)))
     }
 
     /// As [`Gate::ask`], in a namespace as people know it: the uses are found wherever they are. Says too whether as
@@ -142,24 +166,61 @@ impl Spread {
         replicated: bool,
         deadline: Instant,
     ) -> Result<(Answer, bool), SpreadError> {
-        let home = request.namespace.clone();
-        let spread = self.of(&home).await?;
-        let mut how = Ask { replicated, patient: spread > 1, unknown: false };
-        let mut request = request;
-        if spread > 1 {
-            // One who names nobody may be told of any shard.
-            let shard = |user| home.shard_of(user, spread);
-            request.namespace = request.user.as_ref().map_or_else(|| home.shard(1, spread), shard);
+        let gate = &self.inner.gate;
+        if self.rules(&request.namespace).await?.is_none() {
+            return match gate.ask(request, Ask { replicated, ..Ask::default() }).await? {
+                Asked::Answer(answer, replicated) => Ok((answer, replicated)),
+                // It has been spread since its rules were looked at, and this shard of it is sealed.
+                Asked::Dry { request, unknown, .. } => {
+                    gate.forget_settings(&request.namespace);
+                    let ask = Ask { replicated, patient: true, unknown };
+                    self.redeem_spread(request, ask, deadline).await
+                }
+            };
         }
+        let ask = Ask { replicated, patient: true, unknown: false };
+        self.redeem_spread(request, ask, deadline).await
+    }
+
+    async fn redeem_spread(
+        &self,
+        mut request: Redeem,
+        mut how: Ask,
+        deadline: Instant,
+    ) -> Result<(Answer, bool), SpreadError> {
+        let Inner { gate, .. } = &*self.inner;
+        let home = request.namespace.clone();
+        // The places where the user may be that are known not to have it.
+        let mut passed = 0;
         let mut last_word = None;
         loop {
-            let asked = self.inner.gate.ask(request.clone(), how).await?;
-            let (dry, back, unknown) = match asked {
+            let Some(settings) = gate.settings(&home).await? else {
+                let outcome = Outcome::Refused(Refusal::NamespaceNotFound);
+                return Ok((Answer { outcome, rates: Vec::new() }, false));
+            };
+            let places = match &request.user {
+                Some(user) => settings.places_of(&home, user),
+                // One who names nobody may be told of any shard.
+                None => vec![home.shard_at(1, settings.spread)],
+            };
+            let Some(place) = places.get(passed) else {
+                // The last one is sealed: the spread is another by now.
+                if Instant::now() >= deadline {
+                    return Err(too_late(how.unknown));
+                }
+                gate.forget_settings(&home);
+                tokio::time::sleep(PAUSE).await;
+                passed = 0;
+                continue;
+            };
+            request.namespace = place.clone();
+            let (dry, back, unknown) = match gate.ask(request.clone(), how).await? {
                 Asked::Answer(answer, replicated) => {
-                    if spread > 1
-                        && answer.outcome == Outcome::Refused(Refusal::NamespaceNotFound)
-                        && how.patient
-                        && self.make_shard(&home, &request.namespace).await?
+                    let is_missing = answer.outcome == Outcome::Refused(Refusal::NamespaceNotFound);
+                    if is_missing
+                        && place.participant() != HOME
+                        && Instant::now() < deadline
+                        && self.make_shard(&home, place).await?
                     {
                         continue;
                     }
@@ -169,22 +230,22 @@ impl Spread {
             };
             (request, how.unknown) = (back, unknown);
             if Instant::now() >= deadline {
-                return Err(if unknown {
-                    GateError::OutcomeUnknown { cause: None }.into()
-                } else {
-                    SpreadError::TooLate
-                });
+                return Err(too_late(unknown));
             }
             match dry {
+                Dry::Elsewhere => passed += 1,
                 Dry::Unknown => {
                     // What the home does not know nobody does.
-                    how.patient = self.copy_code(&home, &request.namespace, &request.code).await?;
+                    how.patient = place.participant() != HOME
+                        && self.copy_code(&home, place, &request.code).await?;
                 }
                 Dry::Exhausted(id) => {
-                    let invite = id.of_whole(&request.namespace);
-                    let question = Moving { home: &home, spread, invite, code: &request.code };
-                    let found = self.search(&question, &request.namespace, deadline).await?;
-                    if let Found::None { may_free_at } = found {
+                    let parts = settings.parts(&home);
+                    let invite = id.of_whole(place);
+                    let moving = Moving { parts: &parts, invite, code: &request.code };
+                    if let Found::None { may_free_at } =
+                        self.search(&moving, place, deadline).await?
+                    {
                         how.patient = false;
                         last_word = Some(may_free_at);
                     }
@@ -200,7 +261,8 @@ impl Spread {
         if settings.archived_at.is_some() {
             return Ok(false);
         }
-        self.copy_settings(shard, settings).await?;
+        let sealed = shard.shard_number().is_none_or(|(_, of)| of != settings.spread);
+        self.copy_settings(shard, Settings { sealed, ..settings }).await?;
         Ok(true)
     }
 
@@ -238,6 +300,12 @@ impl Spread {
         let Some(Shown { invite, .. }) = question.run(&self.inner.gate).await? else {
             return Ok(false);
         };
+        if invite.total.is_none() {
+            // It was made before its namespace was spread: a look gives it its total, before any shard has it.
+            let parts = [home.clone()];
+            let moving = Moving { parts: &parts, invite: invite.id, code };
+            self.give(&moving, HOME, HOME, 0, 0).await?;
+        }
         self.copy(home, shard, invite, true).await?;
         Ok(true)
     }
@@ -271,8 +339,9 @@ impl Spread {
         let which = Which::Code(invite.code.clone());
         let current = ShowInvite { namespace: home.clone(), which }.run(&self.inner.gate).await?;
         let is_current = current.is_some_and(|current| current.invite.id == invite.id);
-        let shards: Vec<_> = home.shards(self.of(home).await?).collect();
-        let copies = shards.iter().map(|shard| self.copy(home, shard, invite.clone(), is_current));
+        let parts = self.parts(home).await?;
+        let shards = parts[1..].iter();
+        let copies = shards.map(|shard| self.copy(home, shard, invite.clone(), is_current));
         try_join_all(copies).await?;
         Ok(())
     }
@@ -283,14 +352,13 @@ impl Spread {
     /// [`GateError`] when a shard gives no answer.
     pub async fn whole(&self, shown: Shown) -> Result<Shown, GateError> {
         let Some(total) = shown.invite.total else { return Ok(shown) };
-        let home = shown.invite.namespace.clone();
-        let spread = self.of(&home).await?;
+        let parts = self.parts(&shown.invite.namespace).await?;
         let Invite { id, code, .. } = &shown.invite;
-        let moving = Moving { home: &home, spread, invite: *id, code };
-        let looks = (1..=spread).map(|participant| self.give(&moving, HOME, participant, 0, 0));
-        let parts = try_join_all(looks).await?;
+        let moving = Moving { parts: &parts, invite: *id, code };
+        let shards = 1..moving.count();
+        let looks = try_join_all(shards.map(|shard| self.give(&moving, HOME, shard, 0, 0))).await?;
         let Shown { mut invite, mut held, now } = shown;
-        for part in parts {
+        for part in looks {
             invite.uses += part.uses;
             invite.granted += part.granted;
             held += part.held;
@@ -312,9 +380,10 @@ impl Spread {
         code: &Code,
         deadline: Instant,
     ) -> Result<bool, SpreadError> {
-        let spread = self.of(home).await?;
-        let moving = Moving { home, spread, invite, code };
-        let found = self.follow(&moving, Search::new(1, spread + 1), deadline, |_| false).await?;
+        let parts = self.parts(home).await?;
+        let moving = Moving { parts: &parts, invite, code };
+        let search = Search::new(moving.count() - 1, moving.count());
+        let found = self.follow(&moving, search, deadline, |_| false).await?;
         // Held uses may become free again; the code is not free for another invite meanwhile.
         Ok(found == Found::None { may_free_at: None })
     }
@@ -332,10 +401,10 @@ impl Spread {
         wanted: u64,
         deadline: Instant,
     ) -> Result<(), SpreadError> {
-        let spread = self.of(home).await?;
-        let moving = Moving { home, spread, invite, code };
+        let parts = self.parts(home).await?;
+        let moving = Moving { parts: &parts, invite, code };
         let enough = |part: &Part| part.shard == HOME && part.free() >= wanted;
-        self.follow(&moving, Search::gather(spread + 1), deadline, enough).await?;
+        self.follow(&moving, Search::gather(moving.count()), deadline, enough).await?;
         Ok(())
     }
 
@@ -360,7 +429,7 @@ impl Spread {
                 return Ok(found);
             }
             let number = turn.begun.fetch_add(1, Ordering::SeqCst) + 1;
-            let search = Search::new(shard.participant(), moving.spread + 1);
+            let search = Search::new(moving.place_of(shard.participant()), moving.count());
             let found = self.follow(moving, search, deadline, |_| false).await?;
             *ended = Some((number, found));
             Ok(found)
@@ -413,13 +482,13 @@ impl Spread {
                         continue;
                     }
                     let take = TakeUses {
-                        taker: moving.participant(taker),
+                        taker: moving.parts[usize::from(taker)].clone(),
                         invite: moving.invite,
                         code: moving.code.clone(),
-                        giver,
+                        giver: moving.number(giver),
                         given: given.amount,
                     };
-                    let part = take.run(&self.inner.gate).await?;
+                    let part = moving.placed(take.run(&self.inner.gate).await?);
                     metrics::counter!("redeemer_spread_moves_total").increment(1);
                     if enough(&part) {
                         return Ok(Found::Some);
@@ -442,14 +511,14 @@ impl Spread {
         divisor: u64,
     ) -> Result<Part, GateError> {
         let give = GiveUses {
-            giver: moving.participant(giver),
+            giver: moving.parts[usize::from(giver)].clone(),
             invite: moving.invite,
             code: moving.code.clone(),
-            taker,
+            taker: moving.number(taker),
             known,
             divisor,
         };
-        give.run(&self.inner.gate).await
+        Ok(moving.placed(give.run(&self.inner.gate).await?))
     }
 
     /// Waits until the ledger is where a giver wrote down what it gave, and says whether it has that: after a failover
@@ -463,26 +532,53 @@ impl Spread {
         deadline: Instant,
     ) -> Result<bool, SpreadError> {
         let Inner { gate, ledger, progress, .. } = &*self.inner;
-        let partition = gate.keys().partition_of(&moving.participant(giver));
+        let partition = gate.keys().partition_of(&moving.parts[usize::from(giver)]);
         let position = Position { partition, cursor: given.at };
         let waited = tokio::time::timeout_at(deadline, progress.wait(position)).await;
         waited.map_err(|_| SpreadError::TooLate)?;
+        let (giver, taker) = (moving.number(giver), moving.number(taker));
         Ok(ledger.given(moving.invite, giver, taker).await? >= given.amount)
     }
 }
 
-/// An invite whose uses move.
+/// An invite whose uses move. A search counts the parts of the namespace from 0, Redis and the ledger know them by numbers
+/// that stay the same whatever the spread.
 struct Moving<'a> {
-    home: &'a Namespace,
-    spread: u16,
+    /// The namespace itself first.
+    parts: &'a [Namespace],
     invite: InviteId,
     code: &'a Code,
 }
 
 impl Moving<'_> {
-    fn participant(&self, number: u16) -> Namespace {
-        if number == HOME { self.home.clone() } else { self.home.shard(number, self.spread) }
+    fn count(&self) -> u16 {
+        u16::try_from(self.parts.len()).unwrap_or(u16::MAX)
     }
+
+    fn number(&self, place: u16) -> u16 {
+        self.parts[usize::from(place)].participant()
+    }
+
+    fn place_of(&self, number: u16) -> u16 {
+        let place = self.parts.iter().position(|part| part.participant() == number);
+        // One of a layout that was added a moment ago: none of the places, so that a search sees that something is
+        // missing.
+        place.and_then(|place| u16::try_from(place).ok()).unwrap_or(u16::MAX)
+    }
+
+    /// A part as Redis tells of it, with the places that a search counts by.
+    fn placed(&self, part: Part) -> Part {
+        Part {
+            shard: self.place_of(part.shard),
+            given: part.given.into_iter().map(|(to, given)| (self.place_of(to), given)).collect(),
+            taken: part.taken.into_iter().map(|(by, taken)| (self.place_of(by), taken)).collect(),
+            ..part
+        }
+    }
+}
+
+fn too_late(unknown: bool) -> SpreadError {
+    if unknown { GateError::OutcomeUnknown { cause: None }.into() } else { SpreadError::TooLate }
 }
 
 /// A shard knows only of its own reservations; the first of all that end is the one that counts.

@@ -1,10 +1,12 @@
 -- Namespaces that are spread over several partitions. What is added here, a version that does not know it leaves alone.
 
 ALTER TABLE namespaces ADD COLUMN spread BIGINT NOT NULL DEFAULT 1;  -- of a shard 1
+ALTER TABLE namespaces ADD COLUMN layouts TEXT COLLATE "C";  -- earlier spreads, with commas between them
+ALTER TABLE namespaces ADD COLUMN sealed BOOLEAN NOT NULL DEFAULT FALSE;  -- nobody new comes in here any more
 ALTER TABLE invites ADD COLUMN total BIGINT;  -- of all shards, 2^52 for no limit, while max_uses is what is here; not in copies
 
 -- What participants of such namespaces gave to and got from one another of an invite, each as it knows it itself. Both
--- only ever grow. Participant 0 is the namespace itself, 1 and so on are its shards.
+-- only ever grow. Participant 0 is the namespace itself, the others are its shards.
 CREATE TABLE moves (
     whole       UUID             NOT NULL,        -- the invite's id in the namespace itself
     own         BIGINT           NOT NULL,        -- whose row this is

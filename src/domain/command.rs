@@ -234,6 +234,8 @@ pub enum MemberImport {
     Imported,
     /// The user has been one since an earlier import, or joined at that very moment.
     Unchanged,
+    /// The user is not known in this shard, and nobody new comes in here any more.
+    Elsewhere,
     /// The rule allows no more, or the user came into the group otherwise.
     AlreadyMember {
         /// The group that the user is in.
@@ -494,6 +496,8 @@ pub enum Joined {
         /// By which redemption, if by one.
         redemption: Option<RedemptionId>,
     },
+    /// The user is not known in this shard, and nobody new comes in here any more.
+    Elsewhere,
     /// The namespace does not exist or was archived.
     NamespaceNotFound,
 }
@@ -578,6 +582,16 @@ pub struct RulesPatch {
     pub rate_code: Option<Option<Quota>>,
     pub rate_namespace: Option<Option<Quota>>,
     pub rate_guess: Option<Option<Quota>>,
+    pub spread: Option<Spreading>,
+}
+
+/// Another spread for a namespace: it follows from the rules of one revision, and goes with that one alone.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Spreading {
+    /// Over how many partitions new users are to be spread.
+    pub spread: u16,
+    /// The spreads before it, the oldest first.
+    pub layouts: Vec<u16>,
 }
 
 /// What was decided.

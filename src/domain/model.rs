@@ -1199,6 +1199,8 @@ fn new_settings(rules: &Rules, now: Millis) -> Settings {
         rate_namespace: rules.rate_namespace,
         rate_guess: rules.rate_guess,
         spread: rules.spread,
+        layouts: Vec::new(),
+        sealed: false,
         revision: 1,
         created_at: now,
         updated_at: now,
@@ -1215,6 +1217,9 @@ fn patched_settings(settings: &Settings, patch: &RulesPatch) -> Settings {
         rate_code: patch.rate_code.unwrap_or(settings.rate_code),
         rate_namespace: patch.rate_namespace.unwrap_or(settings.rate_namespace),
         rate_guess: patch.rate_guess.unwrap_or(settings.rate_guess),
+        spread: patch.spread.as_ref().map_or(settings.spread, |to| to.spread),
+        layouts: patch.spread.as_ref().map_or(settings.layouts.clone(), |to| to.layouts.clone()),
+        sealed: patch.spread.as_ref().map_or(settings.sealed, |to| to.layouts.contains(&1)),
         ..settings.clone()
     }
 }

@@ -99,10 +99,18 @@ impl Namespace {
         Some((number.parse().ok()?, of.parse().ok()?))
     }
 
-    /// Which participant of the moves between shards this is: 0 for the namespace itself, from 1 on its shards.
+    /// The shard of this number where the namespace is spread; itself where it is not.
+    #[must_use]
+    pub fn shard_at(&self, number: u16, spread: u16) -> Self {
+        if spread < 2 { self.clone() } else { self.shard(number, spread) }
+    }
+
+    /// Which participant of the moves between shards this is: 0 for the namespace itself; those of its shards differ,
+    /// whatever the spread.
     #[must_use]
     pub fn participant(&self) -> u16 {
-        self.shard_number().map_or(0, |(number, _)| number)
+        // Below it all shards of smaller spreads: 1 + 2 + … + (of - 1).
+        self.shard_number().map_or(0, |(number, of)| of * (of - 1) / 2 + number)
     }
 
     /// The shard that a user belongs to when this namespace is spread over so many partitions; itself if it is not.

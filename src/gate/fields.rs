@@ -127,6 +127,8 @@ impl Fields {
             rate_namespace: self.optional("rate_namespace", Quota::parse)?,
             rate_guess: self.optional("rate_guess", Quota::parse)?,
             spread: self.optional("spread", str::parse)?.unwrap_or(1),
+            layouts: self.optional("layouts", Settings::parse_layouts)?.unwrap_or_default(),
+            sealed: self.0.contains_key("sealed"),
             revision: self.number("revision")?,
             created_at: self.time("created_at")?,
             updated_at: self.time("updated_at")?,
@@ -217,6 +219,8 @@ pub(super) fn of_settings(
     optional("rate_namespace", settings.rate_namespace.map(|quota| quota.to_string()));
     optional("rate_guess", settings.rate_guess.map(|quota| quota.to_string()));
     optional("spread", (settings.spread > 1).then(|| settings.spread.to_string()));
+    optional("layouts", settings.layouts_text());
+    optional("sealed", settings.sealed.then(|| "1".to_owned()));
     optional("shard", namespace.shard_number().map(|(number, of)| format!("{number}/{of}")));
     optional("archived_at", settings.archived_at.map(|time| time.as_ms().to_string()));
     fields

@@ -2,7 +2,10 @@
 //! there is.
 
 use super::{Gate, GateError, fields::millis, reply::Reply, script::GIVE_USES, take};
-use crate::domain::{Code, InviteId, Namespace, spread::Part};
+use crate::domain::{
+    Code, InviteId, Namespace,
+    spread::{HOME, Part},
+};
 
 /// The actor of moves.
 pub(super) const ACTOR: &str = "spread";
@@ -46,6 +49,7 @@ impl GiveUses {
             self.taker.to_string(),
             self.known.to_string(),
             self.divisor.to_string(),
+            u8::from(giver.participant() == HOME).to_string(),
         ];
         let called = gate.call(keys.partition_of(giver), &GIVE_USES, script_keys, args).await?;
         let mut reply = called.reply()?;

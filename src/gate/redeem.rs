@@ -33,6 +33,8 @@ pub(super) enum Decision {
 pub enum Dry {
     /// It does not know the code.
     Unknown,
+    /// It does not know the user, and nobody new comes in here any more.
+    Elsewhere,
     /// It has no use left of what it may spend of this invite, by its id there.
     Exhausted(InviteId),
 }
@@ -307,6 +309,7 @@ fn decision(mut reply: Reply<'_>, known: &Known<'_>) -> Result<Decision, GateErr
         "dry" => {
             return match reply.text()? {
                 "not_found" => Ok(Decision::Dry(Dry::Unknown)),
+                "elsewhere" => Ok(Decision::Dry(Dry::Elsewhere)),
                 "exhausted" => Ok(Decision::Dry(Dry::Exhausted(reply.parsed(str::parse)?))),
                 other => Err(reply.unknown(other)),
             };
@@ -481,6 +484,9 @@ mod tests {
             rate_code: None,
             rate_namespace: None,
             rate_guess: None,
+            spread: 1,
+            layouts: Vec::new(),
+            sealed: false,
             revision: 1,
             created_at: Millis::default(),
             updated_at: Millis::default(),
@@ -506,7 +512,7 @@ mod tests {
         let keys = Keyspace::new("rdm", 4);
         let fence = Fence { deployment: String::new(), lineage: String::new(), epoch: 2 };
         let (request, settings) = (request(), settings());
-        let requests = [(&request, &settings)];
+        let requests = [(&request, &settings).into()];
         let batch = Batch::new(&keys, Partition(3), &fence, None, 10, false, &requests);
         batch.decisions(Partition(3), 2, reply, &requests)
     }

@@ -294,6 +294,10 @@ impl Import {
                     match one {
                         MemberImport::Imported => self.counts.imported += 1,
                         MemberImport::Unchanged => self.counts.unchanged += 1,
+                        MemberImport::Elsewhere => {
+                            let why = "the spread of the namespace is being changed; import the same again";
+                            self.stopped = Some(why.to_owned());
+                        }
                         MemberImport::AlreadyMember { group, redemption } => {
                             self.bad(number, &Refusal::AlreadyMember { group, redemption }.into())?;
                         }

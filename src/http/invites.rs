@@ -201,7 +201,7 @@ pub(super) async fn create(
                 // Whether one that is spread over shards has ended is seen only by looking at all of them.
                 let (home, code) = (&create.namespace, &create.code);
                 if create.exhausted == Some(by)
-                    || settings.spread < 2
+                    || !settings.is_spread()
                     || !state.spread.is_exhausted(home, by, code, deadline).await?
                 {
                     return Err(taken(create.code.as_str(), by));
@@ -333,9 +333,11 @@ pub(super) async fn with_shards(
     if rows.iter().all(|row| row.invite.total.is_none()) {
         return Ok(rows);
     }
-    let spread = state.ledger.namespace(namespace).await?.map_or(1, |settings| settings.spread);
+    let settings = state.ledger.namespace(namespace).await?;
+    let parts = settings.map(|settings| settings.parts(namespace)).unwrap_or_default();
     let ids: Vec<_> = rows.iter().map(|row| row.invite.id).collect();
-    let counts = state.ledger.in_shards(namespace, spread, &ids, crate::ids::now()).await?;
+    let counts =
+        state.ledger.in_shards(parts.get(1..).unwrap_or_default(), &ids, crate::ids::now()).await?;
     for Shown { invite, held, .. } in &mut rows {
         let Some(total) = invite.total.take() else { continue };
         invite.max_uses = (total < UNLIMITED).then_some(total);
@@ -413,7 +415,7 @@ pub(super) async fn change(
     let mut changed = change.run(&state.gate).await?;
     if let Changed::LimitBelowUsed { .. } = changed
         && let Some(Some(limit)) = change.patch.max_uses
-        && state.spread.of(&change.namespace).await? > 1
+        && state.spread.is_spread(&change.namespace).await?
     {
         // What other shards have left is to be taken from as well.
         changed = lowered(&state, &change, limit, deadline).await?;
@@ -460,7 +462,7 @@ async fn deleted_everywhere(
             other => return Ok(other),
         }
     }
-    for shard in state.spread.shards(home).await? {
+    for shard in state.spread.parts(home).await?.split_off(1) {
         let actor = delete.actor.clone();
         let id = id.of_whole(&shard);
         DeleteInvite { id, namespace: shard, expected_revision: None, actor }
@@ -513,7 +515,7 @@ pub(super) async fn delete(
     let actor = scope.caller.actor();
     let delete = DeleteInvite { id, namespace: scope.namespace, expected_revision, actor };
     let deadline = Instant::now() + state.request_timeout;
-    let deleted = if state.spread.of(&delete.namespace).await? > 1 {
+    let deleted = if state.spread.is_spread(&delete.namespace).await? {
         deleted_everywhere(&state, &delete, deadline).await?
     } else {
         delete.run(&state.gate).await?

@@ -22,6 +22,7 @@ use crate::{
         show_member::ShowMember,
     },
     ledger::MemberFilter,
+    spread::SpreadError,
 };
 
 /// A membership as clients see it.
@@ -88,7 +89,9 @@ async fn memberships(
         Err(error @ GateError::Unexpected { .. }) => return Err(error.into()),
         Err(_) => {
             let settings = state.ledger.namespace(namespace).await?;
-            namespace.shard_of(user, settings.map_or(1, |settings| settings.spread))
+            // Who came under an earlier spread may be elsewhere; the ledger knows them all.
+            let spread = settings.map_or(1, |settings| settings.spread);
+            namespace.shard_of(user, spread)
         }
     };
     let namespace = &shard;
@@ -142,6 +145,7 @@ pub(super) async fn join(
     let actor = scope.caller.actor();
     let namespace = state.spread.shard_of(&scope.namespace, &user).await?;
     match (Join { namespace, user, group, actor }).run(&state.gate).await? {
+        Joined::Elsewhere => Err(SpreadError::TooLate.into()),
         Joined::Joined(member) => Ok(HttpResponse::Created().json(View::new(&member, false))),
         Joined::Already(member) => Ok(HttpResponse::Ok().json(View::new(&member, false))),
         Joined::AlreadyMember { group, redemption } => {

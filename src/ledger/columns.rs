@@ -13,7 +13,7 @@ use crate::domain::{
 // Columns by name, never `*`: a newer version may add some while this one runs, and PostgreSQL then refuses every
 // `SELECT *` that it has prepared before ("cached plan must not change result type").
 pub(super) const NAMESPACE: &str = "name, partition, membership, code_case, code_check, durability, error_detail, rate_user, rate_ip, \
-     rate_code, rate_namespace, rate_guess, spread, revision, created_at, updated_at, archived_at, epoch, seq";
+     rate_code, rate_namespace, rate_guess, spread, layouts, sealed, revision, created_at, updated_at, archived_at, epoch, seq";
 pub(super) const INVITE: &str = "id, namespace, partition, code, grp, max_uses, total, uses, granted, starts_at, expires_at, \
      disabled, user_id, email_domains, metadata, batch, imported, max_uses_per_user, campaign, revision, created_at, updated_at, \
      holds_code, epoch, seq";
@@ -123,6 +123,8 @@ impl Row {
             rate_namespace: self.maybe_parsed("rate_namespace", Quota::parse)?,
             rate_guess: self.maybe_parsed("rate_guess", Quota::parse)?,
             spread: self.small("spread")?,
+            layouts: self.maybe_parsed("layouts", Settings::parse_layouts)?.unwrap_or_default(),
+            sealed: self.get("sealed")?,
             revision: self.number("revision")?,
             created_at: self.time("created_at")?,
             updated_at: self.time("updated_at")?,

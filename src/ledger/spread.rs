@@ -37,11 +37,13 @@ impl Ledger {
     /// # Errors
     /// [`LedgerError`] when they can not be read.
     pub async fn spread_namespaces(&self) -> Result<Vec<(Namespace, Settings)>, LedgerError> {
-        let rows =
-            sql(format!("SELECT {NAMESPACE} FROM namespaces WHERE spread > 1 ORDER BY name"))
-                .fetch_all(&self.reader)
-                .await
-                .map_err(LedgerError::of("reading namespaces"))?;
+        let rows = sql(format!(
+            "SELECT {NAMESPACE} FROM namespaces WHERE (spread > 1 OR layouts IS NOT NULL)
+                 AND name NOT LIKE '%+%' ORDER BY name"
+        ))
+        .fetch_all(&self.reader)
+        .await
+        .map_err(LedgerError::of("reading namespaces"))?;
         let one = |row: &Row| Ok((row.parsed("name", Namespace::stored)?, row.settings()?));
         rows.iter().map(one).collect()
     }
@@ -81,14 +83,13 @@ impl Ledger {
     /// [`LedgerError`] when they can not be read.
     pub async fn in_shards(
         &self,
-        namespace: &Namespace,
-        spread: u16,
+        shards: &[Namespace],
         invites: &[InviteId],
         now: Millis,
     ) -> Result<HashMap<InviteId, (u64, u64)>, LedgerError> {
         let failed = LedgerError::of("reading what shards have");
         let mut counts = HashMap::new();
-        for shard in namespace.shards(spread) {
+        for shard in shards {
             for invites in invites.chunks(CHUNK) {
                 let places: Vec<_> = (3..=invites.len() + 2).map(|n| format!("${n}")).collect();
                 let mut query = sql(format!(
@@ -98,10 +99,10 @@ impl Ledger {
                 .bind(shard.as_str())
                 .bind(now.as_ms());
                 for invite in invites {
-                    query = query.bind(invite.of_whole(&shard).0);
+                    query = query.bind(invite.of_whole(shard).0);
                 }
                 for row in query.fetch_all(&self.reader).await.map_err(&failed)? {
-                    let whole = InviteId(row.id("id")?).of_whole(&shard);
+                    let whole = InviteId(row.id("id")?).of_whole(shard);
                     let (uses, held) = counts.entry(whole).or_insert((0, 0));
                     *uses += row.number("uses")?;
                     *held += row.number("held")?;

@@ -531,6 +531,7 @@ mod tests {
             code: Code::parse("OTHER", CodeCase::Sensitive).unwrap(),
             group: Group::parse("team").unwrap(),
             max_uses: None,
+            total: None,
             max_uses_per_user: None,
             campaign: None,
             uses: 0,
