@@ -261,8 +261,7 @@ impl Spread {
         if settings.archived_at.is_some() {
             return Ok(false);
         }
-        let sealed = shard.shard_number().is_none_or(|(_, of)| of != settings.spread);
-        self.copy_settings(shard, Settings { sealed, ..settings }).await?;
+        self.copy_settings(shard, settings).await?;
         Ok(true)
     }
 
@@ -279,12 +278,9 @@ impl Spread {
         home: &Namespace,
         settings: &Settings,
     ) -> Result<(), GateError> {
-        if settings.spread < 2 {
-            return Ok(());
-        }
-        let shards: Vec<_> = home.shards(settings.spread).collect();
-        try_join_all(shards.iter().map(|shard| self.copy_settings(shard, settings.clone())))
-            .await?;
+        let shards = settings.parts(home).split_off(1);
+        let copy = |shard| self.copy_settings(shard, settings.clone());
+        try_join_all(shards.iter().map(copy)).await?;
         Ok(())
     }
 

@@ -22,7 +22,10 @@ impl CopyNamespace {
     /// [`GateError`] when there is no answer.
     pub async fn run(&self, gate: &Gate) -> Result<(), GateError> {
         let keys = gate.keys();
-        let settings = Settings { spread: 1, ..self.settings.clone() };
+        // A shard of an earlier spread lets nobody new in. Which spread is the newest only the home says.
+        let sealed = self.shard.shard_number().is_none_or(|(_, of)| of != self.settings.spread);
+        let of_home = self.settings.clone();
+        let settings = Settings { spread: 1, layouts: Vec::new(), sealed, ..of_home };
         let fields = fields::of_settings(&self.shard, &settings);
         let mut args = vec![self.shard.to_string(), ACTOR.to_owned()];
         args.extend(fields.into_iter().flat_map(|(name, value)| [name.to_owned(), value]));
