@@ -41,7 +41,7 @@ pub use id::{BatchId, DeliveryId, InviteId, RedemptionId, RequestId, Reservation
 pub use invite::{Invite, InviteState};
 pub use member::{Member, MembershipRule};
 pub use name::{CampaignName, EmailDomain, Group, Malformed, Namespace, UserId};
-pub use partition::{Cursor, Fence, Partition, Position};
+pub use partition::{Cursor, Fence, Partition, Position, Positions};
 pub use pattern::{Alphabet, Codes, Pattern};
 pub use rate_limit::{Policy, Quota, RateStatus};
 pub use redemption::{Acknowledgement, Answer, Outcome, Redemption, Refusal};

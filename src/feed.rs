@@ -4,12 +4,13 @@
 //! later. Nobody is slowed down by it: followers wait outside of requests and of the sync, read with few connections at
 //! a time, and hold no transaction between two pages.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
+use futures_util::future::select_all;
 use tokio::{sync::Semaphore, time::Instant};
 
 use crate::{
-    domain::{Cursor, Event, Namespace, Partition, Position},
+    domain::{Cursor, Event, Namespace, Partition, Position, Positions},
     ledger::{Ledger, LedgerError},
     sync::progress::{Listener, Progress},
 };
@@ -28,11 +29,16 @@ pub struct Feed {
     turns: Arc<Semaphore>,
 }
 
-/// One who follows a namespace.
+/// One who follows a namespace, in all partitions that it lies in.
 pub struct Follower {
+    each: Vec<OfPartition>,
+}
+
+/// One who follows what a namespace has in a partition.
+struct OfPartition {
     feed: Feed,
     listener: Listener,
-    namespace: Namespace,
+    parts: Vec<Namespace>,
     partition: Partition,
     cursor: Cursor,
     /// Not before then it reads again.
@@ -46,29 +52,35 @@ impl Feed {
         Self { ledger, progress, turns: Arc::new(Semaphore::new(READS_MAX)) }
     }
 
-    /// Follows a namespace of a partition from what comes after `cursor`.
+    /// Follows what a namespace has in each of some partitions from what comes after a place there; where none is given,
+    /// from the first event that there ever was.
     #[must_use]
-    pub fn follow(&self, namespace: Namespace, partition: Partition, cursor: Cursor) -> Follower {
-        Follower {
+    pub fn follow(
+        &self,
+        partitions: BTreeMap<Partition, Vec<Namespace>>,
+        from: &Positions,
+    ) -> Follower {
+        let each = partitions.into_iter().map(|(partition, parts)| OfPartition {
             listener: self.progress.listen(partition),
             feed: self.clone(),
-            namespace,
+            parts,
             partition,
-            cursor,
+            cursor: from.of(partition).unwrap_or(Cursor { epoch: 0, seq: 0 }),
             next: Instant::now(),
-        }
+        });
+        Follower { each: each.collect() }
     }
 }
 
 impl Follower {
     /// Everything up to here was returned.
     #[must_use]
-    pub fn position(&self) -> Position {
-        Position { partition: self.partition, cursor: self.cursor }
+    pub fn positions(&self) -> Positions {
+        self.each.iter().map(OfPartition::position).collect()
     }
 
-    /// The events that come next, at most `limit`; none when there are none for so long. A call that is dropped has lost
-    /// nothing.
+    /// The events of one of the partitions that come next, at most `limit`, and up to where they are all that there are in
+    /// it; none when there are none for so long. A call that is dropped has lost nothing.
     ///
     /// # Errors
     /// [`LedgerError`] when they can not be read.
@@ -76,23 +88,49 @@ impl Follower {
         &mut self,
         limit: u32,
         patience: Duration,
-    ) -> Result<Vec<Event>, LedgerError> {
+    ) -> Result<Option<(Vec<Event>, Position)>, LedgerError> {
         let until = Instant::now() + patience;
+        // Each is asked first in turn, or a busy one would keep the others waiting.
+        let next = usize::from(self.each.len() > 1);
+        self.each.rotate_left(next);
+        let each = self.each.iter_mut().map(|one| Box::pin(one.next(limit, until)));
+        let mut each: Vec<_> = each.collect();
+        while !each.is_empty() {
+            let (found, _, others) = select_all(each).await;
+            if let Some(found) = found? {
+                return Ok(Some(found));
+            }
+            each = others;
+        }
+        Ok(None)
+    }
+}
+
+impl OfPartition {
+    fn position(&self) -> Position {
+        Position { partition: self.partition, cursor: self.cursor }
+    }
+
+    async fn next(
+        &mut self,
+        limit: u32,
+        until: Instant,
+    ) -> Result<Option<(Vec<Event>, Position)>, LedgerError> {
         loop {
             let moved = async {
                 tokio::time::sleep_until(self.next).await;
                 self.listener.beyond(self.cursor).await;
             };
             if tokio::time::timeout_at(until, moved).await.is_err() {
-                return Ok(Vec::new());
+                return Ok(None);
             }
-            let Ok(_turn) = self.feed.turns.acquire().await else { return Ok(Vec::new()) };
+            let Ok(_turn) = self.feed.turns.acquire().await else { return Ok(None) };
             let ledger = &self.feed.ledger;
-            let page = ledger.events(&self.namespace, self.partition, self.cursor, limit).await?;
+            let page = ledger.events(&self.parts, self.partition, self.cursor, limit).await?;
             self.cursor = page.upto;
             self.next = if page.more { Instant::now() } else { Instant::now() + PACE };
             if !page.events.is_empty() {
-                return Ok(page.events);
+                return Ok(Some((page.events, self.position())));
             }
         }
     }

@@ -63,10 +63,10 @@ use tokio_util::sync::CancellationToken;
 
 use self::openapi::Operation;
 use crate::{
-    domain::Role,
+    domain::{Millis, Namespace, Partition, Role},
     feed::Feed,
     gate::{Gate, put_namespace::Rules},
-    ledger::Ledger,
+    ledger::{Ledger, LedgerError},
     outbound::Outbound,
     outcomes::Outcomes,
     spread::Spread,
@@ -134,6 +134,16 @@ pub struct Webhooks {
 }
 
 impl State {
+    /// The partitions that these parts of a namespace lie in.
+    fn partitions_of(&self, parts: &[Namespace]) -> Vec<Partition> {
+        self.gate.keys().by_partition(parts.iter().cloned()).into_keys().collect()
+    }
+
+    /// How far the ledger is with these parts of a namespace: with the one that it is furthest behind.
+    async fn as_of(&self, parts: &[Namespace]) -> Result<Option<Millis>, LedgerError> {
+        self.ledger.all_synced_at(&self.partitions_of(parts)).await
+    }
+
     fn is_draining(&self) -> bool {
         self.draining.load(Ordering::Relaxed)
     }

@@ -155,6 +155,7 @@ pub(super) async fn create(
     }
     let max_uses_per_user = body.count("max_uses_per_user", MAX_USES_MAX).value();
     let campaign = body.optional("campaign", CampaignName::parse).value();
+    refuse_campaign(&mut body, &settings, campaign.as_ref());
     let (starts_at, expires_at) = (body.time("starts_at").value(), body.time("expires_at").value());
     let user = body.optional("user", UserId::parse).value();
     let email_domains = email_domains(&mut body).unwrap_or_default();
@@ -370,7 +371,7 @@ pub(super) async fn list(
     let now = crate::ids::now();
     let found =
         state.ledger.invites(&scope.namespace, &filter, now, after.as_ref(), page.limit).await?;
-    let as_of = state.ledger.synced_at(state.gate.keys().partition_of(&scope.namespace)).await?;
+    let as_of = state.as_of(&state.ledger.parts(&scope.namespace).await?).await?;
     let found_rows = with_shards(&state, &scope.namespace, found.rows).await?;
     let rows = found_rows.iter().map(View::new).collect::<Result<Vec<_>, _>>()?;
     let next = found.next.map(|(code, id)| [code, id.to_string()]);
@@ -571,6 +572,14 @@ pub(super) fn precondition_failed(revision: u64) -> Problem {
         format!("It is at revision {revision} now. Read it again, then decide whether your change still fits."),
     )
     .with("revision", revision)
+}
+
+/// Refuses a campaign where the namespace is spread over several partitions: what its invites share is counted in one.
+pub(super) fn refuse_campaign(body: &mut Body, settings: &Settings, asked: Option<&CampaignName>) {
+    if asked.is_some() && settings.spread > 1 {
+        let detail = "can not be had in a namespace that is spread; limit each invite, or use another namespace";
+        body.wrong("campaign", Code::InvalidRequest, detail);
+    }
 }
 
 pub(super) fn email_domains(body: &mut Body) -> Option<Vec<EmailDomain>> {

@@ -199,8 +199,9 @@ pub(super) async fn list(
     };
     let page = query.page()?;
     let after = page.after(pair)?;
-    let found = state.ledger.members(&scope.namespace, &filter, after.as_ref(), page.limit).await?;
-    let as_of = state.ledger.synced_at(state.gate.keys().partition_of(&scope.namespace)).await?;
+    let parts = state.ledger.parts(&scope.namespace).await?;
+    let found = state.ledger.members_of(&parts, &filter, after.as_ref(), page.limit).await?;
+    let as_of = state.as_of(&parts).await?;
     let next = found.next.as_ref().map(|(user, group)| [user.as_str(), group.as_str()]);
     let rows: Vec<_> = found.rows.iter().map(|member| View::new(member, false)).collect();
     Ok(page.answer(&rows, next.as_ref().map(<[_; 2]>::as_slice), as_of))

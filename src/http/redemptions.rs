@@ -3,6 +3,8 @@
 //! position. `GET …/redemptions/{id}` finds one, also one that the ledger does not have yet. `POST
 //! …/redemptions/{id}/rollback` takes one back.
 
+use std::collections::HashMap;
+
 use actix_web::{HttpResponse, http::header, web};
 use serde::Serialize;
 use serde_json::value::RawValue;
@@ -13,15 +15,15 @@ use super::{
     State,
     body::{Body, stored_metadata},
     guard::IdempotencyKey,
-    page::{Page, Query, single},
+    page::{Page, Query},
     problem::{Code, Problem, rate_headers},
     scope::{Room, Scope},
 };
 use crate::{
     domain::{
         Code as InviteCode, Cursor, Durability, EmailDomain, Group, InviteId, Malformed, Millis,
-        Namespace, Outcome, Partition, Position, RateStatus, Redemption, RedemptionId, Refusal,
-        ReservationId, Settings, UserId, command::REASON_BYTES_MAX,
+        Namespace, Outcome, Partition, Position, Positions, RateStatus, Redemption, RedemptionId,
+        Refusal, ReservationId, Settings, UserId, command::REASON_BYTES_MAX,
     },
     gate::{
         GateError,
@@ -453,8 +455,10 @@ pub(super) async fn list(
     scope: Scope,
     mut query: Query,
 ) -> Result<HttpResponse, Problem> {
-    let partition = state.gate.keys().partition_of(&scope.namespace);
+    let parts = state.ledger.parts(&scope.namespace).await?;
+    let partitions = state.partitions_of(&parts);
     let parameters = &mut query.parameters;
+    let after_position = parameters.optional("after_position", |text| places_in(&partitions, text));
     let filter = RedemptionFilter {
         code: listed_code(&state, &scope.namespace, parameters).await?,
         invite: parameters.optional("invite", str::parse).value(),
@@ -462,15 +466,20 @@ pub(super) async fn list(
         group: parameters.optional("group", Group::parse).value(),
         after: parameters.time("after").value(),
         before: parameters.time("before").value(),
-        after_position: parameters
-            .optional("after_position", |text| place_in(partition, text))
-            .value(),
+        after_position: None,
         oldest_first: parameters.optional("order", is_ascending).value().unwrap_or_default(),
     };
     let page: Page = query.page()?;
-    let from: Option<Cursor> = page.after(|parts| single(parts)?.parse().ok())?;
-    let found = state.ledger.redemptions(&scope.namespace, &filter, from, page.limit).await?;
-    let as_of = state.ledger.synced_at(partition).await?;
+    let from = page.after(|lines| places(&parts, lines))?.unwrap_or_default();
+    let after_position = after_position.value().unwrap_or_default();
+    let in_part = |part: &Namespace| RedemptionFilter {
+        invite: filter.invite.map(|id| id.of_whole(part)),
+        after_position: after_position.of(state.gate.keys().partition_of(part)),
+        ..filter.clone()
+    };
+    let filters: Vec<_> = parts.iter().map(|part| (part.clone(), in_part(part))).collect();
+    let found = state.ledger.redemptions_of(&filters, &from, page.limit).await?;
+    let as_of = state.as_of(&parts).await?;
     let rows = found
         .rows
         .iter()
@@ -481,23 +490,47 @@ pub(super) async fn list(
             view.with_metadata(metadata.clone())
         })
         .collect::<Result<Vec<_>, Problem>>()?;
-    let next = found.next.map(|cursor| cursor.to_string());
-    Ok(page.answer(
-        &rows,
-        next.as_deref().map(|next| [next]).as_ref().map(<[_; 1]>::as_slice),
-        as_of,
-    ))
+    let next = found.next.map(|next| lines(&parts, &next));
+    let next: Option<Vec<_>> =
+        next.as_ref().map(|lines| lines.iter().map(String::as_str).collect());
+    Ok(page.answer(&rows, next.as_deref(), as_of))
 }
 
-/// The place that a position names, if it is one of this partition: places of two partitions have no order.
-fn place_in(partition: Partition, text: &str) -> Result<Cursor, Malformed> {
-    let position: Position = text.parse()?;
-    if position.partition == partition {
-        Ok(position.cursor)
-    } else {
-        Err(Malformed(format!(
-            "{text} is a position of another partition; those of this namespace begin with {partition}/"
-        )))
+/// Where a page ended in each part of a namespace, as the parts of a cursor: a place in the namespace itself alone, one
+/// in a shard behind what its name has besides.
+pub(super) fn lines(parts: &[Namespace], places: &HashMap<Namespace, Cursor>) -> Vec<String> {
+    let line = |part: &Namespace| {
+        let place = places.get(part)?;
+        let shard = part.as_str().strip_prefix(parts.first()?.as_str())?;
+        Some(if shard.is_empty() { place.to_string() } else { format!("{shard} {place}") })
+    };
+    parts.iter().filter_map(line).collect()
+}
+
+/// What [`lines`] has written.
+pub(super) fn places(parts: &[Namespace], lines: &[String]) -> Option<HashMap<Namespace, Cursor>> {
+    let place = |line: &String| {
+        let (shard, place) = line.split_once(' ').unwrap_or(("", line));
+        let name = format!("{}{shard}", parts.first()?);
+        let part = parts.iter().find(|part| part.as_str() == name)?;
+        Some((part.clone(), place.parse().ok()?))
+    };
+    lines.iter().map(place).collect()
+}
+
+/// The places that positions name, if they are of these partitions: places of two partitions have no order.
+fn places_in(partitions: &[Partition], text: &str) -> Result<Positions, Malformed> {
+    let positions: Positions = text.parse()?;
+    let strange = positions.iter().find(|position| !partitions.contains(&position.partition));
+    match strange {
+        None => Ok(positions),
+        Some(position) => {
+            let own: Vec<_> = partitions.iter().map(|own| format!("{own}/")).collect();
+            Err(Malformed(format!(
+                "{position} is a position of another partition; those of this namespace begin with {}",
+                own.join(", ")
+            )))
+        }
     }
 }
 
@@ -530,7 +563,7 @@ pub(super) mod docs {
     use serde_json::json;
 
     use super::{
-        Durability, Group, InviteId, Millis, Position, REASON_BYTES_MAX, ReservationId, UserId,
+        Durability, Group, InviteId, Millis, Positions, REASON_BYTES_MAX, ReservationId, UserId,
         View,
     };
     use crate::http::{
@@ -643,7 +676,7 @@ pub(super) mod docs {
             json!({"type": "string", "enum": ["desc", "asc"]}),
             "The newest first, or the oldest.",
         )
-        .query("after_position", word::<Position>(), "Behind this one, which is of this namespace.")
+        .query("after_position", word::<Positions>(), "Behind these, each in its own partition.")
         .lists::<View>("Redemptions that the ledger has.")
         .problems(LEDGER)
     }

@@ -98,23 +98,45 @@ impl Ledger {
             .collect()
     }
 
-    /// What the invites of a namespace hold at `now`. It looks at each of them.
+    /// What the invites of a namespace, with their copies in its shards, hold at `now`. It looks at each of them.
     ///
     /// # Errors
     /// [`LedgerError`] when they can not be read.
     pub async fn invite_totals(
         &self,
         namespace: &Namespace,
+        shards: &[Namespace],
         now: Millis,
     ) -> Result<InviteTotals, LedgerError> {
+        let mut query = sql("WITH all_of_them AS (").bind(now.as_ms()).bind(namespace.as_str());
+        query.push(if shards.is_empty() {
+            "SELECT uses, max_uses, disabled, starts_at, expires_at FROM invites WHERE namespace = $2"
+        } else {
+            // A copy has its code since the same moment as the invite, and the code stands for one at a time.
+            "SELECT i.uses + COALESCE(c.uses, 0) AS uses, CASE
+                 WHEN i.total IS NULL THEN i.max_uses
+                 WHEN i.total < 4503599627370496 THEN i.total END AS max_uses,
+                 i.disabled, i.starts_at, i.expires_at
+             FROM invites i LEFT JOIN (
+                 SELECT code, created_at, CAST(SUM(uses) AS BIGINT) AS uses FROM invites WHERE namespace IN ("
+        });
+        for (place, shard) in shards.iter().enumerate() {
+            query.push(if place == 0 { "" } else { ", " }).push_bind(shard.as_str());
+        }
+        if !shards.is_empty() {
+            query.push(
+                ") GROUP BY code, created_at) c ON c.code = i.code AND c.created_at = i.created_at
+             WHERE i.namespace = $2",
+            );
+        }
         // The same order of precedence as `Invite::state`.
-        let row = sql(
-            "WITH states AS (SELECT uses, max_uses, CASE
+        query.push(
+            "), states AS (SELECT uses, max_uses, CASE
                  WHEN disabled THEN 'disabled'
                  WHEN expires_at <= $1 THEN 'expired'
                  WHEN uses >= max_uses THEN 'exhausted'
                  WHEN starts_at > $1 THEN 'scheduled'
-                 ELSE 'active' END AS state FROM invites WHERE namespace = $2)
+                 ELSE 'active' END AS state FROM all_of_them)
              SELECT COUNT(CASE WHEN state = 'active' THEN 1 END) AS active,
                  COUNT(CASE WHEN state = 'scheduled' THEN 1 END) AS scheduled,
                  COUNT(CASE WHEN state = 'exhausted' THEN 1 END) AS exhausted,
@@ -123,12 +145,9 @@ impl Ledger {
                  CAST(COALESCE(SUM(uses), 0) AS BIGINT) AS uses,
                  CAST(COALESCE(SUM(CASE WHEN state = 'active' THEN max_uses - uses END), 0) AS BIGINT) AS remaining,
                  COUNT(CASE WHEN state = 'active' AND max_uses IS NULL THEN 1 END) AS unlimited FROM states",
-        )
-        .bind(now.as_ms())
-        .bind(namespace.as_str())
-        .fetch_one(&self.reader)
-        .await
-        .map_err(LedgerError::of("counting invites"))?;
+        );
+        let row =
+            query.fetch_one(&self.reader).await.map_err(LedgerError::of("counting invites"))?;
         Ok(InviteTotals {
             active: row.number("active")?,
             scheduled: row.number("scheduled")?,

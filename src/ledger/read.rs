@@ -359,7 +359,7 @@ impl Ledger {
         Ok(NamespacePage { rows, next })
     }
 
-    /// One reservation, and what became of it.
+    /// One reservation, in whichever shard of the namespace it is, and what became of it.
     ///
     /// # Errors
     /// [`LedgerError`] when it can not be read.
@@ -368,13 +368,12 @@ impl Ledger {
         namespace: &Namespace,
         id: ReservationId,
     ) -> Result<Option<(Reservation, Held)>, LedgerError> {
-        let row =
-            sql(format!("SELECT {RESERVATION} FROM reservations WHERE id = $1 AND namespace = $2"))
-                .bind(id.0)
-                .bind(namespace.as_str())
-                .fetch_optional(&self.reader)
-                .await
-                .map_err(LedgerError::of("reading a reservation"))?;
+        let row = sql(format!("SELECT {RESERVATION} FROM reservations WHERE id = $1 AND {WITHIN}"))
+            .bind(id.0)
+            .bind(namespace.as_str())
+            .fetch_optional(&self.reader)
+            .await
+            .map_err(LedgerError::of("reading a reservation"))?;
         row.map(|row| Ok((row.reservation()?, row.held()?))).transpose()
     }
 

@@ -14,8 +14,8 @@ use utoipa::{
 use crate::domain::{
     Alphabet, BatchId, BatchState, CampaignName, Code, CodeCase, DeliveryId, DeliveryState,
     Durability, EmailDomain, ErrorDetail, Group, InviteId, InviteState, MembershipRule, Millis,
-    Namespace, Policy, Position, Quota, RedemptionId, ReservationId, Role, UserId, WebhookId,
-    event,
+    Namespace, Policy, Position, Positions, Quota, RedemptionId, ReservationId, Role, UserId,
+    WebhookId, event,
     invite::EMAIL_DOMAINS_MAX,
     webhook::{URL_BYTES_MAX, WebhookState},
 };
@@ -87,6 +87,10 @@ words! {
     Position, "Position" = json!({
         "type": "string", "pattern": "^[0-9]+/[0-9]+-[0-9]+$", "examples": ["6/1-3"],
         "description": "partition/epoch-seq: a change's place among all changes.",
+    });
+    Positions, "Positions" = json!({
+        "type": "string", "pattern": "^[0-9]+/[0-9]+-[0-9]+(,[0-9]+/[0-9]+-[0-9]+)*$", "examples": ["6/1-3"],
+        "description": "A position; of a namespace that is spread, one of each of its partitions, with commas between them.",
     });
     Millis, "Time" = json!({
         "type": "string", "format": "date-time", "examples": ["2026-11-23T17:14:52.712Z"],
