@@ -335,7 +335,7 @@ impl App {
         let progress = Progress::new(deployment.partitions);
         let audits = Arc::new(Semaphore::new(1));
         let ordered = Arc::new(Notify::new());
-        let feed = Feed::new(ledger.clone(), progress.clone());
+        let feed = Feed::new(ledger.clone(), progress.clone(), gate.keys().clone());
         let spread = Spread::new(gate.clone(), ledger.clone(), progress.clone());
         let outcomes = Arc::new(Outcomes::default());
         let webhooks_changed = Arc::new(Notify::new());

@@ -40,6 +40,7 @@ pub use invite_page::PageOptions;
 pub use metrics::Metrics;
 
 use std::{
+    collections::BTreeSet,
     io,
     net::TcpListener,
     rc::Rc,
@@ -136,7 +137,9 @@ pub struct Webhooks {
 impl State {
     /// The partitions that these parts of a namespace lie in.
     fn partitions_of(&self, parts: &[Namespace]) -> Vec<Partition> {
-        self.gate.keys().by_partition(parts.iter().cloned()).into_keys().collect()
+        let all: BTreeSet<_> =
+            parts.iter().map(|part| self.gate.keys().partition_of(part)).collect();
+        all.into_iter().collect()
     }
 
     /// How far the ledger is with these parts of a namespace: with the one that it is furthest behind.

@@ -20,7 +20,7 @@
 //! choose freely (users, addresses) is always the last part, and no other part can hold a `:`, so no name can make a
 //! key that means something else.
 
-use std::{collections::BTreeMap, fmt::Display};
+use std::fmt::Display;
 
 use crate::domain::{
     Code, CodeCase, InviteId, Namespace, Partition, Policy, UserId, partition::crc16,
@@ -68,19 +68,6 @@ impl Keyspace {
             u16::try_from(rounded).unwrap_or_default()
         });
         Partition((home + away) % partitions)
-    }
-
-    /// These namespaces by the partition that they lie in.
-    #[must_use]
-    pub fn by_partition(
-        &self,
-        namespaces: impl IntoIterator<Item = Namespace>,
-    ) -> BTreeMap<Partition, Vec<Namespace>> {
-        let mut all: BTreeMap<_, Vec<_>> = BTreeMap::new();
-        for namespace in namespaces {
-            all.entry(self.partition_of(&namespace)).or_default().push(namespace);
-        }
-        all
     }
 
     /// The hash tag of a partition: its number and the letters that put its slot nearest to the middle of its share of

@@ -103,10 +103,9 @@ pub(super) async fn stream(
         },
         None => asked,
     };
-    let parts = state.ledger.parts(&scope.namespace).await?;
-    let partitions = state.gate.keys().by_partition(parts);
+    let partitions = state.feed.partitions_of(&scope.namespace).await?;
     if let Presence::Value(positions) = &asked
-        && !positions.iter().all(|position| partitions.contains_key(&position.partition))
+        && !positions.iter().all(|position| partitions.contains(&position.partition))
     {
         query.parameters.wrong("after", Code::InvalidRequest, "is a position of another namespace");
     }
@@ -127,7 +126,7 @@ pub(super) async fn stream(
         ));
     };
     let authorization = http.headers().get(header::AUTHORIZATION);
-    let follower = state.feed.follow(partitions, &from);
+    let follower = state.feed.follow(scope.namespace.clone(), &from).await?;
     let stream = Stream {
         authorization: authorization.and_then(|it| it.to_str().ok()).unwrap_or_default().to_owned(),
         scope,

@@ -317,7 +317,13 @@ impl Import {
         let gate = self.state.gate.clone();
         let mut shards: BTreeMap<Namespace, (Vec<u64>, Vec<_>)> = BTreeMap::new();
         for (number, member) in numbers.into_iter().zip(members) {
-            let shard = self.scope.namespace.shard_of(&member.0, self.settings.spread);
+            let shard = match self.shard_of(&member.0).await {
+                Ok(shard) => shard,
+                Err(error) => {
+                    self.stopped = Some(Problem::from(error).detail().to_owned());
+                    return Ok(());
+                }
+            };
             let (numbers, members) = shards.entry(shard).or_default();
             numbers.push(number);
             members.push(member);
@@ -343,6 +349,15 @@ impl Import {
             }
         }
         Ok(())
+    }
+
+    /// Where a user is, or comes in.
+    async fn shard_of(&self, user: &UserId) -> Result<Namespace, GateError> {
+        let home = &self.scope.namespace;
+        if self.settings.spread < 2 {
+            return Ok(home.clone());
+        }
+        self.state.spread.shard_of(home, user).await
     }
 
     /// Asks the gate until it says something; notes why it does not.

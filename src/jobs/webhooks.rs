@@ -6,11 +6,7 @@
 //! attempt. A node that dies between the receiver's answer and the note of it leaves an attempt to be made again, with
 //! the same `webhook-id`: at least once.
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use futures_util::{StreamExt as _, stream};
 use reqwest::header::{HeaderMap, HeaderValue};
@@ -22,9 +18,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    domain::{
-        Delivery, DeliveryState, Event, Namespace, Partition, Position, Webhook, WebhookId, webhook,
-    },
+    domain::{Delivery, DeliveryState, Event, Partition, Position, Webhook, WebhookId, webhook},
     feed::Feed,
     gate::Gate,
     ledger::{Attempt, Ledger, LedgerError, WebhookJob},
@@ -212,13 +206,6 @@ async fn look_after(
     Ok(taken)
 }
 
-/// Where a webhook's namespace has what happens.
-struct Places {
-    /// The partition of the namespace itself.
-    home: Partition,
-    partitions: BTreeMap<Partition, Vec<Namespace>>,
-}
-
 /// One webhook's.
 struct Server {
     context: Context,
@@ -252,12 +239,10 @@ impl Server {
         let home = gate.keys().partition_of(&webhook.namespace);
         let mut from = ledger.webhook_elsewhere(webhook.id).await?;
         from.set(Position { partition: home, cursor: webhook.cursor });
-        let partitions = gate.keys().by_partition(ledger.parts(&webhook.namespace).await?);
-        let mut follower = feed.follow(partitions.clone(), &from);
-        let places = Places { home, partitions };
+        let mut follower = feed.follow(webhook.namespace, &from).await?;
         loop {
             let (due, waiting, due_in) = ledger.due_deliveries(self.job.webhook.id, ROUND).await?;
-            if !due.is_empty() && !self.round(&places, due).await? {
+            if !due.is_empty() && !self.round(home, due).await? {
                 return Ok(());
             }
             let room = waiting < WAITING_MAX;
@@ -271,7 +256,7 @@ impl Server {
             tokio::select! {
                 found = follower.next(PAGE, FOREVER), if room => {
                     if let Some((events, upto)) = found?
-                        && !self.add(&places, &events, upto).await?
+                        && !self.add(home, &events, upto).await?
                     {
                         return Ok(());
                     }
@@ -285,14 +270,14 @@ impl Server {
     /// Makes deliveries of events; says whether the webhook is still this node's.
     async fn add(
         &self,
-        places: &Places,
+        home: Partition,
         events: &[Event],
         upto: Position,
     ) -> Result<bool, LedgerError> {
         let Some(webhook) = self.context.ledger.served_webhook(&self.job).await? else {
             return Ok(false);
         };
-        let partition = (upto.partition != places.home).then_some(upto.partition);
+        let partition = (upto.partition != home).then_some(upto.partition);
         let wanted = events.iter().filter(|event| webhook.wants(event.kind()));
         let deliveries: Vec<_> = wanted
             .map(|event| {
@@ -308,12 +293,12 @@ impl Server {
     }
 
     /// Tries deliveries and writes down what became of them; says whether the webhook is still this node's.
-    async fn round(&self, places: &Places, due: Vec<Delivery>) -> Result<bool, LedgerError> {
+    async fn round(&self, home: Partition, due: Vec<Delivery>) -> Result<bool, LedgerError> {
         let ledger = &self.context.ledger;
         let Some(webhook) = ledger.served_webhook(&self.job).await? else { return Ok(false) };
         let secrets = ledger.secrets(webhook.id).await?;
         let tried = stream::iter(due)
-            .map(|delivery| self.attempt(places, &webhook, &secrets, delivery))
+            .map(|delivery| self.attempt(home, &webhook, &secrets, delivery))
             .buffer_unordered(AT_ONCE)
             .collect::<Vec<_>>()
             .await;
@@ -335,17 +320,14 @@ impl Server {
 
     async fn attempt(
         &self,
-        places: &Places,
+        home: Partition,
         webhook: &Webhook,
         secrets: &[webhook::Secret],
         delivery: Delivery,
     ) -> Result<Attempt, LedgerError> {
         let Context { ledger, outbound, options, .. } = &self.context;
-        let partition = delivery.partition.unwrap_or(places.home);
-        let event = match places.partitions.get(&partition) {
-            Some(parts) => ledger.event(parts, delivery.event).await?,
-            None => None,
-        };
+        let partition = delivery.partition.unwrap_or(home);
+        let event = ledger.event(&webhook.namespace, partition, delivery.event).await?;
         let called = match event.as_ref().map(self.context.render) {
             Some(Ok(body)) => {
                 let _turn = self.calls.acquire().await;

@@ -33,7 +33,7 @@ impl Ledger {
     /// [`LedgerError`] when they can not be read.
     pub async fn events(
         &self,
-        parts: &[Namespace],
+        namespace: &Namespace,
         partition: Partition,
         after: Cursor,
         limit: u32,
@@ -59,7 +59,9 @@ impl Ledger {
             .bind(limit + 1)
         };
         let shown = format!(" AND {SHOWN}");
-        for part in parts {
+        // A shard is there before anything of it. So of those that are there by now none is missing below that cursor.
+        for part in self.parts_in(namespace, partition).await? {
+            let part = &part;
             let rows = between(part, REDEMPTION, "redemptions", "").fetch_all(&self.reader);
             for row in rows.await.map_err(&failed)? {
                 events.push(redeemed(&row)?);
@@ -83,11 +85,12 @@ impl Ledger {
     /// [`LedgerError`] when it can not be read.
     pub async fn event(
         &self,
-        parts: &[Namespace],
+        namespace: &Namespace,
+        partition: Partition,
         at: Cursor,
     ) -> Result<Option<Event>, LedgerError> {
         let failed = LedgerError::of("reading an event");
-        for part in parts {
+        for part in self.parts_in(namespace, partition).await? {
             let one = |columns: &str, table: &str| {
                 sql(format!(
                     "SELECT {columns} FROM {table} WHERE namespace = $1 AND epoch = $2 AND seq = $3"

@@ -11,6 +11,9 @@ use crate::domain::{Cursor, Millis, Namespace, Partition, Position, Positions};
 /// Rows that are read of a part at once, at least.
 const CHUNK_MIN: u32 = 16;
 
+/// The namespace `$1` and its shards: a comma comes right behind a plus, and no other name lies between.
+const PARTS: &str = "(name = $1 OR (name > $1 || '+' AND name < $1 || ','))";
+
 /// Some redemptions of several parts, in the order that was asked for.
 #[derive(Debug, Clone)]
 pub struct MergedRedemptions {
@@ -76,17 +79,16 @@ impl Ledger {
     /// # Errors
     /// [`LedgerError`] when it can not be read.
     pub async fn parts(&self, namespace: &Namespace) -> Result<Vec<Namespace>, LedgerError> {
-        // All names of shards, and no others, lie between these two: a comma comes right behind a plus.
-        let rows = sql("SELECT name, spread FROM namespaces WHERE name = $1
-                        OR (name > $1 || '+' AND name < $1 || ',') ORDER BY name")
-        .bind(namespace.as_str())
-        .fetch_all(&self.reader)
-        .await
-        .map_err(LedgerError::of("reading the parts of a namespace"))?;
+        let rows = sql(format!("SELECT name, spread FROM namespaces WHERE {PARTS} ORDER BY name"))
+            .bind(namespace.as_str())
+            .fetch_all(&self.reader)
+            .await
+            .map_err(LedgerError::of("reading the parts of a namespace"))?;
         let mut parts = vec![namespace.clone()];
         for row in rows {
             let name = row.parsed("name", Namespace::stored)?;
             if name == *namespace {
+                // Also those that are to be, and of which nothing is known here yet.
                 let spread = u16::try_from(row.number("spread")?).unwrap_or(1);
                 parts.extend(namespace.shards(spread).filter(|_| spread > 1));
             } else if !parts.contains(&name) {
@@ -94,6 +96,24 @@ impl Ledger {
             }
         }
         Ok(parts)
+    }
+
+    /// Of what a namespace consists of, that which lies in a partition.
+    ///
+    /// # Errors
+    /// [`LedgerError`] when it can not be read.
+    pub(super) async fn parts_in(
+        &self,
+        namespace: &Namespace,
+        partition: Partition,
+    ) -> Result<Vec<Namespace>, LedgerError> {
+        let rows = sql(format!("SELECT name FROM namespaces WHERE {PARTS} AND partition = $2"))
+            .bind(namespace.as_str())
+            .bind(partition.0)
+            .fetch_all(&self.reader)
+            .await
+            .map_err(LedgerError::of("reading the parts of a namespace"))?;
+        rows.iter().map(|row| row.parsed("name", Namespace::stored)).collect()
     }
 
     /// When the ledger last got something of these partitions: of the one that it has got nothing of for longest.

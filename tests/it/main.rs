@@ -40,6 +40,7 @@ mod race_conditions;
 mod recovery;
 mod reservations;
 mod scripts;
+mod spread_views;
 mod stats;
 mod support;
 mod tidy;
