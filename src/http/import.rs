@@ -339,7 +339,8 @@ impl Import {
                     MemberImport::Imported => self.counts.imported += 1,
                     MemberImport::Unchanged => self.counts.unchanged += 1,
                     MemberImport::Elsewhere => {
-                        let why = "the spread of the namespace is being changed; import the same again";
+                        let why =
+                            "the spread of the namespace is being changed; import the same again";
                         self.stopped = Some(why.to_owned());
                     }
                     MemberImport::AlreadyMember { group, redemption } => {
@@ -354,10 +355,10 @@ impl Import {
     /// Where a user is, or comes in.
     async fn shard_of(&self, user: &UserId) -> Result<Namespace, GateError> {
         let home = &self.scope.namespace;
-        if self.settings.spread < 2 {
-            return Ok(home.clone());
+        match &self.settings.places_of(home, user)[..] {
+            [only] => Ok(only.clone()),
+            _ => self.state.spread.shard_of(home, user).await,
         }
-        self.state.spread.shard_of(home, user).await
     }
 
     /// Asks the gate until it says something; notes why it does not.

@@ -576,7 +576,7 @@ pub(super) fn precondition_failed(revision: u64) -> Problem {
 
 /// Refuses a campaign where the namespace is spread over several partitions: what its invites share is counted in one.
 pub(super) fn refuse_campaign(body: &mut Body, settings: &Settings, asked: Option<&CampaignName>) {
-    if asked.is_some() && settings.spread > 1 {
+    if asked.is_some() && settings.is_spread() {
         let detail = "can not be had in a namespace that is spread; limit each invite, or use another namespace";
         body.wrong("campaign", Code::InvalidRequest, detail);
     }
