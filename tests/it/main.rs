@@ -41,6 +41,7 @@ mod recovery;
 mod reservations;
 mod scripts;
 mod spread_views;
+mod spread_change;
 mod stats;
 mod support;
 mod tidy;
