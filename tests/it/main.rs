@@ -39,6 +39,7 @@ mod race_conditions;
 mod recovery;
 mod reservations;
 mod scripts;
+mod spread_protocol;
 mod stats;
 mod support;
 mod tidy;
