@@ -119,7 +119,10 @@ enum Action {
     /// The ledger gets the next change of a shard.
     Sync(u16),
     /// A shard goes on from the ledger, with or without what its users were told.
-    FailOver { shard: u16, claims: bool },
+    FailOver {
+        shard: u16,
+        claims: bool,
+    },
     RollBack(u16),
     Hold(u16),
     Release(u16),
@@ -418,9 +421,8 @@ impl Model for Case {
                     actions.push(Action::FailOver { shard: number, claims: true });
                 }
             }
-            actions.extend(
-                (left.rollbacks > 0 && gate.uses > 0).then_some(Action::RollBack(number)),
-            );
+            actions
+                .extend((left.rollbacks > 0 && gate.uses > 0).then_some(Action::RollBack(number)));
             actions.extend((left.holds > 0 && gate.free() > 0).then_some(Action::Hold(number)));
             actions.extend((gate.held > 0).then_some(Action::Release(number)));
         }
@@ -470,7 +472,8 @@ impl Model for Case {
                 state.users.iter().all(|user| !matches!(user, User::Exhausted { dry: false, .. }))
             }),
             Property::always(TRUE_BETWEEN, |_, state: &State| {
-                let wrong = |user: &User| matches!(user, User::Exhausted { dry_between: false, .. });
+                let wrong =
+                    |user: &User| matches!(user, User::Exhausted { dry_between: false, .. });
                 !state.users.iter().any(wrong)
             }),
             Property::eventually(ANSWERED, |case: &Self, state: &State| {
@@ -497,16 +500,16 @@ const ANSWERED: &str = "everybody is answered";
 const SPENT: &str = "all uses are spent";
 const EXHAUSTED: &str = "somebody hears that there is none";
 
+/// Whether the shares and what is in transit are the total, and nothing is taken that is not given.
 fn adds_up(parts: &[&Part], total: u64) -> bool {
-    let mut sum: u64 = parts.iter().map(|part| part.max_uses).sum();
-    for (giver, taker) in parts.iter().flat_map(|giver| parts.iter().map(move |taker| (giver, taker))) {
-        let (given, taken) = (giver.given_to(taker.shard), taker.taken_from(giver.shard));
-        if taken > given {
-            return false;
-        }
-        sum += given - taken;
-    }
-    sum == total
+    let shares: u64 = parts.iter().map(|part| part.max_uses).sum();
+    let pairs = parts.iter().flat_map(|giver| parts.iter().map(move |taker| (giver, taker)));
+    let in_transit: Option<u64> = pairs
+        .map(|(giver, taker)| {
+            giver.given_to(taker.shard).checked_sub(taker.taken_from(giver.shard))
+        })
+        .sum();
+    in_transit.is_some_and(|in_transit| shares + in_transit == total)
 }
 
 const CALM: Chaos = Chaos { crashes: 0, failovers: 0, lost_answers: 0, rollbacks: 0, holds: 0 };
