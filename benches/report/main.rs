@@ -17,6 +17,7 @@ mod output;
 mod overload;
 mod rows;
 mod servers;
+mod spread;
 mod start;
 mod sync;
 mod throughput;
@@ -58,6 +59,8 @@ enum Section {
     Sync,
     /// From Redis to ready
     Start,
+    /// One namespace over several partitions
+    Spread,
 }
 
 impl Section {
@@ -71,6 +74,7 @@ impl Section {
             Self::Growth => ("growth", growth::run),
             Self::Sync => ("sync", sync::run),
             Self::Start => ("start", start::run),
+            Self::Spread => ("spread", spread::run),
         };
         lab.section(name, run);
     }
