@@ -257,6 +257,8 @@ impl Head {
         if span.is_recording() {
             span.set("http.request.method", endpoint.method_text);
             span.set("http.route", endpoint.path);
+            // Whoever wants TLS has put something in front.
+            span.set("url.scheme", "http");
             span.set("redeemer.request_id", self.request_id.clone());
         }
         self.span = span;

@@ -240,6 +240,7 @@ async fn there_and_back(kind: Kind) {
         it.until_follows(old).await;
         rush.until_more(50).await;
     }
+    it.nodes[0].until_metric("redeemer_gate_moves_total", &[], |moves| moves > 0.5).await;
     assert_exact(&it, &invite, &rush.end().await).await;
 }
 

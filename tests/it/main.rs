@@ -31,6 +31,7 @@ mod import;
 mod input;
 mod leaders;
 mod ledger;
+mod metrics;
 mod model;
 mod nodes;
 mod openapi;
