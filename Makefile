@@ -1,6 +1,6 @@
 # `make run` and `make test` do all the set-up themselves.
 
-.PHONY: help run test schemathesis mutants rolling bench openapi fmt demo clean
+.PHONY: help run test console schemathesis mutants rolling bench openapi fmt demo clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -27,6 +27,11 @@ test: ## Install what is missing, then check format and lints and run every test
 	cargo test --locked --quiet --bench report -- --smoke
 	tests/mutants.py --check
 	tests/schemathesis/run
+	tests/console/run
+
+console: ## Show the console of a service that has something in it, with the files of this checkout
+	@scripts/setup test
+	tests/console/run --look
 
 schemathesis: ## Ask a service everything that its OpenAPI document allows and forbids, for half an hour
 	@scripts/setup test

@@ -17,6 +17,7 @@ mod batches;
 mod claims;
 mod cli;
 mod coarse;
+mod console;
 mod deploy;
 mod docs;
 mod durability;
