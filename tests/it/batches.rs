@@ -35,7 +35,11 @@ impl Deployment {
         let settings = Settings {
             redis_url: Some(redis.url()),
             ledger: Some(ledger::url_in(directory.path())),
-            env: vec![("REDEEMER_SYNC__LEASE_TTL_MS", "1000".to_owned())],
+            env: vec![
+                ("REDEEMER_SYNC__LEASE_TTL_MS", "1000".to_owned()),
+                // Comparing thirty thousand codes takes a while where everything else is busy too.
+                ("REDEEMER_HTTP__REQUEST_TIMEOUT_MS", "60000".to_owned()),
+            ],
         };
         Self { redis, settings, _directory: directory }
     }

@@ -32,6 +32,7 @@ mod import;
 mod input;
 mod leaders;
 mod ledger;
+mod logs;
 mod metrics;
 mod model;
 mod nodes;
