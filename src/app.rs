@@ -367,6 +367,7 @@ impl App {
             gate: gate.clone(),
             ledger: ledger.clone(),
             keys: keys.clone(),
+            node: id.as_str().into(),
             readiness: readiness.subscribe(),
             metrics: self.metrics.clone(),
             new_namespace: new_namespace(&config),

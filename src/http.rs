@@ -10,6 +10,7 @@ mod batches;
 mod body;
 mod campaigns;
 mod consistency;
+mod console;
 mod events;
 mod export;
 mod guard;
@@ -29,6 +30,7 @@ mod redemptions;
 mod reservations;
 mod scope;
 mod stats;
+mod status;
 mod users;
 mod validations;
 mod webhooks;
@@ -103,6 +105,8 @@ pub struct State {
     pub page: Arc<PageOptions>,
     /// Who may ask.
     pub keys: Arc<Keys>,
+    /// What this node is called where it leads partitions.
+    pub node: Arc<str>,
     /// Whether this node should be sent requests.
     pub readiness: watch::Receiver<Readiness>,
     /// What `/metrics` shows.
@@ -188,11 +192,15 @@ const RESERVATIONS: &str = "/v1/namespaces/{ns}/reservations";
 const CONFIRM: &str = "/v1/namespaces/{ns}/reservations/{id}/confirm";
 const DOCS: &str = "/docs";
 const DOCS_FILE: &str = "/docs/{file}";
+const CONSOLE: &str = "/console";
+const CONSOLE_FILE: &str = "/console/{file}";
+const CONSOLE_VENDORED: &str = "/console/vendor/{file}";
 
 impl Endpoint {
     /// Whether it answers in JSON.
     fn is_json(&self) -> bool {
         !["/metrics", CODES, EVENTS, DOCS, DOCS_FILE].contains(&self.path)
+            && ![CONSOLE, CONSOLE_FILE, CONSOLE_VENDORED].contains(&self.path)
             && !self.path.contains("/export/")
             && !self.path.contains("/import/")
             && !self.is_for_people()
@@ -299,13 +307,18 @@ pub(crate) static ENDPOINTS: &[Endpoint] = &[
     endpoint!(DELETE NS, Some(Role::Admin), namespaces::archive),
     endpoint!(POST "/v1/keys", Some(Role::Admin), keys::create),
     endpoint!(GET "/v1/keys", Some(Role::Admin), keys::list),
+    endpoint!(GET "/v1/keys/self", Some(Role::Read), keys::show_own),
     endpoint!(DELETE "/v1/keys/{id}", Some(Role::Admin), keys::revoke),
+    endpoint!(GET "/v1/status", Some(Role::Read), status::show),
     endpoint!(GET "/openapi.json", None, manual::document),
     endpoint!(GET DOCS, None, manual::page),
     endpoint!(GET DOCS_FILE, None, manual::file),
     endpoint!(GET invite_page::STYLE_PATH, None, invite_page::style),
     endpoint!(GET invite_page::PATH, None, invite_page::show),
     endpoint!(POST invite_page::PATH, None, invite_page::redeem),
+    endpoint!(GET CONSOLE, None, console::page),
+    endpoint!(GET CONSOLE_FILE, None, console::file),
+    endpoint!(GET CONSOLE_VENDORED, None, console::vendored),
 ];
 
 /// Method, path and needed role of every operation; no role means that no key is needed.

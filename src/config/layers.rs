@@ -63,7 +63,7 @@ const URLS: [&str; 2] = ["redis.url", "ledger.url"];
 /// Variables without the prefix that other programs use too.
 const PLAIN: [(&str, &str); 2] = [("REDIS_URL", "redis.url"), ("DATABASE_URL", "ledger.url")];
 /// Variables with the prefix that are not settings of the service.
-const OTHER: [&str; 3] = ["REDEEMER_CONFIG", "REDEEMER_URL", "REDEEMER_KEY"];
+const OTHER: [&str; 4] = ["REDEEMER_CONFIG", "REDEEMER_URL", "REDEEMER_KEY", "REDEEMER_KEY_FILE"];
 
 /// All values, each of the strongest layer that has it.
 pub(super) struct Layers {

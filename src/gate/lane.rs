@@ -251,7 +251,7 @@ impl Runner {
         #[expect(clippy::cast_precision_loss, reason = "a batch has at most 1024 requests")]
         self.batch_sizes.record(jobs.len() as f64);
         let span = trace::part_of_all("batch", jobs.iter().map(|job| &job.span));
-        span.set("db.operation.batch.size", i64::try_from(jobs.len()).unwrap_or(i64::MAX));
+        span.set("redeemer.batch.requests", i64::try_from(jobs.len()).unwrap_or(i64::MAX));
         let start = Instant::now();
         let send = async {
             match self.wait {

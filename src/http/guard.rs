@@ -257,6 +257,8 @@ impl Head {
         if span.is_recording() {
             span.set("http.request.method", endpoint.method_text);
             span.set("http.route", endpoint.path);
+            // Whoever wants TLS has put something in front.
+            span.set("url.scheme", "http");
             span.set("redeemer.request_id", self.request_id.clone());
         }
         self.span = span;
@@ -312,6 +314,8 @@ impl Head {
             response.head_mut().set_connection_type(ConnectionType::Close);
         }
         let headers = response.headers_mut();
+        // Files of pages may be, answers of the API never.
+        let may_be_kept = headers.contains_key(header::CACHE_CONTROL);
         let mut set = |name: HeaderName, value: &str| {
             if let Ok(value) = HeaderValue::from_str(value) {
                 headers.insert(name, value);
@@ -319,7 +323,9 @@ impl Head {
         };
         set(REQUEST_ID, &self.request_id);
         set(header::X_CONTENT_TYPE_OPTIONS, "nosniff");
-        set(header::CACHE_CONTROL, "no-store");
+        if !may_be_kept {
+            set(header::CACHE_CONTROL, "no-store");
+        }
         if let Some(key) = &self.idempotency_key {
             set(IDEMPOTENCY_KEY, key.as_str());
         }

@@ -11,8 +11,9 @@ use sha2::Sha256;
 use crate::{
     docs::blocks_of,
     support::{
-        eventually,
-        node::{Node, Reply, Settings, json_body, send},
+        eventually, free_port,
+        haproxy::Balancer,
+        node::{Node, Reply, Settings, http_client, json_body, send},
         proxy::{Fault, Proxy},
         redis::RedisServer,
         until_some,
@@ -421,6 +422,35 @@ async fn guesses_are_charged_to_the_address_of_whoever_looks() {
         let reply = look_from(&node, "/i/default/NOBODY", &format!("203.0.113.{number}")).await;
         assert_eq!(reply.status, if number < 3 { 404 } else { 429 });
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_balancer_says_who_asks() {
+    let node = start().await;
+    node.invite("WELCOME", "team", 5).await;
+    let limit = json!({"rate_guess": "3/3600"});
+    assert_eq!(node.send(Method::PATCH, "/v1/namespaces/default", &limit).await.status, 200);
+    let address = node.url.trim_start_matches("http://").to_owned();
+    let nowhere = || format!("127.0.0.1:{}", free_port());
+    let balancer = Balancer::start(&[address, nowhere(), nowhere()]).await;
+    balancer.until_up(1).await;
+    let client = http_client();
+    let url = |path: &str| format!("{}{path}", balancer.url);
+    let token = token("alice", "1");
+    for status in [201, 200] {
+        let page = form(client.post(url(PAGE)), &[("token", &token)]);
+        assert_page(&send(page).await.unwrap(), status, "You are in");
+    }
+    // Whatever somebody says of himself, the balancer says where he comes from.
+    for number in 0..4 {
+        let request = client.get(url("/i/default/NOBODY"));
+        let request = request.header("x-forwarded-for", format!("203.0.113.{number}"));
+        let status = send(request).await.unwrap().status;
+        assert_eq!(status, if number < 3 { 404 } else { 429 });
+    }
+    assert_eq!(look_from(&node, PAGE, "127.0.0.1").await.status, 429);
+    assert_eq!(look_from(&node, PAGE, "203.0.113.1").await.status, 200);
+    assert!(!balancer.log().contains("WELCOME") && !balancer.log().contains("NOBODY"));
 }
 
 #[tokio::test(flavor = "multi_thread")]

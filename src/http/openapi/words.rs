@@ -19,6 +19,7 @@ use crate::domain::{
     invite::EMAIL_DOMAINS_MAX,
     webhook::{URL_BYTES_MAX, WebhookState},
 };
+use crate::ledger::PartitionState;
 
 /// Text without control characters.
 const TEXT: &str = r"^[^\u0000-\u001f\u007f-\u009f]+$";
@@ -96,6 +97,10 @@ words! {
         "type": "string", "format": "date-time", "examples": ["2026-11-23T17:14:52.712Z"],
         "description": "RFC 3339 with an offset, of the years 1970 to 9999. Answers have milliseconds and Z.",
     });
+    PartitionState, "PartitionState" = one_of(
+        PartitionState::ALL.map(PartitionState::as_str),
+        "Whether a partition serves: it was never opened; yes; not until recovery has opened it.",
+    );
     Policy, "Policy" = one_of(Policy::ALL.map(Policy::as_str), "A rate limit.");
     MembershipRule, "MembershipRule" = one_of(
         MembershipRule::ALL.map(MembershipRule::as_str),
