@@ -12,7 +12,7 @@ use super::{
     body::{Body, Presence, stored_metadata},
     campaigns,
     guard::IdempotencyKey,
-    invites::{email_domains, key_reused, refuse_campaign},
+    invites::{email_domains, key_reused, refuse_campaign, with_shards},
     page::Query,
     problem::{Code, Problem},
     redemptions::settings_of,
@@ -323,9 +323,11 @@ impl Download {
             tracing::warn!(request_id, cause, "a download was cut");
             std::io::Error::other(error)
         })?;
+        let rows = with_shards(&self.state, namespace, page.rows).await;
+        let rows = rows.map_err(|error| std::io::Error::other(error.to_string()))?;
         let bytes = match self.format {
-            Format::Csv => self.csv(&page.rows, after.is_none())?,
-            Format::Ndjson => self.ndjson(&page.rows).into_bytes(),
+            Format::Csv => self.csv(&rows, after.is_none())?,
+            Format::Ndjson => self.ndjson(&rows).into_bytes(),
         };
         if let Some((code, id)) = page.next {
             self.place = Place::After(code, id);

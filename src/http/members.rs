@@ -84,24 +84,17 @@ async fn memberships(
     namespace: &Namespace,
     user: &UserId,
 ) -> Result<(Vec<Member>, bool), Problem> {
-    let shard = match state.spread.shard_of(namespace, user).await {
-        Ok(shard) => shard,
-        Err(error @ GateError::Unexpected { .. }) => return Err(error.into()),
-        Err(_) => {
-            let settings = state.ledger.namespace(namespace).await?;
-            // Who came under an earlier spread may be elsewhere; the ledger knows them all.
-            let spread = settings.map_or(1, |settings| settings.spread);
-            namespace.shard_of(user, spread)
-        }
+    let asked = async {
+        let namespace = state.spread.shard_of(namespace, user).await?;
+        ShowMember { namespace, user: user.clone() }.run(&state.gate).await
     };
-    let namespace = &shard;
-    let question = ShowMember { namespace: namespace.clone(), user: user.clone() };
-    match question.run(&state.gate).await {
+    match asked.await {
         Ok(members) => Ok((members, false)),
         Err(error @ GateError::Unexpected { .. }) => Err(error.into()),
         Err(_) => {
             let filter = MemberFilter { user: Some(user.clone()), group: None };
-            Ok((state.ledger.members(namespace, &filter, None, 1000).await?.rows, true))
+            let parts = state.ledger.parts(namespace).await?;
+            Ok((state.ledger.members_of(&parts, &filter, None, 1000).await?.rows, true))
         }
     }
 }

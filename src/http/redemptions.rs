@@ -23,7 +23,7 @@ use crate::{
     domain::{
         Code as InviteCode, Cursor, Durability, EmailDomain, Group, InviteId, Malformed, Millis,
         Namespace, Outcome, Partition, Position, Positions, RateStatus, Redemption, RedemptionId,
-        Refusal, ReservationId, Settings, UserId, command::REASON_BYTES_MAX,
+        Refusal, ReservationId, Settings, UserId, command::REASON_BYTES_MAX, invite::MAX_USES_MAX,
     },
     gate::{
         GateError,
@@ -86,7 +86,8 @@ impl<'a> View<'a> {
             group,
             user,
             ordinal: redemption.ordinal,
-            remaining: redemption.remaining,
+            // In a shard of a namespace that is spread an unlimited invite has more than any limit.
+            remaining: redemption.remaining.filter(|left| *left <= MAX_USES_MAX),
             redeemed_at: redemption.redeemed_at,
             replayed,
             durability: reached.as_str(),
@@ -325,6 +326,18 @@ fn missing() -> Problem {
     Problem::new(Code::RedemptionNotFound, "No redemption of this namespace has this id.")
 }
 
+/// Where the users of a namespace are; while the gate can not be asked, as far as the ledger knows.
+pub(super) async fn shards(
+    state: &State,
+    namespace: &Namespace,
+) -> Result<Vec<Namespace>, Problem> {
+    match state.spread.shards(namespace).await {
+        Ok(shards) => Ok(shards),
+        Err(error @ GateError::Unexpected { .. }) => Err(error.into()),
+        Err(_) => Ok(state.ledger.parts(namespace).await?),
+    }
+}
+
 /// A redemption, also one that the ledger does not have yet, and where it was found.
 async fn find(
     state: &State,
@@ -334,7 +347,7 @@ async fn find(
     if let Some(record) = state.ledger.redemption(namespace, id).await? {
         return Ok((record, Durability::Ledger));
     }
-    for shard in state.spread.shards(namespace).await? {
+    for shard in shards(state, namespace).await? {
         if let Some(found) = outbox::find_redemption(&state.gate, &shard, id).await? {
             let Found { redemption, metadata } = found;
             let (rolled_back_at, rollback_reason) = (None, None);

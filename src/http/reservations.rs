@@ -134,7 +134,7 @@ async fn find(
 ) -> Result<(Reservation, Held), Problem> {
     let id: ReservationId = id.parse().map_err(|_| missing())?;
     // The outbox first: what is in neither at two moments was never there, since it goes from the one to the other.
-    let shards = state.spread.shards(namespace).await?;
+    let shards = redemptions::shards(state, namespace).await?;
     let mut asked = Ok(());
     for shard in &shards {
         match outbox::find_reservation(&state.gate, shard, id).await {

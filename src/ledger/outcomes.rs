@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::{Ledger, LedgerError, append::in_bulk, partitions::ms, sql::sql};
-use crate::domain::{Millis, Namespace};
+use crate::domain::{Millis, Namespace, spread::UNLIMITED};
 
 /// Of the oldest counts that are kept no more, so many milliseconds' are removed at a time.
 const REMOVE_MS: u64 = 3_600_000;
@@ -109,26 +109,21 @@ impl Ledger {
         now: Millis,
     ) -> Result<InviteTotals, LedgerError> {
         let mut query = sql("WITH all_of_them AS (").bind(now.as_ms()).bind(namespace.as_str());
-        query.push(if shards.is_empty() {
-            "SELECT uses, max_uses, disabled, starts_at, expires_at FROM invites WHERE namespace = $2"
+        if shards.is_empty() {
+            query.push("SELECT uses, max_uses, disabled, starts_at, expires_at FROM invites");
         } else {
             // A copy has its code since the same moment as the invite, and the code stands for one at a time.
-            "SELECT i.uses + COALESCE(c.uses, 0) AS uses, CASE
-                 WHEN i.total IS NULL THEN i.max_uses
-                 WHEN i.total < 4503599627370496 THEN i.total END AS max_uses,
-                 i.disabled, i.starts_at, i.expires_at
-             FROM invites i LEFT JOIN (
-                 SELECT code, created_at, CAST(SUM(uses) AS BIGINT) AS uses FROM invites WHERE namespace IN ("
-        });
-        for (place, shard) in shards.iter().enumerate() {
-            query.push(if place == 0 { "" } else { ", " }).push_bind(shard.as_str());
+            query.push(&format!(
+                "SELECT invites.uses + COALESCE(copies.uses, 0) AS uses, CASE
+                     WHEN total IS NULL THEN max_uses WHEN total < {UNLIMITED} THEN total END AS max_uses,
+                     disabled, starts_at, expires_at
+                 FROM invites LEFT JOIN (
+                     SELECT code, created_at, CAST(SUM(uses) AS BIGINT) AS uses FROM invites WHERE namespace IN ("
+            ));
+            query.push_list(shards.iter().map(Namespace::as_str));
+            query.push(") GROUP BY code, created_at) AS copies USING (code, created_at)");
         }
-        if !shards.is_empty() {
-            query.push(
-                ") GROUP BY code, created_at) c ON c.code = i.code AND c.created_at = i.created_at
-             WHERE i.namespace = $2",
-            );
-        }
+        query.push(" WHERE namespace = $2");
         // The same order of precedence as `Invite::state`.
         query.push(
             "), states AS (SELECT uses, max_uses, CASE

@@ -8,7 +8,7 @@ use super::{
 use crate::domain::{
     BatchId, Campaign, CampaignName, Code, Cursor, Group, InviteId, InviteState, Member, Millis,
     Namespace, Partition, Redemption, RedemptionId, Reservation, ReservationId, Settings, UserId,
-    invite::Shown, reservation::Held,
+    invite::Shown, reservation::Held, spread::UNLIMITED,
 };
 
 /// A redemption and what the application said about it.
@@ -261,7 +261,7 @@ impl Ledger {
             query.push(" AND code < ").push_bind(format!("{prefix}\u{7f}"));
         }
         if let Some(state) = filter.state {
-            push_state(&mut query, state, now);
+            push_state(&mut query, state, &self.parts(namespace).await?[1..], now);
         }
         if let Some((code, id)) = after {
             query
@@ -498,11 +498,26 @@ pub(super) fn cut<T>(rows: &mut Vec<T>, limit: u32) -> bool {
     more
 }
 
+/// Whether all uses of an invite are spent, with those of its copies in these shards.
+fn push_exhausted(query: &mut Query, shards: &[Namespace]) {
+    const HERE: &str = "max_uses IS NOT NULL AND uses >= max_uses";
+    if shards.is_empty() {
+        query.push(&format!("({HERE})"));
+        return;
+    }
+    // A copy has its code since the same moment as the invite, and the code stands for one at a time.
+    query.push(&format!("(CASE WHEN total IS NULL THEN {HERE} ELSE total < {UNLIMITED} AND total <= uses + COALESCE(("));
+    query.push(
+        "SELECT SUM(copies.uses) FROM invites AS copies
+         WHERE copies.code = invites.code AND copies.created_at = invites.created_at AND copies.namespace IN (",
+    );
+    query.push_list(shards.iter().map(Namespace::as_str)).push(")), 0) END)");
+}
+
 /// The same order of precedence as [`Invite::state`].
-fn push_state(query: &mut Query, state: InviteState, now: Millis) {
+fn push_state(query: &mut Query, state: InviteState, shards: &[Namespace], now: Millis) {
     let now = now.as_ms();
     let expired = "(expires_at IS NOT NULL AND expires_at <= ";
-    let exhausted = "(max_uses IS NOT NULL AND uses >= max_uses)";
     if state == InviteState::Disabled {
         query.push(" AND disabled");
         return;
@@ -515,7 +530,8 @@ fn push_state(query: &mut Query, state: InviteState, now: Millis) {
     if state == InviteState::Expired {
         return;
     }
-    query.push(if state == InviteState::Exhausted { " AND " } else { " AND NOT " }).push(exhausted);
+    query.push(if state == InviteState::Exhausted { " AND " } else { " AND NOT " });
+    push_exhausted(query, shards);
     if state == InviteState::Exhausted {
         return;
     }

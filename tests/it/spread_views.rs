@@ -248,8 +248,12 @@ async fn a_reservation_is_found_wherever_it_is() {
 async fn statistics_log_and_comparison_are_of_all_parts() {
     let (it, invite, _) = Deployment::with_users().await;
     it.invite(json!({"code": "FREE", "group": "other", "max_uses": null})).await;
-    it.redeem("FREE", "user-01-too").await;
+    assert_eq!(it.redeem("FREE", "user-01-too").await["remaining"], Value::Null);
     it.until_redeemed(USERS + 1).await;
+    for state in ["active", "exhausted"] {
+        let listed = it.list(&format!("/invites?state={state}")).await;
+        assert_eq!(listed.len(), if state == "active" { 2 } else { 0 }, "{state}");
+    }
     let stats = until_some("nothing is behind", async || {
         let stats = it.node.get(&format!("{BASE}/stats")).await.body;
         let done = stats["sync"]["behind"] == 0 && stats["invites"]["active"] == 2;
@@ -403,6 +407,7 @@ async fn what_is_imported_goes_where_it_belongs() {
     it.until_redeemed(5).await;
     let stats = it.node.get(&format!("{BASE}/stats")).await.body["invites"].clone();
     assert_eq!((&stats["uses"], &stats["exhausted"]), (&json!(13), &json!(2)), "{stats}");
+    assert_eq!(it.list("/invites?state=exhausted").await.len(), 2);
     let report = it.node.get(&format!("{BASE}/consistency")).await;
     assert_eq!(report.body["consistent"], true, "{}", report.text);
 }
@@ -473,4 +478,36 @@ async fn limits_by_user_are_exact_and_campaigns_are_refused() {
             assert_eq!(if reply.status == 201 { "" } else { reply.code() }, code, "{}", reply.text);
         }
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_command_line_shows_all_parts() {
+    let it = Deployment::start().await;
+    it.invite(json!({"code": "LOOK", "group": "team", "max_uses": 9})).await;
+    let redeemed = it.redeem("LOOK", "alice").await;
+    let look = ["inspect", "--namespace", "acme", "--output", "json", "--code", "look"];
+    let shown = it.run(&[&look[..], &["--user", "alice"]].concat()).await;
+    let shown: Value = serde_json::from_str(&shown).unwrap();
+    let replies = shown["commands"].as_array().unwrap();
+    let keys = |what: &str| -> Vec<&Value> {
+        let is = |one: &&Value| one["command"][1].as_str().unwrap().contains(what);
+        replies.iter().filter(is).map(|one| &one["reply"]).collect()
+    };
+    // The namespace itself and its three shards; the user is in one.
+    let invites = keys(":invite:LOOK");
+    assert_eq!((invites.len(), &invites[0]["total"]), (4, &json!("9")), "{shown}");
+    assert_eq!(keys(":moves:").len(), 4);
+    let members = keys(":member:alice");
+    assert_eq!(members.len(), 1);
+    let position = redeemed["position"].as_str().unwrap().split('/').nth(1).unwrap();
+    assert!(members[0][position].is_string(), "{}", members[0]);
+    assert!(shown["dry_run"]["keys"][0].is_string());
+    let of_user = it.run(&["inspect", "-n", "acme", "--output", "json", "--user", "alice"]).await;
+    assert!(!of_user.contains(":invite:") && of_user.contains(":member:alice"), "{of_user}");
+
+    let made = it.run(&["namespace", "create", "rush", "--spread", "2", "--output", "json"]).await;
+    assert_eq!(serde_json::from_str::<Value>(&made).unwrap()["spread"], 2);
+    let proven = it.run(&["demo", "--spread", "3", "--users", "200", "--uses", "50"]).await;
+    assert!(proven.contains("yes") && !proven.contains("NO"), "{proven}");
+    assert!(it.run(&["audit"]).await.contains("everything agrees"));
 }
