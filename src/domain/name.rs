@@ -119,7 +119,7 @@ impl Namespace {
         if spread < 2 {
             return self.clone();
         }
-        let place = u32::from(crc16(user.as_str().as_bytes())) * u32::from(spread) >> 16;
+        let place = (u32::from(crc16(user.as_str().as_bytes())) * u32::from(spread)) >> 16;
         self.shard(u16::try_from(place).unwrap_or_default() + 1, spread)
     }
 

@@ -124,6 +124,7 @@ impl Settings {
 
     /// Where a user may be, the last one being where new users come: nobody is in two of them, since who is not known in
     /// one that is [`sealed`](Self::sealed) does not come in there any more.
+    #[must_use]
     pub fn places_of(&self, namespace: &Namespace, user: &UserId) -> Vec<Namespace> {
         let layouts = self.layouts.iter().chain([&self.spread]);
         layouts.map(|spread| namespace.shard_of(user, *spread)).collect()
