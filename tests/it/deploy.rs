@@ -97,6 +97,31 @@ fn what_compose_mounts_is_there_and_no_secret_is_written_down() {
     }
 }
 
+/// A server of Redis without a fixed address would have no name once it is gone, and its sentinels would wait for it.
+#[test]
+fn each_server_of_redis_in_compose_has_the_address_that_the_others_know() {
+    const NET: &str = "${GATE_NET:-172.30.77}";
+    let compose = read("docker-compose.yml");
+    let known: Vec<_> =
+        compose.lines().filter_map(|line| line.trim().split_once(&format!(": {NET}"))).collect();
+    let services = compose.split("\nservices:\n").nth(1).unwrap();
+    let mut servers = Vec::new();
+    let mut service = "";
+    for line in services.lines() {
+        if line.starts_with("  ") && !line.starts_with("   ") && !line.trim().starts_with('#') {
+            service = line.trim().split(':').next().unwrap();
+        }
+        if line.trim().starts_with("command: [\"") && line.contains(&format!("\"{service}\"")) {
+            servers.push(service);
+        }
+        if let Some((_, rest)) = line.split_once(&format!("ipv4_address: \"{NET}")) {
+            assert!(known.contains(&(service, rest.split('"').next().unwrap())), "{line}");
+        }
+    }
+    assert_eq!(known.iter().map(|(name, _)| *name).collect::<Vec<_>>(), servers);
+    assert_eq!(services.matches("ipv4_address: ").count(), servers.len());
+}
+
 #[test]
 fn kubernetes_knows_every_field_of_the_manifests() {
     let listed = read("deploy/kubernetes/kustomization.yaml");

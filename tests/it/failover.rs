@@ -429,6 +429,27 @@ async fn isolate(it: &Deployment, kind: Kind, old: usize) {
     replica.run::<()>(&["CLUSTER", "FAILOVER", "TAKEOVER"]).await.unwrap();
 }
 
+/// Sixteen partitions have the cores of all three primaries.
+#[tokio::test(flavor = "multi_thread")]
+async fn partitions_spread_over_the_primaries_of_a_cluster() {
+    let directory = tempfile::tempdir().unwrap();
+    let setup = Setup::new(&PathBuf::from("redis-server"), directory.path());
+    let mut redis = Redis::start(Kind::Cluster, &setup).unwrap();
+    redis.wait().await.unwrap();
+    let settings = Settings { redis_url: Some(redis.url(false, "")), ..Settings::default() };
+    let _node = tokio::task::spawn_blocking(move || Node::start(&settings)).await.unwrap();
+    eventually("every partition is open on its primary", async || {
+        let mut open = Vec::new();
+        for server in &redis.servers[..3] {
+            let metas: Vec<String> = server.run(&["KEYS", "rdm:*:meta"]).await.unwrap();
+            open.push(metas.len());
+        }
+        assert!(open.iter().all(|partitions| *partitions <= 6), "{open:?}");
+        open.iter().sum::<usize>() == 16
+    })
+    .await;
+}
+
 /// A slot goes round the primaries of a cluster with everything in it, while users redeem.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_slot_moves_under_load_and_everybody_gets_an_answer() {

@@ -249,6 +249,23 @@ fn every_metric_is_described_and_documented_in_the_same_words() {
     assert_eq!(counted, described);
 }
 
+#[test]
+fn every_attribute_of_a_span_is_documented() {
+    let document = read("docs/logs-and-traces.md");
+    let mut checked = 0;
+    for path in files("src") {
+        let text = fs::read_to_string(path).unwrap();
+        for begin in ["span.set(\"", "span.event(\"", "KeyValue::new(\""] {
+            for (at, _) in text.match_indices(begin) {
+                let name = text[at + begin.len()..].split('"').next().unwrap();
+                assert!(document.contains(&format!("`{name}`")), "{name} is not documented");
+                checked += 1;
+            }
+        }
+    }
+    assert!(checked > 15, "only {checked} were found");
+}
+
 /// Every document, as GitHub or an editor would show it.
 fn documents() -> Vec<(PathBuf, String)> {
     let here = fs::read_dir(root()).unwrap().map(|entry| entry.unwrap().path());
