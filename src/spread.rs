@@ -453,11 +453,21 @@ impl Spread {
         deadline: Instant,
         enough: impl Fn(&Part) -> bool,
     ) -> Result<Found, SpreadError> {
+        // Why one of them could not be asked: the others may have what is looked for, but what there is in all is not known.
+        let mut unasked: Option<GateError> = None;
         loop {
             if Instant::now() >= deadline {
                 return Err(SpreadError::TooLate);
             }
-            match search.step() {
+            let step = search.step();
+            if matches!(
+                step,
+                Step::Look(_) | Step::Moved | Step::Exhausted { .. } | Step::Gathered(_)
+            ) && let Some(error) = unasked.take()
+            {
+                return Err(error.into());
+            }
+            match step {
                 Step::Look(participant) => {
                     let part = self.give(moving, HOME, participant, 0, 0).await?;
                     if enough(&part) {
@@ -467,7 +477,13 @@ impl Spread {
                 }
                 Step::Give { giver, known, divisor } => {
                     let taker = search.taker();
-                    let part = self.give(moving, taker, giver, known, divisor).await?;
+                    let part = match self.give(moving, taker, giver, known, divisor).await {
+                        Ok(part) => part,
+                        Err(error) => {
+                            unasked = Some(error);
+                            Part::absent(giver)
+                        }
+                    };
                     let given = part.given.get(&taker).copied();
                     let given = given.filter(|given| given.amount > known);
                     search.gave(given.map_or(Gave::Nothing, Gave::Given), part);
@@ -486,6 +502,8 @@ impl Spread {
                     };
                     let part = moving.placed(take.run(&self.inner.gate).await?);
                     metrics::counter!("redeemer_spread_moves_total").increment(1);
+                    // It has something; those who could not be asked do not matter now.
+                    unasked = None;
                     if enough(&part) {
                         return Ok(Found::Some);
                     }

@@ -43,6 +43,10 @@ pub const DESCRIBED: &[(&str, &str)] = &[
         "redeemer_recoveries_total",
         "by how: partitions opened anew on another history of Redis: adopted, rebuilt, taken",
     ),
+    (
+        "redeemer_spread_moves_total",
+        "how often uses were moved to another part of a namespace that is spread",
+    ),
     ("redeemer_claims_total", "redemptions that Redis had lost and nodes brought back"),
     (
         "redeemer_trace_spans_total",
@@ -153,6 +157,7 @@ fn begin() {
     }
     for name in [
         "redeemer_gate_moves_total",
+        "redeemer_spread_moves_total",
         "redeemer_claims_total",
         "redeemer_lost_acknowledgements_total",
         "redeemer_sync_gaps_total",

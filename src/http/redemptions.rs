@@ -435,7 +435,7 @@ pub(super) async fn rollback(
             "The use would re-open the invite, but another one has its code by now. End the membership instead: DELETE \
              …/members/{user}/{group}; the use stays spent.",
         )
-        .with("invite", by.to_string())),
+        .with("invite", by.of_whole(&record.redemption.namespace).to_string())),
         RollbackAnswer::NamespaceNotFound => Err(Refusal::NamespaceNotFound.into()),
     }
 }

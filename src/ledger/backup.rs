@@ -101,7 +101,7 @@ pub async fn contents(path: &Path) -> Result<Contents, LedgerError> {
     if found != ["ok"] {
         return Err(LedgerError::Corrupt(format!("{}: {}", path.display(), found.join("; "))));
     }
-    let row = sql("SELECT id, schema, (SELECT COUNT(*) FROM namespaces) AS namespaces,
+    let row = sql("SELECT id, schema, (SELECT COUNT(*) FROM namespaces WHERE name NOT LIKE '%+%') AS namespaces,
              (SELECT COUNT(*) FROM invites) AS invites, (SELECT COUNT(*) FROM redemptions) AS redemptions,
              (SELECT COUNT(*) FROM members) AS members
          FROM deployment")
