@@ -383,6 +383,10 @@ impl Gate {
     /// before anything is spent on reading it.
     #[must_use]
     pub fn is_overloaded(&self, namespace: &Namespace) -> bool {
+        // Which of several lanes it is for depends on the user.
+        if self.known_settings(namespace).is_some_and(|settings| settings.is_spread()) {
+            return false;
+        }
         let partition = self.inner.keys.partition_of(namespace);
         self.inner.lanes.get(usize::from(partition.0)).is_some_and(lane::Lane::is_full)
     }

@@ -21,4 +21,5 @@ CREATE TABLE moves (
     PRIMARY KEY (whole, own, participant)
 );
 CREATE INDEX moves_partition ON moves (partition, invite);
+CREATE INDEX moves_invite ON moves (invite);
 CREATE INDEX invites_changed ON invites (namespace, updated_at) WHERE total IS NOT NULL;

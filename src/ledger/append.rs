@@ -124,6 +124,14 @@ pub(super) async fn write(
         ") DELETE FROM invites WHERE id IN (SELECT id FROM gone)",
     )
     .await?;
+    let ids = rows.deleted_invites.iter().map(|id| vec![id.0.into()]).collect();
+    in_bulk(
+        tx,
+        "WITH gone (id) AS (",
+        ids,
+        ") DELETE FROM moves WHERE invite IN (SELECT id FROM gone)",
+    )
+    .await?;
     let ids = rows.displaced_invites.iter().map(|id| vec![id.0.into()]).collect();
     in_bulk(
         tx,

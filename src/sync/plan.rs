@@ -189,6 +189,8 @@ impl Fold {
                 let fold = self.invites.entry(*id).or_default();
                 let displaced = fold.displaced;
                 *fold = InviteFold { deleted: true, displaced, ..InviteFold::default() };
+                // One that is made again by the same id begins anew.
+                self.moves.retain(|(invite, ..), _| invite != id);
                 self.audit(entry, "invite_deleted", id.to_string());
             }
             Change::Redeemed {
