@@ -40,7 +40,7 @@
 //! moment nobody had a free use, and `exhausted` is the truth. For this a part that was changed and changed back must not
 //! look the same, hence its counters that only grow, and the epoch (see [`Part`]).
 
-use std::{collections::BTreeMap, iter};
+use std::collections::BTreeMap;
 
 use super::{Cursor, Millis};
 
@@ -139,13 +139,16 @@ impl Part {
         self.taken.get(&giver).copied().unwrap_or_default()
     }
 
-    /// `lua/give.lua`: gives one of `divisor` portions of what is free, rounded up, unless more was given before than the
-    /// taker is `known` to have taken. `at` is the place of the change, if it becomes one.
+    /// `lua/give.lua`: gives a portion of what is free, unless more was given before than the taker is `known` to have
+    /// taken. With a `divisor` of 1 the portion is all. Else there is one portion for each of so many participants that
+    /// was not given anything yet, and there are at least two; so the first ones are equal, and the giver keeps one. `at`
+    /// is the place of the change, if it becomes one.
     pub fn give(&mut self, taker: u16, known: u64, divisor: u64, at: Cursor) -> Gave {
         if let Some(outstanding) = self.given.get(&taker).filter(|given| given.amount > known) {
             return Gave::Given(*outstanding);
         }
-        let portion = self.free().div_ceil(divisor);
+        let portions = divisor.saturating_sub(self.given.len() as u64).max(divisor.min(2));
+        let portion = self.free().div_ceil(portions);
         if portion == 0 {
             return Gave::Nothing;
         }
@@ -167,11 +170,11 @@ impl Part {
     }
 }
 
-/// Into how many portions a giver divides what it has free. The home keeps one for each shard; between two others it is
-/// half and half.
+/// Into how many portions a giver divides what it has free (see [`Part::give`]): the home has one for each, so that
+/// nobody has to come again before most uses are spent; between two others it is half and half.
 #[must_use]
 pub fn divisor(giver: u16, shards: u16) -> u64 {
-    if giver == HOME { u64::from(shards.max(2)) } else { 2 }
+    if giver == HOME { u64::from(shards) } else { 2 }
 }
 
 /// What is to be done next, and how the answer is told.
@@ -183,7 +186,7 @@ pub enum Step {
     Give {
         /// Where.
         giver: u16,
-        /// What the taker is known to have taken from it.
+        /// How much the taker is known to have taken from it.
         known: u64,
         /// See [`Part::give`].
         divisor: u64,
@@ -229,7 +232,7 @@ pub struct Search {
     goal: Goal,
     taker: u16,
     shards: u16,
-    /// The parts seen in this round, in the order of [`order`].
+    /// The parts seen in this round, the taker's first.
     seen: Vec<Part>,
     /// Those of the round before, if nothing was moved since.
     before: Vec<Part>,
@@ -312,19 +315,21 @@ impl Search {
             if self.seen.len() < usize::from(self.shards) { self.ask() } else { self.judge() };
     }
 
-    /// The next of a round.
+    /// The next of a round: the taker, the home, and of the others the one that gave it least so far. One that has given
+    /// a half has less than one that has given nothing.
     fn ask(&self) -> Step {
-        let mut order = order(self.taker, self.shards).skip(self.seen.len());
-        match (order.next(), self.seen.first()) {
-            (Some(giver), Some(taker)) => {
-                let divisor = match self.goal {
-                    Goal::Some => divisor(giver, self.shards),
-                    Goal::All => 1,
-                };
-                Step::Give { giver, known: taker.taken_from(giver), divisor }
-            }
-            _ => Step::Look(self.taker),
-        }
+        let Some(taker) = self.seen.first() else { return Step::Look(self.taker) };
+        let others = (1..self.shards).map(|distance| (self.taker + distance) % self.shards);
+        let open = others.filter(|shard| self.seen.iter().all(|part| part.shard != *shard));
+        let next = open.min_by_key(|shard| (*shard != HOME, taker.taken_from(*shard)));
+        // A whole round is judged, so there is one unless the taker is alone.
+        next.map_or(Step::Look(self.taker), |giver| {
+            let divisor = match self.goal {
+                Goal::Some => divisor(giver, self.shards),
+                Goal::All => 1,
+            };
+            Step::Give { giver, known: taker.taken_from(giver), divisor }
+        })
     }
 
     /// What a whole round means in which nobody had anything to give.
@@ -351,14 +356,6 @@ impl Search {
         self.before = round;
         self.ask()
     }
-}
-
-/// In which order a round goes: the taker, the home, and the others beginning behind the taker, so that not all takers
-/// come to the same one.
-fn order(taker: u16, shards: u16) -> impl Iterator<Item = u16> {
-    let others = (1..shards).map(move |distance| (taker + distance) % shards);
-    let home = (taker != HOME).then_some(HOME);
-    iter::once(taker).chain(home).chain(others.filter(|shard| *shard != HOME))
 }
 
 /// The step that completes a move of which only the debit is seen.
@@ -480,6 +477,18 @@ mod tests {
     }
 
     #[test]
+    fn the_first_portions_are_equal_then_come_halves_and_one_is_everything() {
+        let mut shards = Shards::new(4, 40);
+        let mut given = |taker, known, divisor| match shards.give(0, taker, known, divisor) {
+            Gave::Given(given) => given.amount - known,
+            Gave::Nothing => 0,
+        };
+        assert_eq!([given(1, 0, 4), given(2, 0, 4), given(3, 0, 4)], [10, 10, 10]);
+        assert_eq!([given(1, 10, 4), given(2, 10, 4)], [5, 3]);
+        assert_eq!([given(3, 10, 1), given(3, 12, 1)], [2, 0]);
+    }
+
+    #[test]
     fn what_was_given_and_not_taken_is_repeated_and_nothing_is_added() {
         let mut shards = Shards::new(2, 10);
         let first = shards.give(0, 1, 0, 2);
@@ -517,8 +526,8 @@ mod tests {
     }
 
     #[test]
-    fn the_home_keeps_a_portion_for_each_shard_and_others_share_by_halves() {
-        assert_eq!([divisor(0, 1), divisor(0, 16), divisor(3, 16)], [2, 16, 2]);
+    fn the_home_has_a_portion_for_each_and_others_share_by_halves() {
+        assert_eq!([divisor(0, 2), divisor(0, 16), divisor(3, 16)], [2, 16, 2]);
     }
 
     #[test]
@@ -542,13 +551,17 @@ mod tests {
     }
 
     #[test]
-    fn then_the_others_beginning_behind_the_taker() {
+    fn then_the_others_beginning_behind_the_taker_and_with_those_that_gave_it_least() {
         let mut shards = Shards::new(5, 5);
         shards.spend(0, 5);
         let (end, steps) = shards.run(&mut Search::new(2, 5));
         assert_eq!(end, EXHAUSTED);
         assert_eq!(asked(&steps), [2, 0, 3, 4, 1, 2, 0, 3, 4, 1]);
-        assert_eq!(order(0, 4).collect::<Vec<_>>(), [0, 1, 2, 3]);
+        shards.part(2).taken = [(0, 9), (3, 5), (1, 2)].into();
+        shards.part(0).given = [(2, Given { amount: 9, at: Cursor { epoch: 1, seq: 1 } })].into();
+        let mut search = Search::new(2, 5);
+        let steps: Vec<_> = (0..5).map(|_| shards.follow(&mut search)).collect();
+        assert_eq!(asked(&steps), [2, 0, 4, 1, 3]);
     }
 
     #[test]
