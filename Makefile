@@ -1,6 +1,6 @@
 # `make run` and `make test` do all the set-up themselves.
 
-.PHONY: help run test schemathesis mutants rolling bench openapi fmt demo clean
+.PHONY: help run test console schemathesis mutants rolling compose bench openapi fmt demo clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -27,6 +27,12 @@ test: ## Install what is missing, then check format and lints and run every test
 	cargo test --locked --quiet --bench report -- --smoke
 	tests/mutants.py --check
 	tests/schemathesis/run
+	tests/console/run
+	tests/compose --if-possible
+
+console: ## Show the console of a service that has something in it, with the files of this checkout
+	@scripts/setup test
+	tests/console/run --look
 
 schemathesis: ## Ask a service everything that its OpenAPI document allows and forbids, for half an hour
 	@scripts/setup test
@@ -39,6 +45,9 @@ mutants: ## Plant small faults in the scripts, one at a time, and show that the 
 rolling: ## Restart three nodes behind HAProxy one after the other, five times, under load, and say what clients saw
 	@scripts/setup test
 	TEST_EFFORT=5 cargo test --locked --quiet --test it nodes_are_restarted_one_after_the_other -- --nocapture
+
+compose: ## Bring up docker-compose.yml for real, redeem through it, kill the primary and a node, and take it apart again
+	tests/compose
 
 bench: ## Measure everything that has a bar, and write docs/benchmarks.md (ten minutes)
 	@scripts/setup test

@@ -14,6 +14,7 @@
 -- ARGV[8] change     an id of this change; a repeat changes nothing more
 -- ARGV[9] revision   change only this revision; empty for any
 -- ARGV[10..] field and value in turn; an empty value removes the field
+-- In a namespace that is spread max_uses stands for the total, and what is spent here changes by as much.
 -- replies   {'fenced'} | {'changed', now, fields, uses that are held} | {'not_found'} | {'precondition_failed', revision}
 --           | {'limit_below_used', uses, uses that are held} | {'window_reversed'}
 --           | {'code_taken', invite id}   the change would re-open the invite, but another one has its code
@@ -53,6 +54,8 @@ local function to_table(flat)
   return fields
 end
 
+-- Without limit, where uses move between shards.
+local UNLIMITED = '4503599627370496'
 local settings = redis.call('HMGET', KEYS[3], 'revision', 'archived_at')
 if not settings[1] or settings[2] then return {'not_found'} end
 local key = KEYS[4]
@@ -78,7 +81,11 @@ if ARGV[9] ~= '' and ARGV[9] ~= invite.revision then return {'precondition_faile
 
 local removed = {}
 for i = 10, #ARGV, 2 do
-  if ARGV[i + 1] == '' then
+  if invite.total and ARGV[i] == 'max_uses' then
+    local total = ARGV[i + 1] == '' and UNLIMITED or ARGV[i + 1]
+    invite.max_uses = int(invite.max_uses + total - invite.total)
+    invite.total = total
+  elseif ARGV[i + 1] == '' then
     invite[ARGV[i]] = nil
     removed[#removed + 1] = ARGV[i]
   else
@@ -92,7 +99,8 @@ local uses, max_uses = tonumber(invite.uses), tonumber(invite.max_uses)
 if max_uses and max_uses < uses + held then return {'limit_below_used', uses, held} end
 local ended = invite.disabled or max_uses and uses >= max_uses
   or invite.expires_at and now >= tonumber(invite.expires_at)
-local reopened = key == KEYS[5] and not ended
+-- Nor do shards hear of one that has lost its code.
+local reopened = key == KEYS[5] and not ended and not invite.total
 if reopened and holder then return {'code_taken', holder} end
 
 invite.revision = int(invite.revision + 1)

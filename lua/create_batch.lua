@@ -54,11 +54,25 @@ local function changes_waiting()
   if first_epoch ~= epoch then return redis.call('XLEN', KEYS[2]) + seq end
   return seq - first_seq + 1
 end
-local settings = redis.call('HMGET', KEYS[3], 'revision', 'archived_at')
+-- Without limit, where uses move between shards.
+local UNLIMITED = '4503599627370496'
+local settings = redis.call('HMGET', KEYS[3], 'revision', 'archived_at', 'spread')
 if not settings[1] or settings[2] then return {'namespace_not_found'} end
 if changes_waiting() >= tonumber(ARGV[7]) then return {'overloaded'} end
-local fields = {}
+local fields, total = {}, settings[3] and UNLIMITED
 for i = 9, 8 + ARGV[8] do fields[#fields + 1] = ARGV[i] end
+for i = 1, #fields, 2 do
+  if total and fields[i] == 'max_uses' then total = fields[i + 1] end
+end
+-- In a namespace that is spread all uses are here at first, and there is always a limit.
+if total == UNLIMITED then
+  fields[#fields + 1] = 'max_uses'
+  fields[#fields + 1] = total
+end
+if total then
+  fields[#fields + 1] = 'total'
+  fields[#fields + 1] = total
+end
 for i = 1, #fields, 2 do
   if fields[i] == 'campaign' and redis.call('HEXISTS', KEYS[4], fields[i + 1] .. ':uses') == 0 then
     return {'campaign_not_found'}

@@ -15,7 +15,8 @@
 -- ARGV[6] actor
 -- ARGV[7] id of the new invite
 -- ARGV[8] id of the ended invite that may be moved, as learned from the reply 'ended'; empty when none is known
--- ARGV[9..] field and value in turn: code, group, and what the caller set of max_uses, max_uses_per_user, campaign,
+-- ARGV[9] in a namespace that is spread, id of the ended invite if it has no use left in any shard; else empty
+-- ARGV[10..] field and value in turn: code, group, and what the caller set of max_uses, max_uses_per_user, campaign,
 --           starts_at, expires_at, user, email_domains, metadata
 -- replies   {'fenced'} | {'created', now, fields, uses that are held} | {'code_taken', invite id}
 --           | {'namespace_not_found'} | {'campaign_not_found'}
@@ -51,16 +52,18 @@ local function record(...)
   return position
 end
 -- End of the head.
-local settings = redis.call('HMGET', KEYS[3], 'revision', 'archived_at')
+-- Without limit, where uses move between shards.
+local UNLIMITED = '4503599627370496'
+local settings = redis.call('HMGET', KEYS[3], 'revision', 'archived_at', 'spread')
 if not settings[1] or settings[2] then return {'namespace_not_found'} end
-local code, campaign
-for i = 9, #ARGV, 2 do
+local spread, code, campaign = settings[3], nil, nil
+for i = 10, #ARGV, 2 do
   if ARGV[i] == 'code' then code = ARGV[i + 1] end
   if ARGV[i] == 'campaign' then campaign = ARGV[i + 1] end
 end
 local known = redis.call('GET', KEYS[5])
 if known and known ~= code then return {'id_taken', known} end
-local holder = redis.call('HMGET', KEYS[4], 'id', 'uses', 'max_uses', 'expires_at', 'disabled', 'campaign')
+local holder = redis.call('HMGET', KEYS[4], 'id', 'uses', 'max_uses', 'expires_at', 'disabled', 'campaign', 'created_at')
 if holder[1] == ARGV[7] then
   return {'created', now, redis.call('HGETALL', KEYS[4]), redis.call('ZCOUNT', KEYS[8], '(' .. at, '+inf')}
 end
@@ -68,14 +71,28 @@ if redis.call('EXISTS', KEYS[6]) == 1 then return {'created', now, redis.call('H
 if campaign and redis.call('HEXISTS', KEYS[9], campaign .. ':uses') == 0 then return {'campaign_not_found'} end
 if holder[1] then
   local exhausted = holder[3] and tonumber(holder[2]) >= tonumber(holder[3])
+  -- What is left in the shards is not known here.
+  if spread then exhausted = holder[1] == ARGV[9] end
   local expired = holder[4] and now >= tonumber(holder[4])
   if not (exhausted or expired or holder[5]) then return {'code_taken', holder[1]} end
   if holder[1] ~= ARGV[8] then return {'ended', holder[1]} end
 end
 
-local fields = {'id', ARGV[7]}
-for i = 9, #ARGV do fields[#fields + 1] = ARGV[i] end
-for _, value in ipairs({'uses', '0', 'granted', '0', 'revision', '1', 'created_at', at, 'updated_at', at}) do
+local fields, total, made_at = {'id', ARGV[7]}, UNLIMITED, at
+for i = 10, #ARGV, 2 do
+  if spread and ARGV[i] == 'max_uses' then
+    total = ARGV[i + 1]
+  else
+    fields[#fields + 1] = ARGV[i]
+    fields[#fields + 1] = ARGV[i + 1]
+  end
+end
+if spread then
+  for _, value in ipairs({'max_uses', total, 'total', total}) do fields[#fields + 1] = value end
+  -- Shards tell by it which of two invites of a code is the later one.
+  if holder[1] and holder[7] + 1 > now then made_at = int(holder[7] + 1) end
+end
+for _, value in ipairs({'uses', '0', 'granted', '0', 'revision', '1', 'created_at', made_at, 'updated_at', made_at}) do
   fields[#fields + 1] = value
 end
 local entry = {unpack(fields)}

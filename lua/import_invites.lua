@@ -54,7 +54,9 @@ local function changes_waiting()
   if first_epoch ~= epoch then return redis.call('XLEN', KEYS[2]) + seq end
   return seq - first_seq + 1
 end
-local settings = redis.call('HMGET', KEYS[3], 'revision', 'archived_at')
+-- Without limit, where uses move between shards.
+local UNLIMITED = '4503599627370496'
+local settings = redis.call('HMGET', KEYS[3], 'revision', 'archived_at', 'spread')
 if not settings[1] or settings[2] then return {'namespace_not_found'} end
 if changes_waiting() >= tonumber(ARGV[7]) then return {'overloaded'} end
 local told, invites, holders, known = {}, {}, {}, {}
@@ -70,8 +72,20 @@ for i = 4, #KEYS, 2 do
     told[#told + 1] = {'code_taken', holder}
   else
     holders[invite], known[by_id] = id, true
-    local fields = {'id', id}
-    for place = first, last do fields[#fields + 1] = ARGV[place] end
+    local fields, total = {'id', id}, settings[3] and UNLIMITED
+    for place = first, last, 2 do
+      if total and ARGV[place] == 'max_uses' then
+        total = ARGV[place + 1]
+      else
+        fields[#fields + 1] = ARGV[place]
+        fields[#fields + 1] = ARGV[place + 1]
+      end
+    end
+    -- In a namespace that is spread all uses are here at first, and there is always a limit.
+    for _, name in ipairs(total and {'max_uses', 'total'} or {}) do
+      fields[#fields + 1] = name
+      fields[#fields + 1] = total
+    end
     for _, value in ipairs({'uses', uses, 'granted', uses, 'revision', '1', 'created_at', at, 'updated_at', at}) do
       fields[#fields + 1] = value
     end

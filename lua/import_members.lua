@@ -12,7 +12,7 @@
 -- ARGV[8..] for each line: user, group, and since when (ms; empty for now)
 -- replies   {'fenced'} | {'namespace_not_found'} | {'overloaded'}
 --           | {'done', epoch-seq, {word, group, redemption id}...}   the partition's last change; for each line imported,
---             unchanged or already_member; a redemption id is empty for one who joined another way
+--             unchanged, already_member or elsewhere (not known here, where nobody new comes in); a redemption id is empty for one who joined another way
 -- The head, the same in every fenced script: KEYS[1] meta, KEYS[2] outbox, ARGV[1] deployment, ARGV[2] lineage,
 -- ARGV[3] epoch (all three from the ledger), ARGV[4] now (ms; empty for the clock of Redis).
 local meta = redis.call('HMGET', KEYS[1], 'deployment', 'lineage', 'epoch', 'seq')
@@ -52,7 +52,7 @@ local function changes_waiting()
   if first_epoch ~= epoch then return redis.call('XLEN', KEYS[2]) + seq end
   return seq - first_seq + 1
 end
-local settings = redis.call('HMGET', KEYS[3], 'revision', 'archived_at', 'membership')
+local settings = redis.call('HMGET', KEYS[3], 'revision', 'archived_at', 'membership', 'sealed')
 if not settings[1] or settings[2] then return {'namespace_not_found'} end
 if changes_waiting() >= tonumber(ARGV[7]) then return {'overloaded'} end
 local members, told, joined = {}, {}, {}
@@ -78,7 +78,9 @@ for i = 4, #KEYS do
       if string.sub(name, 1, 6) == 'group:' then pointer = name end
     end
   end
-  if pointer then
+  if settings[4] and not next(fields) then
+    told[#told + 1] = {'elsewhere', '', ''}
+  elseif pointer then
     local made = fields[fields[pointer]]
     local direct = string.match(made, '^joined (%d+)$')
     if pointer == wanted and direct and (since == '' or since == direct) then

@@ -10,6 +10,7 @@
 -- ARGV[7] user
 -- ARGV[8] group
 -- replies   {'fenced'} | {'joined', at} | {'already', at, redemption id} | {'already_member', group, redemption id}
+--           | {'elsewhere'}   the user is not known here, and nobody new comes in here any more
 --           | {'namespace_not_found'}; a redemption id is empty for one who joined another way
 -- The head, the same in every fenced script: KEYS[1] meta, KEYS[2] outbox, ARGV[1] deployment, ARGV[2] lineage,
 -- ARGV[3] epoch (all three from the ledger), ARGV[4] now (ms; empty for the clock of Redis).
@@ -47,9 +48,10 @@ local function to_table(flat)
   return fields
 end
 
-local settings = redis.call('HMGET', KEYS[3], 'revision', 'archived_at', 'membership')
+local settings = redis.call('HMGET', KEYS[3], 'revision', 'archived_at', 'membership', 'sealed')
 if not settings[1] or settings[2] then return {'namespace_not_found'} end
 local fields = to_table(redis.call('HGETALL', KEYS[4]))
+if settings[4] and not next(fields) then return {'elsewhere'} end
 local wanted = 'group:' .. ARGV[8]
 local pointer = fields[wanted] and wanted
 if not pointer and settings[3] == 'one_group' then

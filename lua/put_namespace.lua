@@ -12,7 +12,7 @@
 -- ARGV[10..] field and value in turn; an empty value removes the field
 -- replies   {'fenced'} | {'created', now, fields} | {'changed', now, fields} | {'not_found'}
 --           | {'precondition_failed', revision}
---           | {'fixed_rules', fields}   membership, code_case or code_check differ from what they were made with
+--           | {'fixed_rules', fields}   membership, code_case, code_check or spread differ from what they were made with
 -- The head, the same in every fenced script: KEYS[1] meta, KEYS[2] outbox, ARGV[1] deployment, ARGV[2] lineage,
 -- ARGV[3] epoch (all three from the ledger), ARGV[4] now (ms; empty for the clock of Redis).
 local meta = redis.call('HMGET', KEYS[1], 'deployment', 'lineage', 'epoch', 'seq')
@@ -68,6 +68,7 @@ local removed = {}
 for i = 10, #ARGV, 2 do
   local name, value = ARGV[i], ARGV[i + 1]
   local fixed = name == 'membership' or name == 'code_case' or name == 'code_check'
+    or name == 'spread' and action == 'put'
   if exists and fixed and (settings[name] or '') ~= value then
     return {'fixed_rules', redis.call('HGETALL', KEYS[3])}
   end

@@ -16,10 +16,11 @@
 -- ARGV[6] write      1 to write something in any case, so that a WAIT behind this call has something to wait for
 -- ARGV[7] namespaces their count
 -- ARGV[8] kinds      their count
--- ARGV[9..] the name of each namespace; then for each kind 7 values: mode (redeem, validate or reserve), namespace (its
+-- ARGV[9..] the name of each namespace; then for each kind 8 values: mode (redeem, validate or reserve), namespace (its
 --           place in the list, from 1), the revision of its settings known to the caller, code, e-mail domain, actor,
 --           and the numbers of the policies that limit it (1 user, 2 ip, 3 code, 4 namespace, 5 guess) as one text of
---           digits; then for each of at most 1024 requests 6 values: kind (its place in the list, from 1), request id,
+--           digits, and 1 if a shard's own word that there is no use or no such code is not the last one: the answer is
+--           then `dry`; then for each of at most 1024 requests 6 values: kind (its place in the list, from 1), request id,
 --           redemption id, user, metadata, and what it wants of reservations: to reserve, how long in ms; to redeem, the
 --           deadline of the user's own that is to be spent, or empty to spend one where there is one
 -- replies   {'fenced'} or {'done', now, {invite and group of each kind}, one reply per request...}, each of which is
@@ -28,6 +29,8 @@
 --   {'held', deadline, 1 if it was held before, else 0, rates...}
 --   {'allowed', rates...}
 --   {'refused', reason, detail, detail, rates...}
+--   {'dry', reason, invite id or ''}   not_found or exhausted as far as this shard knows, or elsewhere, since the
+--             user is not known here and nobody new comes in here any more; nothing was decided
 --   {'settings_changed'}   the caller knew older rules; nothing was decided
 --   {'failed', message}    the keys of this request hold something that they should not; nothing was decided
 --   remaining is empty without a limit; invite and group of a kind are empty where nothing was granted or held
@@ -97,9 +100,9 @@ for place = 1, tonumber(ARGV[8]) do
   kinds[place] = {
     mode = ARGV[next_arg], space = spaces[tonumber(ARGV[next_arg + 1])], revision = ARGV[next_arg + 2],
     code = ARGV[next_arg + 3], email_domain = ARGV[next_arg + 4], actor = ARGV[next_arg + 5], policies = policies,
-    invite = KEYS[next_key], held = KEYS[next_key + 1]
+    is_patient = ARGV[next_arg + 7] == '1', invite = KEYS[next_key], held = KEYS[next_key + 1]
   }
-  next_key, next_arg = next_key + 2, next_arg + 7
+  next_key, next_arg = next_key + 2, next_arg + 8
 end
 
 -- Numbers that come again and again, as most do in a batch, are written out once.
@@ -131,10 +134,11 @@ local function rules_of(key)
   if not rules then
     local names = {'revision', 'membership', 'archived_at'}
     for i, policy in ipairs(POLICIES) do names[3 + i] = 'rate_' .. policy end
+    names[#names + 1] = 'sealed'
     names[#names + 1] = 'error_detail'
     local values = read('HMGET', key, unpack(names))
     rules = {live = values[1] and not values[3], revision = values[1], membership = values[2], quotas = {}}
-    rules.coarse = values[#names] == 'coarse'
+    rules.coarse, rules.sealed = values[#names] == 'coarse', values[#names - 1]
     for i in ipairs(POLICIES) do
       if values[3 + i] then
         local count, window = string.match(values[3 + i], '^(%d+)/(%d+)$')
@@ -192,6 +196,9 @@ local function member_fields(key, rule, ...)
   end
   return fields
 end
+
+-- Whether anything is remembered of a user, or this batch is about to write it.
+local function known_here(member) return unread[member] or read('EXISTS', member) == 1 end
 
 -- What was answered at a position; nothing for a user who joined there another way.
 local function redemption_at(key, rule, position)
@@ -542,6 +549,7 @@ local function decide(a, k)
   end
   if not rules.live then return {'refused', 'namespace_not_found', '', ''} end
   if rules.revision ~= kind.revision then return {'settings_changed'} end
+  if rules.sealed and member and not known_here(member) then return {'dry', 'elsewhere', ''} end
   local invite = invite_of(kind.invite)
   if rules.coarse and not invite then as_if_known(kind, rule, member) end
   local redeemed = invite and own_redemption(member, rule, invite)
@@ -585,6 +593,10 @@ local function decide(a, k)
   if not reason then reason, detail, more = refusal_of_membership(rule, invite, member) end
   if not reason and named and not is_named then reason = 'reservation_expired' end
   if not reason then reason, detail, more = refusal_of_uses(kind, rule, invite, held, own, member, user) end
+  -- Other shards may know more.
+  if kind.is_patient and (reason == 'not_found' or reason == 'exhausted') then
+    return {'dry', reason, invite and invite.id or ''}
+  end
   if rules.coarse and FOLDED[reason] then reason, detail, more = 'invalid', nil, nil end
 
   -- 7. Nothing above changes a table that others read; nothing below refuses.

@@ -1,7 +1,7 @@
 #!lua flags=allow-oom
 -- Take a redemption back: its use is free again, and the membership that it made ends. What was answered stays
 -- remembered, with the moment when it ceased to hold. An invite that was exhausted is open again, one that has lost its
--- code only if the code is free; a disabled one stays disabled.
+-- code only if the code is free, in a shard never; a disabled one stays disabled.
 --
 -- KEYS[1] meta, KEYS[2] outbox: see the head
 -- KEYS[3] settings   hash  of the namespace
@@ -54,7 +54,7 @@ local function to_table(flat)
   return fields
 end
 
-local settings = redis.call('HMGET', KEYS[3], 'revision', 'archived_at', 'membership')
+local settings = redis.call('HMGET', KEYS[3], 'revision', 'archived_at', 'membership', 'shard')
 if not settings[1] or settings[2] then return {'namespace_not_found'} end
 local position = ARGV[8]
 local fields = to_table(redis.call('HGETALL', KEYS[6]))
@@ -74,7 +74,8 @@ end
 local uses, max_uses = invite.uses - 1, tonumber(invite.max_uses)
 local ended = invite.disabled or max_uses and uses >= max_uses
   or invite.expires_at and now >= tonumber(invite.expires_at)
-local reopened = key == KEYS[5] and not ended
+-- In a shard what has lost its code does not get it back: only the home knows who has it.
+local reopened = key == KEYS[5] and not ended and not settings[4]
 if reopened and holder then return {'code_taken', holder} end
 
 -- The membership ends if it was this redemption's. Where each invite counts by itself, another one of the same group may

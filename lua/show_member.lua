@@ -6,7 +6,7 @@
 -- KEYS[4] member    hash  of the user
 -- ARGV[1] deployment, ARGV[2] lineage, ARGV[3] epoch, ARGV[4] now: see the head
 -- replies   {'fenced'} | {'namespace_not_found'}
---           | {'member', for each group: its name, since when, the redemption's id or nothing...}
+--           | {'member', 1 if anything is remembered of the user, for each group: its name, since when, the redemption's id or nothing...}
 -- The head, the same in every fenced script: KEYS[1] meta, KEYS[2] outbox, ARGV[1] deployment, ARGV[2] lineage,
 -- ARGV[3] epoch (all three from the ledger), ARGV[4] now (ms; empty for the clock of Redis).
 local meta = redis.call('HMGET', KEYS[1], 'deployment', 'lineage', 'epoch', 'seq')
@@ -46,7 +46,7 @@ end
 local settings = redis.call('HMGET', KEYS[3], 'revision', 'archived_at')
 if not settings[1] or settings[2] then return {'namespace_not_found'} end
 local fields = to_table(redis.call('HGETALL', KEYS[4]))
-local reply = {'member'}
+local reply = {'member', next(fields) and 1 or 0}
 for name, position in pairs(fields) do
   if string.sub(name, 1, 6) == 'group:' then
     local made = fields[position]

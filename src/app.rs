@@ -37,6 +37,7 @@ use crate::{
     outbound::Outbound,
     outcomes::{self, Outcomes},
     recovery::claims,
+    spread::Spread,
     sync::{
         self, SyncOptions, chain,
         progress::{self, Progress},
@@ -288,6 +289,7 @@ fn new_namespace(config: &Config) -> Rules {
         rate_code: limits.code,
         rate_namespace: limits.namespace,
         rate_guess: limits.guess,
+        spread: 1,
     }
 }
 
@@ -333,7 +335,8 @@ impl App {
         let progress = Progress::new(deployment.partitions);
         let audits = Arc::new(Semaphore::new(1));
         let ordered = Arc::new(Notify::new());
-        let feed = Feed::new(ledger.clone(), progress.clone());
+        let feed = Feed::new(ledger.clone(), progress.clone(), gate.keys().clone());
+        let spread = Spread::new(gate.clone(), ledger.clone(), progress.clone());
         let outcomes = Arc::new(Outcomes::default());
         let webhooks_changed = Arc::new(Notify::new());
         let stop_front = CancellationToken::new();
@@ -349,12 +352,22 @@ impl App {
                 secret_overlap: config.webhooks.secret_overlap,
                 changed: webhooks_changed.clone(),
             },
+            page: Arc::new(http::PageOptions {
+                namespaces: config.page.namespaces.clone(),
+                keys: config.page.token_keys.clone(),
+                title: config.page.title.clone(),
+                sign_in_url: config.page.sign_in_url.clone(),
+                done_url: config.page.done_url.clone(),
+                proxies: config.page.proxies,
+            }),
             ordered: ordered.clone(),
+            spread: spread.clone(),
             progress: progress.clone(),
             audits: audits.clone(),
             gate: gate.clone(),
             ledger: ledger.clone(),
             keys: keys.clone(),
+            node: id.as_str().into(),
             readiness: readiness.subscribe(),
             metrics: self.metrics.clone(),
             new_namespace: new_namespace(&config),
@@ -373,6 +386,7 @@ impl App {
         let node = claims::Node {
             gate: gate.clone(),
             ledger: ledger.clone(),
+            spread: spread.clone(),
             deployment: deployment.clone(),
             id: id.clone(),
             ttl: config.sync.lease_ttl,
@@ -443,6 +457,10 @@ impl App {
         front.spawn(
             "the webhooks",
             infallible(jobs::webhooks::run(webhooks_context, stop_front.clone())),
+        );
+        front.spawn(
+            "the copies in shards",
+            infallible(jobs::copies::run(ledger.clone(), spread, stop_front.clone())),
         );
         let mut syncing = Tasks::default();
         syncing.spawn("the sync", infallible(sync::run(sync_context, stop_sync.clone())));

@@ -1,8 +1,10 @@
 //! Does Redis hold what the ledger says, and does the ledger say what can be?
 //!
 //! What a rebuild would load is what the gate must hold. Both sides move while they are compared, so a difference is
-//! looked at again: the gate, then the ledger once it has come as far, then the gate. Where the gate was the same both
-//! times, the ledger was at that very state in between, and what still differs is drift.
+//! looked at again: the gate, then the ledger once it has come as far, then the gate. What differs the same way in two such
+//! looks, with the gate the same all the while, is drift. One look is not enough: a use that was held after the gate was
+//! read and given back before it was read again leaves the gate as it was, and the ledger may have been read in between. In
+//! two looks the ledger says the same of such a use only if it was held from one to the other, and then the gate would too.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -129,13 +131,15 @@ pub async fn run(
             }
         }
     }
+    let mut looks =
+        Looks { gate, ledger, progress, partition, mend, report, last: BTreeMap::new() };
     for _ in 0..LOOKS_MAX {
         if suspects.is_empty() {
             break;
         }
-        suspects =
-            look_again(gate, ledger, progress, partition, suspects, mend, &mut report).await?;
+        suspects = looks.again(suspects).await?;
     }
+    let mut report = looks.report;
     report.busy = suspects;
     report.differences.sort_by(|a, b| a.key.cmp(&b.key));
     let drift = report.differences.len() + report.broken.len();
@@ -150,57 +154,69 @@ async fn come_as_far(progress: &Progress, position: Position) -> Result<(), Audi
     come.map(drop).map_err(|_| AuditError::Behind)
 }
 
-/// Looks at keys that differed; notes those that do, and returns those that changed meanwhile.
-async fn look_again(
-    gate: &Gate,
-    ledger: &Ledger,
-    progress: &Progress,
+/// Looks at keys that differed.
+struct Looks<'a> {
+    gate: &'a Gate,
+    ledger: &'a Ledger,
+    progress: &'a Progress,
     partition: Partition,
-    suspects: Vec<String>,
     mend: Mend,
-    report: &mut Report,
-) -> Result<Vec<String>, AuditError> {
-    let mut before = BTreeMap::new();
-    let mut at = None;
-    for chunk in suspects.chunks(CHUNK) {
-        let Moment { at: cursor, held, .. } = audit::read(gate, partition, chunk).await?;
-        at = at.max(Some(cursor));
-        before.extend(chunk.iter().cloned().zip(held));
-    }
-    if let Some(cursor) = at {
-        come_as_far(progress, Position { partition, cursor }).await?;
-    }
-    let only: BTreeSet<String> = suspects.iter().cloned().collect();
-    let expected = expected(gate, ledger, partition, Some(&only)).await?;
-    let mut moving = Vec::new();
-    for chunk in suspects.chunks(CHUNK) {
-        let Moment { held, now, .. } = audit::read(gate, partition, chunk).await?;
-        for (key, held) in chunk.iter().zip(held) {
-            if before.get(key) != Some(&held) {
-                moving.push(key.clone());
-                continue;
-            }
-            let what = gate.keys().parse(partition, key);
-            let is = compared(what.as_ref(), held.clone(), now);
-            let says = expected.get(key).cloned().unwrap_or_default();
-            let says = compared(what.as_ref(), says, now);
-            let Some(difference) = difference(key, &is, &says) else { continue };
-            if mend == Mend::No {
-                report.differences.push(difference);
-                continue;
-            }
-            let wanted = with_what_is_not_compared(&held, &is, says);
-            match repair::run(gate, partition, key, &held, &wanted).await? {
-                Repaired::Repaired => {
-                    // The report says which; a key names a code or a user.
-                    tracing::warn!(%partition, "a key of Redis was repaired");
-                    report.repaired.push(key.clone());
+    report: Report,
+    /// What gate and ledger had of a key that differed when it was last looked at and stood still.
+    last: BTreeMap<String, (Held, Held)>,
+}
+
+impl Looks<'_> {
+    /// Notes which of these keys differ as they did at the last look; returns those that have to be looked at again.
+    async fn again(&mut self, suspects: Vec<String>) -> Result<Vec<String>, AuditError> {
+        let (gate, partition) = (self.gate, self.partition);
+        let mut before = BTreeMap::new();
+        let mut at = None;
+        for chunk in suspects.chunks(CHUNK) {
+            let Moment { at: cursor, held, .. } = audit::read(gate, partition, chunk).await?;
+            at = at.max(Some(cursor));
+            before.extend(chunk.iter().cloned().zip(held));
+        }
+        if let Some(cursor) = at {
+            come_as_far(self.progress, Position { partition, cursor }).await?;
+        }
+        let only: BTreeSet<String> = suspects.iter().cloned().collect();
+        let expected = expected(gate, self.ledger, partition, Some(&only)).await?;
+        let mut moving = Vec::new();
+        for chunk in suspects.chunks(CHUNK) {
+            let Moment { held, now, .. } = audit::read(gate, partition, chunk).await?;
+            for (key, held) in chunk.iter().zip(held) {
+                if before.get(key) != Some(&held) {
+                    moving.push(key.clone());
+                    continue;
                 }
-                Repaired::Changed => moving.push(key.clone()),
+                let what = gate.keys().parse(partition, key);
+                let is = compared(what.as_ref(), held.clone(), now);
+                let says = expected.get(key).cloned().unwrap_or_default();
+                let says = compared(what.as_ref(), says, now);
+                let Some(difference) = difference(key, &is, &says) else { continue };
+                let found = (held.clone(), says.clone());
+                if self.last.insert(key.clone(), found.clone()).as_ref() != Some(&found) {
+                    moving.push(key.clone());
+                    continue;
+                }
+                if self.mend == Mend::No {
+                    self.report.differences.push(difference);
+                    continue;
+                }
+                let wanted = with_what_is_not_compared(&held, &is, says);
+                match repair::run(gate, partition, key, &held, &wanted).await? {
+                    Repaired::Repaired => {
+                        // The report says which; a key names a code or a user.
+                        tracing::warn!(%partition, "a key of Redis was repaired");
+                        self.report.repaired.push(key.clone());
+                    }
+                    Repaired::Changed => moving.push(key.clone()),
+                }
             }
         }
+        Ok(moving)
     }
-    Ok(moving)
 }
 
 fn difference(key: &str, gate: &Held, ledger: &Held) -> Option<Difference> {
@@ -228,7 +244,7 @@ fn compared(what: Option<&Named>, mut held: Held, now: Millis) -> Held {
             held.remove("last_change");
         }
         Some(Named::Member(..)) => return without_replaced_joinings(held),
-        Some(Named::Campaigns(_) | Named::InviteId) | None => {}
+        Some(Named::Campaigns(_) | Named::InviteId | Named::Moves(..)) | None => {}
     }
     held
 }
@@ -282,6 +298,11 @@ async fn expected(
                     for entry in contents::of_invite(keys, invite, *holds_code) {
                         put(entry);
                     }
+                }
+            }
+            Page::Moves(rows) => {
+                for moves in &rows {
+                    put(contents::of_moves(keys, moves));
                 }
             }
             Page::Campaigns(rows) => {

@@ -89,6 +89,9 @@ pub(crate) struct Common {
     /// API key; without it, the configured admin key or the one in the data directory
     #[arg(long, value_name = "KEY", env = "REDEEMER_KEY", hide_env_values = true, global = true)]
     key: Option<String>,
+    /// File that has the API key
+    #[arg(long, value_name = "FILE", env = "REDEEMER_KEY_FILE", global = true)]
+    key_file: Option<PathBuf>,
     /// Namespace
     #[arg(long, short, value_name = "NAME", default_value = "default", value_parser = parse_namespace, global = true)]
     namespace: Namespace,
@@ -279,12 +282,17 @@ impl Common {
         if let Some(key) = self.key.as_ref().filter(|key| !key.trim().is_empty()) {
             return Ok(SecretString::from(key.trim()));
         }
+        if let Some(path) = &self.key_file {
+            let text = std::fs::read_to_string(path)
+                .with_context(|| format!("the API key in {} can not be read", path.display()))?;
+            return Ok(SecretString::from(text.trim()));
+        }
         // This machine's key is for this machine's service.
         let here = format!("http://{}", reachable(config.http.bind));
         if let Some(url) =
             self.url.as_ref().filter(|url| url.trim_end_matches('/') != here && !is_local(url))
         {
-            anyhow::bail!("no API key for {url}: set REDEEMER_KEY or --key");
+            anyhow::bail!("no API key for {url}: set REDEEMER_KEY, --key or --key-file");
         }
         if let Some(key) = &config.auth.admin_key {
             return Ok(key.clone());
@@ -292,7 +300,7 @@ impl Common {
         let path = config.admin_key_file();
         let text = std::fs::read_to_string(&path).with_context(|| {
             format!(
-                "no API key: set REDEEMER_KEY or --key, since {} can not be read",
+                "no API key: set REDEEMER_KEY, --key or --key-file, since {} can not be read",
                 path.display()
             )
         })?;

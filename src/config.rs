@@ -19,7 +19,7 @@ use secrecy::{ExposeSecret, SecretString};
 use self::layers::Layers;
 pub use self::layers::{Origin, Setting, Sources};
 use crate::{
-    domain::{Quota, Token},
+    domain::{Namespace, Quota, Token, user_token},
     gate::topology::{Tls, Topology},
 };
 
@@ -41,6 +41,7 @@ pub struct Config {
     pub stats: Stats,
     pub events: Events,
     pub webhooks: Webhooks,
+    pub page: Page,
     pub trace: Trace,
     pub log: Log,
     /// Each setting as text, secrets masked, with where it came from.
@@ -179,6 +180,18 @@ pub struct Webhooks {
 
 #[derive(Debug, Clone)]
 #[expect(missing_docs, reason = "config/default.toml says what each is")]
+pub struct Page {
+    /// None means that there is no page.
+    pub namespaces: Vec<Namespace>,
+    pub token_keys: Vec<user_token::Key>,
+    pub title: String,
+    pub sign_in_url: Option<String>,
+    pub done_url: Option<String>,
+    pub proxies: usize,
+}
+
+#[derive(Debug, Clone)]
+#[expect(missing_docs, reason = "config/default.toml says what each is")]
 pub struct Trace {
     /// Nothing means that there are no traces.
     pub endpoint: Option<String>,
@@ -248,6 +261,7 @@ impl Config {
         let stats = Stats::read(read);
         let events = Events::read(read);
         let webhooks = Webhooks::read(read);
+        let page = Page::read(read);
         let trace = Trace::read(read);
         let log = Log::read(read);
         if let (Some(http), Some(gate)) = (&http, &gate) {
@@ -268,6 +282,7 @@ impl Config {
             stats: stats?,
             events: events?,
             webhooks: webhooks?,
+            page: page?,
             trace: trace?,
             log: log?,
             settings: read.layers.settings(),
@@ -492,6 +507,63 @@ impl Webhooks {
     }
 }
 
+impl Page {
+    fn read(read: &mut Read) -> Option<Self> {
+        let namespaces = read.parsed("page.namespaces", |text| {
+            let names = text.split(',').map(str::trim).filter(|name| !name.is_empty());
+            names.map(Namespace::parse).collect::<Result<Vec<_>, _>>()
+        });
+        let mut key = |name| {
+            if read.is_empty(name) {
+                Some(None)
+            } else {
+                read.parsed(name, |text| user_token::Key::new(text.as_bytes())).map(Some)
+            }
+        };
+        let newest = key("page.token_secret");
+        let previous = key("page.token_secret_previous");
+        if namespaces.as_ref().is_some_and(|all| !all.is_empty()) && matches!(newest, Some(None)) {
+            read.problems.push(
+                "page.namespaces needs page.token_secret: the host application signs with it who a person is"
+                    .to_owned(),
+            );
+        }
+        let title = read.one_line("page.title");
+        let mut url = |name| {
+            if read.is_empty(name) {
+                Some(None)
+            } else {
+                read.parsed(name, Self::parse_url).map(Some)
+            }
+        };
+        let sign_in_url = url("page.sign_in_url");
+        let done_url = url("page.done_url");
+        let proxies = read.number("page.proxies", 0..=8);
+        Some(Self {
+            namespaces: namespaces?,
+            token_keys: [newest?, previous?].into_iter().flatten().collect(),
+            title: title?,
+            sign_in_url: sign_in_url?,
+            done_url: done_url?,
+            proxies: proxies?,
+        })
+    }
+
+    fn parse_url(text: &str) -> Result<String, &'static str> {
+        let url = text.replace("{namespace}", "n").replace("{code}", "c");
+        let is_web =
+            reqwest::Url::parse(&url).is_ok_and(|url| ["http", "https"].contains(&url.scheme()));
+        let has_others = url.contains(['{', '}']);
+        if is_web && !has_others {
+            Ok(text.to_owned())
+        } else {
+            Err(
+                "use a URL such as https://app.example/join?code={code}, with no other places than {namespace} and {code}",
+            )
+        }
+    }
+}
+
 impl Trace {
     fn read(read: &mut Read) -> Option<Self> {
         let endpoint = if read.is_empty("trace.endpoint") {
@@ -503,11 +575,7 @@ impl Trace {
             let ratio = text.parse::<f64>().ok().filter(|ratio| (0.0..=1.0).contains(ratio));
             ratio.ok_or("use a number from 0 to 1")
         });
-        let service_name = read.parsed("trace.service_name", |text| {
-            let fits =
-                (1..=100).contains(&text.chars().count()) && !text.contains(char::is_control);
-            if fits { Ok(text.to_owned()) } else { Err("use 1 to 100 characters of text") }
-        });
+        let service_name = read.one_line("trace.service_name");
         let queue_max = read.number("trace.queue_max", 1..=1_000_000);
         let timeout = read.millis("trace.timeout_ms", 10..=60_000);
         Some(Self {
@@ -592,6 +660,14 @@ impl Read {
             number.and_then(|number| T::try_from(number).ok()).ok_or_else(|| {
                 format!("use a whole number from {} to {}", range.start(), range.end())
             })
+        })
+    }
+
+    fn one_line(&mut self, key: &str) -> Option<String> {
+        self.parsed(key, |text| {
+            let fits =
+                (1..=100).contains(&text.chars().count()) && !text.contains(char::is_control);
+            if fits { Ok(text.to_owned()) } else { Err("use 1 to 100 characters of text") }
         })
     }
 
@@ -801,6 +877,36 @@ mod tests {
             "use text or json",
         ] {
             assert!(text.contains(part), "{part} is not in {text}");
+        }
+    }
+
+    #[test]
+    fn a_page_for_people_needs_a_secret_that_is_never_shown() {
+        let page = |more: &[(&str, &str)]| {
+            let env = [("REDEEMER_PAGE__NAMESPACES", "acme, default")];
+            load(&[&env[..], more].concat(), None, &[])
+        };
+        assert!(load(&[], None, &[]).unwrap().page.namespaces.is_empty());
+        assert!(page(&[]).unwrap_err().to_string().contains("needs page.token_secret"));
+        let secrets = [
+            ("REDEEMER_PAGE__TOKEN_SECRET", "hush-0123456789abcdef0123456789abcdef"),
+            ("REDEEMER_PAGE__TOKEN_SECRET_PREVIOUS", "hush-fedcba9876543210fedcba9876543210"),
+        ];
+        let config = page(&secrets).unwrap();
+        assert_eq!((config.page.namespaces.len(), config.page.token_keys.len()), (2, 2));
+        assert!(!format!("{config:?} {:?}", config.settings).contains("hush"));
+        let short = page(&[("REDEEMER_PAGE__TOKEN_SECRET", "hush")]).unwrap_err().to_string();
+        assert!(short.contains("32 to 1024 bytes") && !short.contains("hush"), "{short}");
+        for (name, bad) in [
+            ("REDEEMER_PAGE__NAMESPACES", "Acme"),
+            ("REDEEMER_PAGE__SIGN_IN_URL", "javascript:alert(1)"),
+            ("REDEEMER_PAGE__SIGN_IN_URL", "/join"),
+            ("REDEEMER_PAGE__DONE_URL", "https://app.example/{user}"),
+            ("REDEEMER_PAGE__PROXIES", "9"),
+            ("REDEEMER_PAGE__TITLE", ""),
+        ] {
+            let told = page(&[&secrets[..], &[(name, bad)]].concat()).unwrap_err().to_string();
+            assert!(told.contains(name), "{told}");
         }
     }
 

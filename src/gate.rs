@@ -15,6 +15,8 @@ pub mod audit;
 pub mod change_invite;
 pub mod close;
 pub mod contents;
+pub mod copy_invite;
+pub mod copy_namespace;
 pub mod create_batch;
 pub mod create_invite;
 pub mod delete_invite;
@@ -22,6 +24,7 @@ pub mod erase_user;
 mod failure;
 mod fields;
 mod find_code;
+pub mod give_uses;
 pub mod import_invites;
 pub mod import_members;
 pub mod inspect;
@@ -51,6 +54,7 @@ pub mod show_redemption;
 pub mod show_reservation;
 pub mod survey;
 pub mod take;
+pub mod take_uses;
 pub mod topology;
 
 use std::{
@@ -356,7 +360,7 @@ impl Gate {
     }
 
     /// Forgets what is in memory of a namespace's rules.
-    fn forget_settings(&self, namespace: &Namespace) {
+    pub fn forget_settings(&self, namespace: &Namespace) {
         self.inner.settings.write().unwrap_or_else(PoisonError::into_inner).remove(namespace);
     }
 
@@ -388,32 +392,37 @@ impl Gate {
     /// # Errors
     /// [`GateError`] when there is no answer.
     pub async fn redeem(&self, request: redeem::Redeem) -> Result<Answer, GateError> {
-        self.ask(&self.inner.lanes, request).await.map(|(answer, _)| answer)
+        match self.ask(request, Ask::default()).await? {
+            Asked::Answer(answer, _) => Ok(answer),
+            // Only where its namespace is spread, which is for `crate::spread` to ask.
+            Asked::Dry { .. } => Err(GateError::OutcomeUnknown { cause: None }),
+        }
     }
 
-    /// As [`Self::redeem`], and waits until as many replicas have it as the options say; says whether they do. Without
-    /// replicas, never.
+    /// Asks as [`Ask`] says. Dropping the future takes nothing back.
     ///
     /// # Errors
     /// [`GateError`] when there is no answer.
-    pub async fn redeem_replicated(
-        &self,
-        request: redeem::Redeem,
-    ) -> Result<(Answer, bool), GateError> {
-        self.ask(self.inner.replicated.as_ref().unwrap_or(&self.inner.lanes), request).await
+    pub async fn ask(&self, request: redeem::Redeem, how: Ask) -> Result<Asked, GateError> {
+        let lanes = match &self.inner.replicated {
+            Some(lanes) if how.replicated => lanes,
+            _ => &self.inner.lanes,
+        };
+        self.ask_in(lanes, request, how).await
     }
 
-    async fn ask(
+    async fn ask_in(
         &self,
         lanes: &[lane::Lane],
         request: redeem::Redeem,
-    ) -> Result<(Answer, bool), GateError> {
+        how: Ask,
+    ) -> Result<Asked, GateError> {
         let deadline = Instant::now() + self.inner.options.deadline;
         let partition = self.inner.keys.partition_of(&request.namespace);
         let namespace = request.namespace.clone();
         let mut request = request;
         // Whether an attempt under older rules may have been granted.
-        let mut unknown = false;
+        let mut unknown = how.unknown;
         let doubt = |error, unknown| {
             if unknown { GateError::OutcomeUnknown { cause: None } } else { error }
         };
@@ -422,11 +431,16 @@ impl Gate {
                 self.settings(&namespace).await.map_err(|error| doubt(error, unknown))?;
             let Some(settings) = settings else {
                 let outcome = Outcome::Refused(Refusal::NamespaceNotFound);
-                return Ok((Answer { outcome, rates: Vec::new() }, false));
+                return Ok(Asked::Answer(Answer { outcome, rates: Vec::new() }, false));
             };
             let lane = &lanes[usize::from(partition.0)];
-            match lane.ask(request, settings, deadline, unknown).await? {
-                lane::Reply::Answer(answer, replicated) => return Ok((answer, replicated)),
+            match lane.ask(request, settings, deadline, how.patient, unknown).await? {
+                lane::Reply::Answer(answer, replicated) => {
+                    return Ok(Asked::Answer(answer, replicated));
+                }
+                lane::Reply::Dry(dry, request, unknown) => {
+                    return Ok(Asked::Dry { dry, request, unknown });
+                }
                 lane::Reply::SettingsChanged(back, was_unknown) => {
                     self.forget_settings(&namespace);
                     (request, unknown) = (back, was_unknown);
@@ -514,6 +528,33 @@ impl Gate {
     fn now_ms(&self) -> Option<i64> {
         self.inner.options.clock_ms.as_ref().map(|clock| clock.load(Ordering::SeqCst))
     }
+}
+
+/// How a redemption is asked for.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Ask {
+    /// Wait until as many replicas have it as the options say.
+    pub replicated: bool,
+    /// Where a shard alone can not decide, say so, rather than refuse.
+    pub patient: bool,
+    /// Whether an earlier attempt may have been granted.
+    pub unknown: bool,
+}
+
+/// What came of it.
+#[derive(Debug)]
+pub enum Asked {
+    /// The answer, and whether as many replicas have it as the options say. Without replicas, never.
+    Answer(Answer, bool),
+    /// The shard alone can not decide; nothing was charged.
+    Dry {
+        /// Why.
+        dry: redeem::Dry,
+        /// What was asked.
+        request: redeem::Redeem,
+        /// Whether an earlier attempt may have been granted.
+        unknown: bool,
+    },
 }
 
 /// Whether anything of a failed call can have reached Redis.

@@ -10,11 +10,13 @@ mod batches;
 mod body;
 mod campaigns;
 mod consistency;
+mod console;
 mod events;
 mod export;
 mod guard;
 mod health;
 mod import;
+mod invite_page;
 mod invites;
 mod keys;
 mod manual;
@@ -28,6 +30,7 @@ mod redemptions;
 mod reservations;
 mod scope;
 mod stats;
+mod status;
 mod users;
 mod validations;
 mod webhooks;
@@ -35,9 +38,11 @@ mod webhooks;
 pub use auth::Keys;
 pub use events::message;
 pub use health::{Check, Readiness};
+pub use invite_page::PageOptions;
 pub use metrics::Metrics;
 
 use std::{
+    collections::BTreeSet,
     io,
     net::TcpListener,
     rc::Rc,
@@ -61,12 +66,13 @@ use tokio_util::sync::CancellationToken;
 
 use self::openapi::Operation;
 use crate::{
-    domain::Role,
+    domain::{Millis, Namespace, Partition, Role},
     feed::Feed,
     gate::{Gate, put_namespace::Rules},
-    ledger::Ledger,
+    ledger::{Ledger, LedgerError},
     outbound::Outbound,
     outcomes::Outcomes,
+    spread::Spread,
     sync::progress::Progress,
 };
 
@@ -77,6 +83,8 @@ pub struct State {
     pub gate: Gate,
     /// SQL.
     pub ledger: Ledger,
+    /// Namespaces that lie in several partitions.
+    pub spread: Spread,
     /// How far the ledger is.
     pub progress: Progress,
     /// Turns to compare gate and ledger, which reads all of a partition.
@@ -93,8 +101,12 @@ pub struct State {
     pub stopping: CancellationToken,
     /// Webhooks.
     pub webhooks: Webhooks,
+    /// The page for people.
+    pub page: Arc<PageOptions>,
     /// Who may ask.
     pub keys: Arc<Keys>,
+    /// What this node is called where it leads partitions.
+    pub node: Arc<str>,
     /// Whether this node should be sent requests.
     pub readiness: watch::Receiver<Readiness>,
     /// What `/metrics` shows.
@@ -127,6 +139,18 @@ pub struct Webhooks {
 }
 
 impl State {
+    /// The partitions that these parts of a namespace lie in.
+    fn partitions_of(&self, parts: &[Namespace]) -> Vec<Partition> {
+        let all: BTreeSet<_> =
+            parts.iter().map(|part| self.gate.keys().partition_of(part)).collect();
+        all.into_iter().collect()
+    }
+
+    /// How far the ledger is with these parts of a namespace: with the one that it is furthest behind.
+    async fn as_of(&self, parts: &[Namespace]) -> Result<Option<Millis>, LedgerError> {
+        self.ledger.all_synced_at(&self.partitions_of(parts)).await
+    }
+
     fn is_draining(&self) -> bool {
         self.draining.load(Ordering::Relaxed)
     }
@@ -168,13 +192,28 @@ const RESERVATIONS: &str = "/v1/namespaces/{ns}/reservations";
 const CONFIRM: &str = "/v1/namespaces/{ns}/reservations/{id}/confirm";
 const DOCS: &str = "/docs";
 const DOCS_FILE: &str = "/docs/{file}";
+const CONSOLE: &str = "/console";
+const CONSOLE_FILE: &str = "/console/{file}";
+const CONSOLE_VENDORED: &str = "/console/vendor/{file}";
 
 impl Endpoint {
     /// Whether it answers in JSON.
     fn is_json(&self) -> bool {
         !["/metrics", CODES, EVENTS, DOCS, DOCS_FILE].contains(&self.path)
+            && ![CONSOLE, CONSOLE_FILE, CONSOLE_VENDORED].contains(&self.path)
             && !self.path.contains("/export/")
             && !self.path.contains("/import/")
+            && !self.is_for_people()
+    }
+
+    /// Whether a client names its requests. People's are named by their tokens.
+    fn has_idempotency_key(&self) -> bool {
+        self.method == Method::POST && !self.is_for_people()
+    }
+
+    /// Whether its answers are pages for people, refusals too.
+    fn is_for_people(&self) -> bool {
+        self.path.starts_with("/i/")
     }
 }
 
@@ -268,10 +307,18 @@ pub(crate) static ENDPOINTS: &[Endpoint] = &[
     endpoint!(DELETE NS, Some(Role::Admin), namespaces::archive),
     endpoint!(POST "/v1/keys", Some(Role::Admin), keys::create),
     endpoint!(GET "/v1/keys", Some(Role::Admin), keys::list),
+    endpoint!(GET "/v1/keys/self", Some(Role::Read), keys::show_own),
     endpoint!(DELETE "/v1/keys/{id}", Some(Role::Admin), keys::revoke),
+    endpoint!(GET "/v1/status", Some(Role::Read), status::show),
     endpoint!(GET "/openapi.json", None, manual::document),
     endpoint!(GET DOCS, None, manual::page),
     endpoint!(GET DOCS_FILE, None, manual::file),
+    endpoint!(GET invite_page::STYLE_PATH, None, invite_page::style),
+    endpoint!(GET invite_page::PATH, None, invite_page::show),
+    endpoint!(POST invite_page::PATH, None, invite_page::redeem),
+    endpoint!(GET CONSOLE, None, console::page),
+    endpoint!(GET CONSOLE_FILE, None, console::file),
+    endpoint!(GET CONSOLE_VENDORED, None, console::vendored),
 ];
 
 /// Method, path and needed role of every operation; no role means that no key is needed.

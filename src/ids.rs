@@ -9,8 +9,8 @@ use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
 use crate::domain::{
-    BatchId, Cursor, DeliveryId, InviteId, Millis, Namespace, RedemptionId, RequestId, Token,
-    UserId, WebhookId, command::ImportedInvite, webhook,
+    BatchId, Cursor, DeliveryId, InviteId, Millis, Namespace, Partition, Position, RedemptionId,
+    RequestId, Token, UserId, WebhookId, command::ImportedInvite, webhook,
 };
 
 /// A UUID v7 (RFC 9562 §5.7). Its random part comes from this thread's generator: asking the kernel for each would cost
@@ -64,10 +64,15 @@ pub fn webhook(namespace: &Namespace, caller: &str, request: Option<&RequestId>)
     }))
 }
 
-/// The id of an event's delivery to a webhook: whoever makes it again makes the same one.
+/// The id of an event's delivery to a webhook: whoever makes it again makes the same one. The partition is that of the
+/// event, unless the namespace itself lies there.
 #[must_use]
-pub fn delivery(webhook: WebhookId, event: Cursor) -> DeliveryId {
-    DeliveryId(following_from(&["delivery", &webhook.to_string(), &event.to_string()]))
+pub fn delivery(webhook: WebhookId, partition: Option<Partition>, event: Cursor) -> DeliveryId {
+    let event = partition.map_or_else(
+        || event.to_string(),
+        |partition| Position { partition, cursor: event }.to_string(),
+    );
+    DeliveryId(following_from(&["delivery", &webhook.to_string(), &event]))
 }
 
 /// A random number from 0 to 1.

@@ -1,9 +1,11 @@
-//! What a node does by itself, without being asked for each step: the codes of [batches], the deliveries of [webhooks].
+//! What a node does by itself, without being asked for each step: the codes of [batches], the deliveries of [webhooks],
+//! the [copies] of what shards must know.
 //!
 //! A job is a row of the ledger. The node that works at it holds its lease; when the node dies, another one goes on where
 //! the row says.
 
 pub mod batches;
+pub mod copies;
 pub mod webhooks;
 
 use std::{sync::Arc, time::Duration};

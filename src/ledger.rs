@@ -4,6 +4,7 @@
 //! * `audit_log` is who changed what.
 //! * `claims` are what nodes had told somebody when Redis lost it.
 //! * `partitions` holds what each partition is open on, and the leases of those who look after them.
+//! * `parts` reads a namespace that is spread over several partitions as one.
 //! * `snapshot` reads a partition whole, for a rebuild; `read` answers the API; `keys` are the API keys,
 //!   `batches` what is made in bulk, `webhooks` who is told; `events` reads what happened.
 //! * `backup` copies it, in SQLite.
@@ -21,10 +22,12 @@ mod keys;
 mod laws;
 mod outcomes;
 mod partitions;
+mod parts;
 mod postgres;
 mod read;
 pub mod rows;
 mod snapshot;
+mod spread;
 mod sql;
 mod sqlite;
 mod take;
@@ -41,6 +44,7 @@ pub use keys::KeysVersion;
 pub use laws::Breach;
 pub use outcomes::InviteTotals;
 pub use partitions::{Deployment, Lease, LeaseLost, Opened, PartitionRow, PartitionState, Rebuild};
+pub use parts::MergedRedemptions;
 pub use postgres::PostgresOptions;
 pub use read::{
     CampaignPage, InviteFilter, InvitePage, MemberFilter, MemberPage, NamespacePage,

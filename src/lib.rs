@@ -38,6 +38,7 @@ pub mod local_server;
 pub mod outbound;
 pub mod outcomes;
 pub mod recovery;
+pub mod spread;
 pub mod sync;
 pub mod torture;
 pub mod trace;

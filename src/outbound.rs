@@ -128,10 +128,10 @@ impl Outbound {
             Called::Answered(status) => {
                 span.set("http.response.status_code", i64::from(*status));
                 if *status >= 400 {
-                    span.fail("status");
+                    span.fail(status.to_string());
                 }
             }
-            Called::Failed(_) => span.fail("no answer"),
+            Called::Failed(_) => span.fail("no_answer"),
         }
         called
     }

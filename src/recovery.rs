@@ -300,6 +300,7 @@ async fn take_gate(
         campaigns: &taken.campaigns,
         invites: &taken.invites,
         reservations: &taken.reservations,
+        moves: &taken.moves,
     };
     let wrote = ledger.take_invites(lease, now, &rows, audit).await?;
     if wrote.is_err() {
@@ -396,6 +397,12 @@ async fn load_page(builder: &mut Builder<'_>, page: Page) -> Result<usize, Rebui
         Page::Invites(rows) => {
             for (invite, holds_code) in &rows {
                 builder.invite(invite, *holds_code).await?;
+            }
+            Ok(0)
+        }
+        Page::Moves(rows) => {
+            for moves in &rows {
+                builder.moves(moves).await?;
             }
             Ok(0)
         }

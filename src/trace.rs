@@ -64,7 +64,8 @@ pub async fn around<T, E: fmt::Debug>(
 ) -> Result<T, E> {
     let result = within(&span, work).await;
     if result.is_err() {
-        span.fail("error");
+        // Source: the semantic conventions' word for what has no name.
+        span.fail("_OTHER");
     }
     result
 }

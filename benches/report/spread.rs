@@ -1,5 +1,6 @@
 //! One namespace over several partitions: what moves cost, and how soon the last uses are found.
 
+mod cluster;
 mod simulation;
 
 use self::simulation::{Outcome, Rush, Users};
@@ -47,6 +48,7 @@ fn rush(
 }
 
 pub(crate) fn run(lab: &mut Lab) -> anyhow::Result<()> {
+    cluster::run(lab)?;
     let effort = lab.effort;
     for (users, word) in [(Users::Uniform, "uniform"), (Users::Skewed, "skewed")] {
         let (mut growing, mut fixed) = (Vec::new(), Vec::new());

@@ -1,7 +1,7 @@
 //! `redeemer demo`: many users rush one code, then the proof that nothing was spent twice or refused too early.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     process::ExitCode,
     sync::atomic::{AtomicU64, Ordering},
     time::{Duration, Instant},
@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{
     client::{Client, ClientError, Redemption},
-    domain::Namespace,
+    domain::{Namespace, Partition},
 };
 
 /// How often it looks whether the ledger has everything.
@@ -33,10 +33,12 @@ const REPEATS_MAX: u32 = 20;
 
 #[derive(Debug, Args)]
 #[command(
-    after_help = "It needs an admin key, for it makes a namespace \"demo\" of its own. Exits with 0 if everything was proven.
+    after_help = "It needs an admin key, for it makes a namespace \"demo\" of its own, or with --spread 3 \"demo-3\". Exits with 0 if everything
+was proven.
 
-Example:
-  redeemer demo --users 10000 --uses 1000"
+Examples:
+  redeemer demo --users 10000 --uses 1000
+  redeemer demo --spread 3"
 )]
 pub(super) struct Demo {
     /// How many users ask
@@ -45,6 +47,9 @@ pub(super) struct Demo {
     /// How many uses the code has
     #[arg(long, default_value_t = 1_000, value_parser = clap::value_parser!(u64).range(1..=10_000_000))]
     uses: u64,
+    /// Over how many partitions the users are spread
+    #[arg(long, value_name = "N")]
+    spread: Option<u16>,
     /// How many ask at the same time
     #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u64).range(1..=4096))]
     at_once: u64,
@@ -67,12 +72,16 @@ enum Told {
 impl Demo {
     pub(super) async fn run(self, common: &Common) -> anyhow::Result<ExitCode> {
         let client = common.client()?;
-        let namespace = Namespace::parse("demo")?;
+        let (name, rules) = match self.spread {
+            None => ("demo".to_owned(), json!({})),
+            Some(spread) => (format!("demo-{spread}"), json!({"spread": spread})),
+        };
+        let namespace = Namespace::parse(&name)?;
         let base = format!("/v1/namespaces/{namespace}");
         client
-            .ask(Method::PUT, &base, Some(&json!({})))
+            .ask(Method::PUT, &base, Some(&rules))
             .await
-            .context("making the namespace demo")?;
+            .with_context(|| format!("making the namespace {namespace}"))?;
         let run = crate::ids::characters::<6>(b"abcdefghjkmnpqrstuvwxyz23456789");
         let code = format!("RUSH-{}", run.to_uppercase());
         let invite = json!({"code": code, "group": "rush", "max_uses": self.uses});
@@ -178,9 +187,14 @@ impl Demo {
         let expected = self.uses.min(self.users);
         let distinct = |values: BTreeSet<String>| values.len() as u64;
         let users = distinct(granted.iter().map(|redemption| redemption.user.clone()).collect());
-        let ordinals: BTreeSet<u64> = granted.iter().map(|redemption| redemption.ordinal).collect();
-        let row = ordinals.len() as u64 == expected
-            && ordinals.last().is_none_or(|last| *last == expected);
+        // Where the namespace is spread, each of its partitions counts its own.
+        let mut ordinals: BTreeMap<Partition, BTreeSet<u64>> = BTreeMap::new();
+        for redemption in &granted {
+            ordinals.entry(redemption.position.partition).or_default().insert(redemption.ordinal);
+        }
+        let is_whole = |row: &BTreeSet<u64>| row.last() == Some(&(row.len() as u64));
+        let row = ordinals.values().all(is_whole)
+            && ordinals.values().map(|row| row.len() as u64).sum::<u64>() == expected;
         let ids: BTreeSet<String> =
             granted.iter().map(|redemption| redemption.id.to_string()).collect();
         let in_ledger: BTreeSet<String> =

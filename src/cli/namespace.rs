@@ -14,6 +14,7 @@ use crate::{
 #[derive(Debug, Subcommand)]
 #[command(after_help = "Examples:
   redeemer namespace create acme --membership one_per_group --durability ledger
+  redeemer namespace create rush --spread 3
   redeemer namespace change acme --rate-user 5/60 --rate-ip off
   redeemer namespace list --output csv
   redeemer namespace show acme
@@ -73,6 +74,9 @@ pub(super) struct Rules {
     /// What answers promise at least
     #[arg(long, value_name = "LEVEL", value_parser = words(Durability::ALL.map(Durability::as_str)))]
     durability: Option<String>,
+    /// Over how many partitions its users are spread
+    #[arg(long, value_name = "N")]
+    spread: Option<u16>,
     /// Attempts of one user, such as 10/60 (10 in 60 seconds), or off
     #[arg(long, value_name = "LIMIT")]
     rate_user: Option<String>,
@@ -95,12 +99,13 @@ pub(super) fn words<const N: usize>(words: [&'static str; N]) -> PossibleValuesP
     PossibleValuesParser::new(words)
 }
 
-const COLUMNS: [Column; 12] = [
+const COLUMNS: [Column; 13] = [
     ("NAME", "name"),
     ("MEMBERSHIP", "membership"),
     ("CODE CASE", "code_case"),
     ("CHECK", "code_check"),
     ("DURABILITY", "durability"),
+    ("SPREAD", "spread"),
     ("USER", "rate_user"),
     ("IP", "rate_ip"),
     ("CODE", "rate_code"),
@@ -172,6 +177,7 @@ impl Rules {
             Some((field.to_owned(), if limit == "off" { Value::Null } else { json!(limit) }))
         });
         let durability = self.durability.map(|level| ("durability".to_owned(), json!(level)));
-        durability.into_iter().chain(limits).collect()
+        let spread = self.spread.map(|spread| ("spread".to_owned(), json!(spread)));
+        durability.into_iter().chain(spread).chain(limits).collect()
     }
 }

@@ -176,6 +176,7 @@ impl Banner {
         let text = format!(
             "\nredeemer {version} is ready.\n\n  \
              address    {url}\n  \
+             console    {url}/console\n  \
              admin key  {key}\n  \
              Redis      {redis}\n  \
              ledger     {ledger}\n  \

@@ -9,11 +9,7 @@ use super::{
     Common,
     output::{self, Column, Output, say},
 };
-use crate::{
-    app,
-    client::Client,
-    ledger::{PartitionRow, PartitionState},
-};
+use crate::{app, client::Client, ledger::PartitionRow};
 
 const CHECKS: [Column; 3] = [("CHECK", "name"), ("STATE", "state"), ("DETAIL", "detail")];
 const PARTITIONS: [Column; 7] = [
@@ -66,14 +62,9 @@ fn check(check: &Value) -> Value {
 }
 
 fn partition(row: &PartitionRow) -> Value {
-    let state = match row.state {
-        PartitionState::New => "new",
-        PartitionState::Open => "open",
-        PartitionState::Closed => "closed",
-    };
     json!({
         "partition": row.partition.0,
-        "state": state,
+        "state": row.state.as_str(),
         "epoch": row.epoch,
         "cursor": row.cursor.to_string(),
         "synced_at": row.synced_at,

@@ -57,13 +57,13 @@ pub struct Setting {
 }
 
 /// Keys whose values are secret.
-const SECRETS: [&str; 1] = ["auth.admin_key"];
+const SECRETS: [&str; 3] = ["auth.admin_key", "page.token_secret", "page.token_secret_previous"];
 /// Keys whose values are URLs that may hold a password.
 const URLS: [&str; 2] = ["redis.url", "ledger.url"];
 /// Variables without the prefix that other programs use too.
 const PLAIN: [(&str, &str); 2] = [("REDIS_URL", "redis.url"), ("DATABASE_URL", "ledger.url")];
 /// Variables with the prefix that are not settings of the service.
-const OTHER: [&str; 3] = ["REDEEMER_CONFIG", "REDEEMER_URL", "REDEEMER_KEY"];
+const OTHER: [&str; 4] = ["REDEEMER_CONFIG", "REDEEMER_URL", "REDEEMER_KEY", "REDEEMER_KEY_FILE"];
 
 /// All values, each of the strongest layer that has it.
 pub(super) struct Layers {

@@ -3,9 +3,11 @@
 //! Entries carry whole rows with absolute values, never differences, so that applying one twice changes nothing and
 //! the ledger's constraints hold at every step.
 
+use std::collections::BTreeMap;
+
 use super::{
     BatchId, Campaign, CampaignName, Cursor, Group, Invite, InviteId, MembershipRule, Millis,
-    Namespace, Redemption, RedemptionId, Reservation, Settings, UserId,
+    Namespace, Redemption, RedemptionId, Reservation, Settings, UserId, spread::Given,
 };
 
 /// One change of a partition.
@@ -30,6 +32,8 @@ pub enum InviteAction {
     Created,
     /// It was made elsewhere and taken over.
     Imported,
+    /// A shard has got it from its namespace, or has heard of a change there.
+    Copied,
     /// Its limit, window, restrictions, metadata or switch was changed.
     Changed,
 }
@@ -61,6 +65,19 @@ pub enum Change {
     InviteDeleted {
         /// Which.
         id: InviteId,
+    },
+    /// A shard has the rules of its namespace; this is its row now.
+    NamespaceCopied(Settings),
+    /// Uses have moved between two participants of a namespace that is spread.
+    Moved {
+        /// Of which invite, by its id here.
+        invite: InviteId,
+        /// The other participant.
+        participant: u16,
+        /// Which way.
+        moved: Moved,
+        /// What may be spent here right after it.
+        max_uses: u64,
     },
     /// A use was spent.
     Redeemed {
@@ -124,6 +141,28 @@ pub enum Change {
         /// What.
         group: Group,
     },
+}
+
+/// A move of uses, as one of its two sides sees it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Moved {
+    /// So many were ever given to the other participant.
+    Given(u64),
+    /// So many were ever got from it.
+    Taken(u64),
+}
+
+/// What was ever moved of an invite, as one participant knows it: whole, and only growing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Moves {
+    /// Where.
+    pub namespace: Namespace,
+    /// Which, by its id there.
+    pub invite: InviteId,
+    /// By who got it.
+    pub given: BTreeMap<u16, Given>,
+    /// By who gave it.
+    pub taken: BTreeMap<u16, u64>,
 }
 
 /// A redemption that was taken back, and what that leaves.

@@ -81,6 +81,8 @@ pub struct CreateInvite {
     pub email_domains: Vec<EmailDomain>,
     /// The application's own JSON object, as text.
     pub metadata: Option<String>,
+    /// In a namespace that is spread, the ended invite of the code that was seen to have no use left in any shard.
+    pub exhausted: Option<InviteId>,
     /// Who does it: the id of an API key.
     pub actor: String,
 }
@@ -232,6 +234,8 @@ pub enum MemberImport {
     Imported,
     /// The user has been one since an earlier import, or joined at that very moment.
     Unchanged,
+    /// The user is not known in this shard, and nobody new comes in here any more.
+    Elsewhere,
     /// The rule allows no more, or the user came into the group otherwise.
     AlreadyMember {
         /// The group that the user is in.
@@ -334,6 +338,8 @@ pub enum Deleted {
         /// How many are held.
         held: u64,
     },
+    /// Some of its uses are in another shard of the namespace.
+    UsesElsewhere,
     /// Somebody else changed it meanwhile.
     PreconditionFailed {
         /// What it is now.
@@ -490,6 +496,8 @@ pub enum Joined {
         /// By which redemption, if by one.
         redemption: Option<RedemptionId>,
     },
+    /// The user is not known in this shard, and nobody new comes in here any more.
+    Elsewhere,
     /// The namespace does not exist or was archived.
     NamespaceNotFound,
 }
@@ -560,6 +568,7 @@ pub struct Rules {
     pub rate_code: Option<Quota>,
     pub rate_namespace: Option<Quota>,
     pub rate_guess: Option<Quota>,
+    pub spread: u16,
 }
 
 /// What to change of the rules; an outer `None` leaves a rule as it is, an inner one switches a limit off.
@@ -573,6 +582,16 @@ pub struct RulesPatch {
     pub rate_code: Option<Option<Quota>>,
     pub rate_namespace: Option<Option<Quota>>,
     pub rate_guess: Option<Option<Quota>>,
+    pub spread: Option<Spreading>,
+}
+
+/// Another spread for a namespace: it follows from the rules of one revision, and goes with that one alone.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Spreading {
+    /// Over how many partitions new users are to be spread.
+    pub spread: u16,
+    /// The spreads before it, the oldest first.
+    pub layouts: Vec<u16>,
 }
 
 /// What was decided.

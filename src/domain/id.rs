@@ -42,6 +42,31 @@ uuid_type! {
     InviteId, "an invite id"
 }
 
+impl InviteId {
+    /// The id that the copy of this invite has in a shard of its namespace: this one, with 62 bits that stand for the
+    /// shard turned over. So it can be told from any other, and turned back ([`Self::of_whole`]).
+    #[must_use]
+    pub fn in_shard(self, number: u16, of: u16) -> Self {
+        let mask = Sha256::digest(format!("shard {number}/{of}").as_bytes());
+        let mut bytes = self.0.into_bytes();
+        // The first half has version and time, the next two bits the variant (RFC 9562 §4): they stay.
+        for (byte, turned) in bytes[8..].iter_mut().zip(mask).skip(1) {
+            *byte ^= turned;
+        }
+        bytes[8] ^= mask[0] & 0x3f;
+        Self(Uuid::from_bytes(bytes))
+    }
+
+    /// The id of the invite that this is the copy of in a shard; itself in a namespace that is none.
+    #[must_use]
+    pub fn of_whole(self, namespace: &Namespace) -> Self {
+        match namespace.shard_number() {
+            Some((number, of)) => self.in_shard(number, of),
+            None => self,
+        }
+    }
+}
+
 uuid_type! {
     /// A batch's id: a UUID.
     BatchId, "a batch id"

@@ -8,6 +8,10 @@ use super::{
 /// The most uses that can be asked for; scripts count in doubles, which are exact far beyond it.
 pub const MAX_USES_MAX: u64 = 1_000_000_000_000;
 
+/// The total of an invite without limit in a namespace that is spread, where uses move between shards: far beyond what
+/// can be asked for, and exact in doubles.
+pub const UNLIMITED: u64 = 1 << 52;
+
 /// The longest metadata of an invite or a redemption, in bytes of JSON.
 pub const METADATA_BYTES_MAX: usize = 4096;
 
@@ -27,6 +31,9 @@ pub struct Invite {
     pub group: Group,
     /// How many uses there are: 1 to [`MAX_USES_MAX`], or without limit.
     pub max_uses: Option<u64>,
+    /// In a namespace that is spread, how many uses there are in all its shards ([`UNLIMITED`] without limit), and
+    /// `max_uses` is what may be spent here. Copies in shards have none.
+    pub total: Option<u64>,
     /// How many of them one user may spend: 1 to [`MAX_USES_MAX`], or without limit. Those that were rolled back do not
     /// count.
     pub max_uses_per_user: Option<u64>,
@@ -120,6 +127,12 @@ impl InviteState {
 }
 
 impl Invite {
+    /// The id that this invite has in a shard of its namespace, or in the namespace itself.
+    #[must_use]
+    pub fn id_in(&self, namespace: &Namespace) -> InviteId {
+        self.id.of_whole(&self.namespace).of_whole(namespace)
+    }
+
     /// What this invite is at `now`. When several hold, the one named first here wins: disabled, expired, exhausted,
     /// scheduled, active.
     #[must_use]

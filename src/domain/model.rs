@@ -322,6 +322,7 @@ impl Model {
             code: create.code.clone(),
             group: create.group.clone(),
             max_uses: create.max_uses,
+            total: None,
             max_uses_per_user: create.max_uses_per_user,
             campaign: create.campaign.clone(),
             uses: 0,
@@ -376,6 +377,7 @@ impl Model {
                 code: code.clone(),
                 group: create.group.clone(),
                 max_uses: create.max_uses,
+                total: None,
                 max_uses_per_user: create.max_uses_per_user,
                 campaign: create.campaign.clone(),
                 uses: 0,
@@ -428,6 +430,7 @@ impl Model {
                     code: one.code.clone(),
                     group: one.group.clone(),
                     max_uses: one.max_uses,
+                    total: None,
                     max_uses_per_user: one.max_uses_per_user,
                     campaign: None,
                     uses: one.uses,
@@ -1195,6 +1198,9 @@ fn new_settings(rules: &Rules, now: Millis) -> Settings {
         rate_code: rules.rate_code,
         rate_namespace: rules.rate_namespace,
         rate_guess: rules.rate_guess,
+        spread: rules.spread,
+        layouts: Vec::new(),
+        sealed: false,
         revision: 1,
         created_at: now,
         updated_at: now,
@@ -1211,6 +1217,9 @@ fn patched_settings(settings: &Settings, patch: &RulesPatch) -> Settings {
         rate_code: patch.rate_code.unwrap_or(settings.rate_code),
         rate_namespace: patch.rate_namespace.unwrap_or(settings.rate_namespace),
         rate_guess: patch.rate_guess.unwrap_or(settings.rate_guess),
+        spread: patch.spread.as_ref().map_or(settings.spread, |to| to.spread),
+        layouts: patch.spread.as_ref().map_or(settings.layouts.clone(), |to| to.layouts.clone()),
+        sealed: patch.spread.as_ref().map_or(settings.sealed, |to| to.layouts.contains(&1)),
         ..settings.clone()
     }
 }

@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use super::partition::crc16;
+
 /// Why a piece of text is not what it should be, said so that its sender can mend it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
@@ -39,6 +41,9 @@ text_type! {
     Namespace
 }
 
+/// The most shards of a namespace.
+pub const SPREAD_MAX: u16 = 256;
+
 impl Namespace {
     /// The namespace that exists from the start.
     #[must_use]
@@ -56,6 +61,72 @@ impl Namespace {
         } else {
             Err(Malformed("a namespace is 1 to 63 characters of a-z, 0-9 and -".to_owned()))
         }
+    }
+
+    /// Reads a namespace as it was stored: one that people have named, or a shard of one.
+    ///
+    /// # Errors
+    /// [`Malformed`] when the text is neither.
+    pub fn stored(text: &str) -> Result<Self, Malformed> {
+        let Some((whole, shard)) = text.split_once('+') else { return Self::parse(text) };
+        let numbers = shard.split_once('/');
+        let numbers = numbers.and_then(|(one, of)| Some((one.parse().ok()?, of.parse().ok()?)));
+        let malformed = || Malformed(format!("{text:?} is no shard of a namespace"));
+        let (number, of): (u16, u16) = numbers.ok_or_else(malformed)?;
+        if !(2..=SPREAD_MAX).contains(&of) || !(1..=of).contains(&number) {
+            return Err(malformed());
+        }
+        let shard = Self::parse(whole)?.shard(number, of);
+        if shard.as_str() == text { Ok(shard) } else { Err(malformed()) }
+    }
+
+    /// A shard of this namespace, `acme+2/3`: what a spread namespace has of one of its partitions. Nobody can type it.
+    #[must_use]
+    pub fn shard(&self, number: u16, of: u16) -> Self {
+        Self(format!("{self}+{number}/{of}").into())
+    }
+
+    /// The namespace that this is a shard of; itself if it is none.
+    #[must_use]
+    pub fn whole(&self) -> Self {
+        self.0.split_once('+').map_or_else(|| self.clone(), |(whole, _)| Self(whole.into()))
+    }
+
+    /// Which shard this is, of how many; nothing for a namespace that people have named.
+    #[must_use]
+    pub fn shard_number(&self) -> Option<(u16, u16)> {
+        let (number, of) = self.0.split_once('+')?.1.split_once('/')?;
+        Some((number.parse().ok()?, of.parse().ok()?))
+    }
+
+    /// The shard of this number where the namespace is spread; itself where it is not.
+    #[must_use]
+    pub fn shard_at(&self, number: u16, spread: u16) -> Self {
+        if spread < 2 { self.clone() } else { self.shard(number, spread) }
+    }
+
+    /// Which participant of the moves between shards this is: 0 for the namespace itself; those of its shards differ,
+    /// whatever the spread.
+    #[must_use]
+    pub fn participant(&self) -> u16 {
+        // Below it all shards of smaller spreads: 1 + 2 + … + (of - 1).
+        self.shard_number().map_or(0, |(number, of)| of * (of - 1) / 2 + number)
+    }
+
+    /// The shard that a user belongs to when this namespace is spread over so many partitions; itself if it is not.
+    #[must_use]
+    pub fn shard_of(&self, user: &UserId, spread: u16) -> Self {
+        if spread < 2 {
+            return self.clone();
+        }
+        let place = (u32::from(crc16(user.as_str().as_bytes())) * u32::from(spread)) >> 16;
+        self.shard(u16::try_from(place).unwrap_or_default() + 1, spread)
+    }
+
+    /// The shards of this namespace when it is spread over so many.
+    pub fn shards(&self, spread: u16) -> impl Iterator<Item = Self> + use<> {
+        let whole = self.clone();
+        (1..=spread).map(move |number| whole.shard(number, spread))
     }
 }
 
@@ -174,6 +245,31 @@ mod tests {
         assert_eq!(Namespace::parse("acme-2").unwrap().as_str(), "acme-2");
         for bad in ["", "Acme", "a:b", "a{b}", "ümlaut", "a b", &"a".repeat(64)] {
             assert!(Namespace::parse(bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_shard_can_be_stored_and_not_be_typed() {
+        let acme = Namespace::parse("acme").unwrap();
+        let shard = acme.shard(2, 3);
+        assert_eq!(shard.as_str(), "acme+2/3");
+        assert!(Namespace::parse("acme+2/3").is_err());
+        assert_eq!(Namespace::stored("acme+2/3").unwrap(), shard);
+        assert_eq!(Namespace::stored("acme").unwrap(), acme);
+        assert_eq!((shard.whole(), shard.shard_number()), (acme.clone(), Some((2, 3))));
+        assert_eq!((acme.whole(), acme.shard_number()), (acme.clone(), None));
+        for bad in [
+            "acme+",
+            "acme+1",
+            "acme+0/3",
+            "acme+4/3",
+            "acme+1/1",
+            "acme+1/257",
+            "acme+01/3",
+            "+1/3",
+            "acme+1/3/3",
+        ] {
+            assert!(Namespace::stored(bad).is_err(), "{bad:?}");
         }
     }
 

@@ -1,6 +1,6 @@
 //! The unit of atomicity, and how its changes are counted.
 
-use std::{fmt, str::FromStr};
+use std::{collections::BTreeMap, fmt, str::FromStr};
 
 use super::name::Malformed;
 
@@ -92,6 +92,63 @@ impl<'de> serde::Deserialize<'de> for Position {
     }
 }
 
+/// How far somebody is in each of some partitions: their positions, with commas between them. In a namespace that is not
+/// spread it is one.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Positions(BTreeMap<Partition, Cursor>);
+
+impl Positions {
+    /// The place in a partition, if there is one.
+    #[must_use]
+    pub fn of(&self, partition: Partition) -> Option<Cursor> {
+        self.0.get(&partition).copied()
+    }
+
+    /// Goes to a position.
+    pub fn set(&mut self, position: Position) {
+        self.0.insert(position.partition, position.cursor);
+    }
+
+    /// All of them.
+    pub fn iter(&self) -> impl Iterator<Item = Position> + '_ {
+        self.0.iter().map(|(partition, cursor)| Position { partition: *partition, cursor: *cursor })
+    }
+}
+
+impl FromIterator<Position> for Positions {
+    fn from_iter<I: IntoIterator<Item = Position>>(positions: I) -> Self {
+        Self(
+            positions
+                .into_iter()
+                .map(|Position { partition, cursor }| (partition, cursor))
+                .collect(),
+        )
+    }
+}
+
+impl fmt::Display for Positions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (place, position) in self.iter().enumerate() {
+            write!(f, "{}{position}", if place == 0 { "" } else { "," })?;
+        }
+        Ok(())
+    }
+}
+
+impl FromStr for Positions {
+    type Err = Malformed;
+
+    fn from_str(text: &str) -> Result<Self, Malformed> {
+        text.split(',').map(str::parse).collect()
+    }
+}
+
+impl serde::Serialize for Positions {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
 /// Which history of Redis a partition is open on, as the ledger says. Every script gets it and answers `fenced` when
 /// its own server disagrees; a caller never learns it from Redis.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -102,6 +159,17 @@ pub struct Fence {
     pub lineage: String,
     /// How often the partition was opened anew.
     pub epoch: u64,
+}
+
+/// CRC-16/XMODEM, which Redis Cluster uses for its slots, and this program wherever names are spread evenly.
+/// Source: Redis Cluster specification, appendix A.
+#[must_use]
+pub fn crc16(bytes: &[u8]) -> u16 {
+    bytes.iter().fold(0, |crc, &byte| {
+        (0..8).fold(crc ^ (u16::from(byte) << 8), |crc, _| {
+            if crc & 0x8000 == 0 { crc << 1 } else { (crc << 1) ^ 0x1021 }
+        })
+    })
 }
 
 #[cfg(test)]
@@ -118,6 +186,18 @@ mod tests {
         assert_eq!(position.to_string(), "7/3-42");
         for bad in ["", "7", "7/3", "7/3-", "a/3-1", "7/3-1x", "/3-1", "7/-1"] {
             assert!(bad.parse::<Position>().is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn positions_are_one_for_each_partition() {
+        let mut positions: Positions = "13/1-4,8/2-12".parse().unwrap();
+        assert_eq!(positions.to_string(), "8/2-12,13/1-4");
+        positions.set("13/1-5".parse().unwrap());
+        assert_eq!(positions.of(Partition(13)), Some(Cursor { epoch: 1, seq: 5 }));
+        assert_eq!("8/2-12".parse::<Positions>().unwrap().to_string(), "8/2-12");
+        for bad in ["", ",", "8/2-12,", "8/2-12;13/1-4"] {
+            assert!(bad.parse::<Positions>().is_err(), "{bad:?}");
         }
     }
 

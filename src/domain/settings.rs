@@ -1,6 +1,9 @@
 //! The rules of a namespace.
 
-use super::{Code, CodeCase, MembershipRule, Millis, Policy, Quota, check, name::Malformed};
+use super::{
+    Code, CodeCase, MembershipRule, Millis, Namespace, Policy, Quota, UserId, check,
+    name::Malformed,
+};
 
 /// What an answer promises: see the reliability notes for what each level may lose.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Hash)]
@@ -96,6 +99,12 @@ pub struct Settings {
     pub rate_namespace: Option<Quota>,
     /// Misses per address, else user, else API key.
     pub rate_guess: Option<Quota>,
+    /// Over how many partitions new users are spread; 1 means that they come into the namespace itself.
+    pub spread: u16,
+    /// Over how many they were before, the oldest first, and never the same twice. Who came then stays where they are.
+    pub layouts: Vec<u16>,
+    /// Nobody who is not known here comes in here any more: the spread is another by now.
+    pub sealed: bool,
     /// Counts changes, from 1.
     pub revision: u64,
     /// When the namespace was made, by the clock of Redis.
@@ -107,6 +116,57 @@ pub struct Settings {
 }
 
 impl Settings {
+    /// Whether uses of an invite can lie in several partitions.
+    #[must_use]
+    pub fn is_spread(&self) -> bool {
+        self.spread > 1 || !self.layouts.is_empty()
+    }
+
+    /// Where a user may be, the last one being where new users come: nobody is in two of them, since who is not known in
+    /// one that is [`sealed`](Self::sealed) does not come in there any more.
+    #[must_use]
+    pub fn places_of(&self, namespace: &Namespace, user: &UserId) -> Vec<Namespace> {
+        let layouts = self.layouts.iter().chain([&self.spread]);
+        layouts.map(|spread| namespace.shard_of(user, *spread)).collect()
+    }
+
+    /// Where users of the namespace are: its shards of every layout, and itself if it was one.
+    #[must_use]
+    pub fn shards(&self, namespace: &Namespace) -> Vec<Namespace> {
+        let layouts = self.layouts.iter().chain([&self.spread]);
+        layouts
+            .flat_map(|spread| match spread {
+                1 => vec![namespace.clone()],
+                spread => namespace.shards(*spread).collect(),
+            })
+            .collect()
+    }
+
+    /// Everything that the namespace consists of: itself, and its shards of every layout.
+    #[must_use]
+    pub fn parts(&self, namespace: &Namespace) -> Vec<Namespace> {
+        let shards = self.shards(namespace).into_iter().filter(|shard| shard != namespace);
+        std::iter::once(namespace.clone()).chain(shards).collect()
+    }
+
+    /// Reads the layouts as they are stored: numbers with commas between them.
+    ///
+    /// # Errors
+    /// [`Malformed`] when they are something else.
+    pub fn parse_layouts(text: &str) -> Result<Vec<u16>, Malformed> {
+        let layout = |text: &str| {
+            text.parse().map_err(|_| Malformed(format!("{text:?} is no count of shards")))
+        };
+        text.split(',').map(layout).collect()
+    }
+
+    /// The layouts as they are stored; nothing where there was no other.
+    #[must_use]
+    pub fn layouts_text(&self) -> Option<String> {
+        let texts: Vec<_> = self.layouts.iter().map(ToString::to_string).collect();
+        (!texts.is_empty()).then(|| texts.join(","))
+    }
+
     /// Reads a code that somebody typed, by the rules of this namespace.
     ///
     /// # Errors

@@ -261,6 +261,12 @@ impl Search {
         Self { goal, taker, shards, seen, before, moved: false, step: Step::Look(taker) }
     }
 
+    /// Whom the uses are for.
+    #[must_use]
+    pub fn taker(&self) -> u16 {
+        self.taker
+    }
+
     /// What is to be done next. Until its answer is told it stays the same: it can be repeated.
     #[must_use]
     pub fn step(&self) -> Step {

@@ -45,6 +45,13 @@ impl Millis {
         self.0
     }
 
+    /// To the minute, as people read it: `1 December 2026 at 09:00 UTC`.
+    #[must_use]
+    pub fn for_people(self) -> String {
+        let time = Timestamp::from_millisecond(self.0).unwrap_or_default();
+        time.strftime("%-d %B %Y at %H:%M UTC").to_string()
+    }
+
     /// This moment and so many milliseconds, no later than the last one.
     #[must_use]
     pub fn plus_ms(self, ms: u64) -> Self {
@@ -86,6 +93,7 @@ mod tests {
     fn a_time_survives_its_text() {
         let time = Millis::from_ms(1_764_000_000_123).unwrap();
         assert_eq!(time.to_string(), "2025-11-24T16:00:00.123Z");
+        assert_eq!(time.for_people(), "24 November 2025 at 16:00 UTC");
         assert_eq!(Millis::parse(&time.to_string()).unwrap(), time);
         assert_eq!(Millis::parse("2025-11-24T17:00:00.1239+01:00").unwrap(), time);
     }

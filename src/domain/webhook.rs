@@ -9,7 +9,7 @@ use data_encoding::BASE64;
 use hmac::{Hmac, KeyInit as _, Mac as _};
 use sha2::Sha256;
 
-use super::{Cursor, DeliveryId, Malformed, Millis, Namespace, WebhookId};
+use super::{Cursor, DeliveryId, Malformed, Millis, Namespace, Partition, WebhookId};
 
 /// The longest URL of a receiver, in bytes.
 pub const URL_BYTES_MAX: usize = 2048;
@@ -33,7 +33,7 @@ pub struct Webhook {
     pub reason: Option<String>,
     /// Since when every attempt has failed.
     pub failing_since: Option<Millis>,
-    /// Everything up to here has its delivery.
+    /// Everything up to here has its delivery, of what is in the partition of the namespace itself.
     pub cursor: Cursor,
     /// Who made it: the id of an API key.
     pub created_by: String,
@@ -96,6 +96,8 @@ pub struct Delivery {
     pub webhook: WebhookId,
     /// Which event.
     pub event: Cursor,
+    /// The event's partition, if it is not that of the namespace itself.
+    pub partition: Option<Partition>,
     /// The event's type.
     pub kind: String,
     /// How it goes.

@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use super::{fields, key::Keyspace};
 use crate::domain::{
-    Campaign, CampaignName, Invite, MembershipRule, Namespace, Redemption, Reservation, Settings,
+    Campaign, CampaignName, Invite, MembershipRule, Moves, Namespace, Redemption, Reservation,
+    Settings,
     member::{Remembered, UserRecord},
 };
 
@@ -25,7 +26,7 @@ pub enum Values {
 /// The key of a namespace's rules.
 #[must_use]
 pub fn of_namespace(keys: &Keyspace, namespace: &Namespace, settings: &Settings) -> Entry {
-    (keys.settings(namespace), hash(fields::of_settings(settings)))
+    (keys.settings(namespace), hash(fields::of_settings(namespace, settings)))
 }
 
 /// The key of the campaigns of each namespace.
@@ -52,6 +53,17 @@ pub fn of_invite(keys: &Keyspace, invite: &Invite, holds_code: bool) -> [Entry; 
     };
     let by_id = keys.invite_id(&invite.namespace, invite.id);
     [(key, hash(fields::of_invite(invite))), (by_id, Values::Text(invite.code.to_string()))]
+}
+
+/// The key of what was given and got of an invite.
+#[must_use]
+pub fn of_moves(keys: &Keyspace, moves: &Moves) -> Entry {
+    let given = moves.given.iter();
+    let given =
+        given.map(|(to, given)| (format!("given:{to}"), format!("{} {}", given.amount, given.at)));
+    let taken =
+        moves.taken.iter().map(|(from, amount)| (format!("taken:{from}"), amount.to_string()));
+    (keys.moves(&moves.namespace, moves.invite), hash(given.chain(taken).collect()))
 }
 
 /// What the reservations of an invite hold: of the invite, and of its campaign.

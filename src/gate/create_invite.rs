@@ -42,6 +42,7 @@ impl CreateInvite {
             self.actor.clone(),
             self.id.to_string(),
             ended.map(|id| id.to_string()).unwrap_or_default(),
+            self.exhausted.map(|id| id.to_string()).unwrap_or_default(),
         ];
         let mut field = |name: &str, value: Option<String>| {
             args.extend(value.into_iter().flat_map(|value| [name.to_owned(), value]));

@@ -20,6 +20,7 @@ impl DeleteInvite {
             keys.invite_id(&self.namespace, self.id),
             keys.held(&self.namespace, &code),
             keys.campaign_held(&self.namespace),
+            keys.moves(&self.namespace, self.id),
         ];
         let args = vec![
             self.namespace.to_string(),
@@ -35,6 +36,7 @@ impl DeleteInvite {
             "deleted" => Deleted::Deleted,
             // It was there a moment ago: an earlier attempt of this call has deleted it.
             "not_found" => called.refused_unless_done(Deleted::NotFound, Deleted::Deleted)?,
+            "uses_elsewhere" => called.refused(Deleted::UsesElsewhere)?,
             "in_use" => {
                 let (uses, held) = (reply.number()?, reply.number()?);
                 called.refused(Deleted::InUse { uses, held })?

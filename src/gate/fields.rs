@@ -75,6 +75,7 @@ impl Fields {
             code,
             group: self.parsed("group", Group::parse)?,
             max_uses: self.optional("max_uses", str::parse)?,
+            total: self.optional("total", str::parse)?,
             max_uses_per_user: self.optional("max_uses_per_user", str::parse)?,
             campaign: self.optional("campaign", CampaignName::parse)?,
             uses: self.number("uses")?,
@@ -125,6 +126,9 @@ impl Fields {
             rate_code: self.optional("rate_code", Quota::parse)?,
             rate_namespace: self.optional("rate_namespace", Quota::parse)?,
             rate_guess: self.optional("rate_guess", Quota::parse)?,
+            spread: self.optional("spread", str::parse)?.unwrap_or(1),
+            layouts: self.optional("layouts", Settings::parse_layouts)?.unwrap_or_default(),
+            sealed: self.0.contains_key("sealed"),
             revision: self.number("revision")?,
             created_at: self.time("created_at")?,
             updated_at: self.time("updated_at")?,
@@ -159,6 +163,7 @@ pub(super) fn of_invite(invite: &Invite) -> Vec<(&'static str, String)> {
     let mut optional =
         |name, value: Option<String>| fields.extend(value.map(|value| (name, value)));
     optional("max_uses", invite.max_uses.map(|max| max.to_string()));
+    optional("total", invite.total.map(|total| total.to_string()));
     optional("imported", (invite.imported > 0).then(|| invite.imported.to_string()));
     optional("max_uses_per_user", invite.max_uses_per_user.map(|max| max.to_string()));
     optional("campaign", invite.campaign.as_ref().map(ToString::to_string));
@@ -190,8 +195,11 @@ pub(super) fn held_of_campaign(campaign: &CampaignName, held: &Reservation) -> S
     format!("{campaign}:{:013}:{}:{}", held.until.as_ms(), held.code, held.user)
 }
 
-/// The fields of a settings hash, as `put_namespace.lua` would have written them.
-pub(super) fn of_settings(settings: &Settings) -> Vec<(&'static str, String)> {
+/// The fields of a settings hash, as `put_namespace.lua`, or for a shard `copy_namespace.lua`, would have written them.
+pub(super) fn of_settings(
+    namespace: &Namespace,
+    settings: &Settings,
+) -> Vec<(&'static str, String)> {
     let mut fields = vec![
         ("membership", settings.membership.as_str().to_owned()),
         ("code_case", settings.code_case.as_str().to_owned()),
@@ -210,6 +218,10 @@ pub(super) fn of_settings(settings: &Settings) -> Vec<(&'static str, String)> {
     optional("rate_code", settings.rate_code.map(|quota| quota.to_string()));
     optional("rate_namespace", settings.rate_namespace.map(|quota| quota.to_string()));
     optional("rate_guess", settings.rate_guess.map(|quota| quota.to_string()));
+    optional("spread", (settings.spread > 1).then(|| settings.spread.to_string()));
+    optional("layouts", settings.layouts_text());
+    optional("sealed", settings.sealed.then(|| "1".to_owned()));
+    optional("shard", namespace.shard_number().map(|(number, of)| format!("{number}/{of}")));
     optional("archived_at", settings.archived_at.map(|time| time.as_ms().to_string()));
     fields
 }

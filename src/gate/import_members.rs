@@ -33,6 +33,7 @@ impl ImportMembers {
                     let mut line = reply.array()?;
                     told.push(match line.text()? {
                         "imported" => MemberImport::Imported,
+                        "elsewhere" => MemberImport::Elsewhere,
                         "unchanged" => MemberImport::Unchanged,
                         "already_member" => MemberImport::AlreadyMember {
                             group: line.parsed(Group::parse)?,

@@ -1,5 +1,7 @@
 //! What Redis holds of a code or a user, with the commands that show it, for people with `redis-cli`.
 
+use std::{collections::VecDeque, sync::Arc};
+
 use redis::{RedisError, Value};
 
 use super::{
@@ -7,7 +9,7 @@ use super::{
     redeem::{self, Mode, Redeem},
     survey,
 };
-use crate::domain::{Code, Fence, Namespace, Policy, UserId};
+use crate::domain::{Code, Fence, Namespace, Partition, Policy, Settings, UserId};
 
 /// What to look at.
 #[derive(Debug, Clone)]
@@ -40,59 +42,110 @@ pub struct DryRun {
 }
 
 impl Inspect {
-    /// Admits the gate to what Redis says that the partition is open on, and folds the code as its namespace does.
+    /// Admits the gate to what Redis says that the partitions are open on, and folds the code as its namespace does.
     ///
     /// # Errors
     /// [`GateError`] when Redis does not answer.
     pub async fn begin(&mut self, gate: &Gate) -> Result<(), GateError> {
-        let partition = gate.keys().partition_of(&self.namespace);
-        let survey = survey::run(gate, partition).await?;
-        let Some(meta) = survey.meta else { return Ok(()) };
-        let (deployment, epoch) = (meta.deployment, meta.cursor.epoch);
-        gate.set_fence(partition, Some(Fence { deployment, lineage: survey.lineage, epoch }));
-        let settings = match gate.settings(&self.namespace).await {
-            Err(GateError::Fenced) => return Ok(()),
-            other => other?,
-        };
-        if let (Some(code), Some(settings)) = (&self.code, settings) {
+        if !admit(gate, gate.keys().partition_of(&self.namespace)).await? {
+            return Ok(());
+        }
+        let Some(settings) = self.settings(gate).await? else { return Ok(()) };
+        for part in settings.parts(&self.namespace).iter().skip(1) {
+            admit(gate, gate.keys().partition_of(part)).await?;
+        }
+        if let Some(code) = &self.code {
             self.code = Code::parse(code.as_str(), settings.code_case).ok();
         }
         Ok(())
     }
 
-    /// Looks, by plain reads.
+    /// The rules of the namespace; nothing if it or its partition is not there.
+    async fn settings(&self, gate: &Gate) -> Result<Option<Arc<Settings>>, GateError> {
+        match gate.settings(&self.namespace).await {
+            Err(GateError::Fenced) => Ok(None),
+            other => other,
+        }
+    }
+
+    /// Where the user may be: of a namespace that is spread, the shard of each layout, the last one being the newest.
+    fn places(&self, settings: Option<&Settings>) -> Vec<Namespace> {
+        let home = &self.namespace;
+        match (settings, &self.user) {
+            (Some(settings), Some(user)) => settings.places_of(home, user),
+            (Some(settings), None) => vec![home.shard_at(1, settings.spread)],
+            (None, _) => vec![home.clone()],
+        }
+    }
+
+    /// Looks, by plain reads: at the namespace itself, and if it is spread, for a code at each of its shards and for a
+    /// user at those where the user may be.
     ///
     /// # Errors
-    /// [`GateError::Unavailable`] when Redis does not answer.
+    /// [`GateError`] when Redis does not answer.
     pub async fn run(&self, gate: &Gate) -> Result<Vec<Shown>, GateError> {
+        let settings = self.settings(gate).await?;
+        let settings = settings.as_deref();
+        let home = || vec![self.namespace.clone()];
+        let parts = settings.map_or_else(home, |settings| settings.parts(&self.namespace));
+        let places = self.places(settings);
+        let mut shown = Vec::new();
+        for part in &parts {
+            let has_user = self.user.is_some() && places.contains(part);
+            if *part == self.namespace || self.code.is_some() || has_user {
+                self.look_at(gate, part, parts.len() > 1, has_user, &mut shown).await?;
+            }
+        }
+        Ok(shown)
+    }
+
+    /// Looks at a part of the namespace.
+    async fn look_at(
+        &self,
+        gate: &Gate,
+        part: &Namespace,
+        is_spread: bool,
+        has_user: bool,
+        shown: &mut Vec<Shown>,
+    ) -> Result<(), GateError> {
         let keys = gate.keys();
-        let partition = keys.partition_of(&self.namespace);
+        let partition = keys.partition_of(part);
         let mut commands = vec![
             vec!["HGETALL".to_owned(), keys.meta(partition)],
-            vec!["HGETALL".to_owned(), keys.settings(&self.namespace)],
+            vec!["HGETALL".to_owned(), keys.settings(part)],
         ];
         if let Some(code) = &self.code {
-            commands.push(vec!["HGETALL".to_owned(), keys.invite(&self.namespace, code)]);
-            let held = ["ZRANGE", &keys.held(&self.namespace, code), "0", "-1", "WITHSCORES"];
+            commands.push(vec!["HGETALL".to_owned(), keys.invite(part, code)]);
+            let held = ["ZRANGE", &keys.held(part, code), "0", "-1", "WITHSCORES"];
             commands.push(held.map(str::to_owned).to_vec());
-            commands.push(vec!["HGETALL".to_owned(), keys.campaigns(&self.namespace)]);
+            if !is_spread {
+                commands.push(vec!["HGETALL".to_owned(), keys.campaigns(part)]);
+            }
         }
-        if let Some(user) = &self.user {
-            commands.push(vec!["HGETALL".to_owned(), keys.member(&self.namespace, user)]);
-            let rate = keys.rate(&self.namespace, Policy::User, "user", user.as_str());
+        if let Some(user) = self.user.as_ref().filter(|_| has_user) {
+            commands.push(vec!["HGETALL".to_owned(), keys.member(part, user)]);
+            let rate = keys.rate(part, Policy::User, "user", user.as_str());
             commands.extend(["GET", "PTTL"].map(|command| vec![command.to_owned(), rate.clone()]));
         }
         let unavailable =
             |cause: RedisError| GateError::Unavailable { doing: "looking at keys", cause };
         let mut connection = gate.pooled(partition).await.map_err(unavailable)?;
-        let mut shown = Vec::with_capacity(commands.len());
-        for command in commands {
+        let mut commands = VecDeque::from(commands);
+        while let Some(command) = commands.pop_front() {
             let mut sent = redis::cmd(&command[0]);
             sent.arg(&command[1..]);
             let reply: Value = sent.query_async(&mut connection).await.map_err(unavailable)?;
-            shown.push(Shown { command, reply: lines(&reply) });
+            let reply = lines(&reply);
+            let invite = self.code.as_ref().map(|code| keys.invite(part, code));
+            if is_spread && command.get(1) == invite.as_ref() {
+                // What it has given and got has its id in the name of the key.
+                let id = reply.iter().find(|line| line[0] == "id").and_then(|line| line.get(1));
+                let id = id.and_then(|id| id.parse().ok());
+                commands.extend(id.map(|id| vec!["HGETALL".to_owned(), keys.moves(part, id)]));
+            }
+            shown.push(Shown { command, reply });
         }
-        Ok(shown)
+        Ok(())
     }
 
     /// A validation of the code as a call that can be made by hand; nothing when no code is looked at, or the
@@ -102,11 +155,12 @@ impl Inspect {
     /// [`GateError`] when Redis does not answer.
     pub async fn dry_run(&self, gate: &Gate) -> Result<Option<DryRun>, GateError> {
         let Some(code) = &self.code else { return Ok(None) };
-        let partition = gate.keys().partition_of(&self.namespace);
+        let Some(settings) = self.settings(gate).await? else { return Ok(None) };
+        let Some(namespace) = self.places(Some(&settings)).pop() else { return Ok(None) };
+        let partition = gate.keys().partition_of(&namespace);
         let Some(fence) = gate.fence(partition) else { return Ok(None) };
-        let Some(settings) = gate.settings(&self.namespace).await? else { return Ok(None) };
         let request = Redeem {
-            namespace: self.namespace.clone(),
+            namespace,
             code: code.clone(),
             user: self.user.clone(),
             ip: None,
@@ -122,11 +176,20 @@ impl Inspect {
             None,
             outbox_max,
             false,
-            &[(&request, &*settings)],
+            &[(&request, &*settings).into()],
         );
         let (keys, args) = batch.call.into_words();
         Ok(Some(DryRun { keys, args }))
     }
+}
+
+/// Admits the gate to what Redis says that a partition is open on; says whether there is anything.
+async fn admit(gate: &Gate, partition: Partition) -> Result<bool, GateError> {
+    let survey = survey::run(gate, partition).await?;
+    let Some(meta) = survey.meta else { return Ok(false) };
+    let (deployment, epoch) = (meta.deployment, meta.cursor.epoch);
+    gate.set_fence(partition, Some(Fence { deployment, lineage: survey.lineage, epoch }));
+    Ok(true)
 }
 
 /// A reply as people read it.

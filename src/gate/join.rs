@@ -40,6 +40,7 @@ impl Join {
                 let redemption = reply.optional(str::parse)?;
                 called.refused(Joined::AlreadyMember { group, redemption })?
             }
+            "elsewhere" => called.refused(Joined::Elsewhere)?,
             "namespace_not_found" => called.refused(Joined::NamespaceNotFound)?,
             other => return Err(reply.unknown(other)),
         })

@@ -22,7 +22,9 @@
 
 use std::fmt::Display;
 
-use crate::domain::{Code, CodeCase, InviteId, Namespace, Partition, Policy, UserId};
+use crate::domain::{
+    Code, CodeCase, InviteId, Namespace, Partition, Policy, UserId, partition::crc16,
+};
 
 /// The slots of a Redis Cluster.
 /// Source: Redis Cluster specification, "Key distribution model".
@@ -53,13 +55,19 @@ impl Keyspace {
         (0..u16::try_from(self.stems.len()).unwrap_or(PARTITIONS_MAX)).map(Partition)
     }
 
-    /// The partition of a namespace: CRC-16 of its name, modulo the number of partitions.
-    ///
-    /// Nothing outside this module may assume that a namespace has only one.
+    /// The partition of a namespace: CRC-16 of its name, modulo the number of partitions. The shards of one that is
+    /// spread begin there and lie at even distances from one another, so that they share the primaries of a cluster
+    /// evenly; no two of at most as many as there are partitions meet.
     #[must_use]
     pub fn partition_of(&self, namespace: &Namespace) -> Partition {
         let partitions = u16::try_from(self.stems.len()).unwrap_or(PARTITIONS_MAX);
-        Partition(crc16(namespace.as_str().as_bytes()) % partitions)
+        let home = crc16(namespace.whole().as_str().as_bytes()) % partitions;
+        let away = namespace.shard_number().map_or(0, |(number, of)| {
+            let (before, of) = (u32::from(number - 1), u32::from(of));
+            let rounded = (2 * before * u32::from(partitions) + of) / (2 * of);
+            u16::try_from(rounded).unwrap_or_default()
+        });
+        Partition((home + away) % partitions)
     }
 
     /// The hash tag of a partition: its number and the letters that put its slot nearest to the middle of its share of
@@ -139,6 +147,12 @@ impl Keyspace {
         self.named(namespace, "invite-id", id)
     }
 
+    /// What other participants of a namespace that is spread were given of an invite, and what they gave.
+    #[must_use]
+    pub fn moves(&self, namespace: &Namespace, id: InviteId) -> String {
+        self.named(namespace, "moves", id)
+    }
+
     /// A user's memberships and answers.
     #[must_use]
     pub fn member(&self, namespace: &Namespace, user: &UserId) -> String {
@@ -168,7 +182,7 @@ impl Keyspace {
     pub fn parse(&self, partition: Partition, key: &str) -> Option<Named> {
         let rest = key.strip_prefix(self.stem(partition))?.strip_prefix(':')?;
         let (namespace, what) = rest.split_once(':')?;
-        let namespace = Namespace::parse(namespace).ok()?;
+        let namespace = Namespace::stored(namespace).ok()?;
         if self.partition_of(&namespace) != partition {
             return None;
         }
@@ -181,6 +195,7 @@ impl Keyspace {
             "campaign-held" => Named::CampaignHeld(namespace),
             "retired" => Named::Retired(namespace),
             "invite-id" => Named::InviteId,
+            "moves" => Named::Moves(namespace, name.parse().ok()?),
             "member" => Named::Member(namespace, UserId::parse(name).ok()?),
             _ => return None,
         })
@@ -218,6 +233,8 @@ pub enum Named {
     Retired(Namespace),
     /// The code of an invite.
     InviteId,
+    /// What was given and got of an invite.
+    Moves(Namespace, InviteId),
     /// A user's memberships and answers.
     Member(Namespace, UserId),
 }
@@ -242,16 +259,6 @@ fn tag(number: u16, partitions: u16) -> String {
     }
 }
 
-/// CRC-16/XMODEM, which Redis Cluster uses for its slots.
-/// Source: Redis Cluster specification, appendix A.
-fn crc16(bytes: &[u8]) -> u16 {
-    bytes.iter().fold(0, |crc, &byte| {
-        (0..8).fold(crc ^ (u16::from(byte) << 8), |crc, _| {
-            if crc & 0x8000 == 0 { crc << 1 } else { (crc << 1) ^ 0x1021 }
-        })
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -271,6 +278,24 @@ mod tests {
         let partitions = ["default", "acme", "a", "spring-2027"]
             .map(|name| keys.partition_of(&namespace(name)).0);
         assert_eq!(partitions, [6, 8, 7, 6], "changing this moves the data of every deployment");
+    }
+
+    #[test]
+    fn the_shards_of_a_namespace_lie_in_partitions_of_their_own() {
+        for partitions in [2, 3, 16, 256] {
+            let keys = Keyspace::new("rdm", partitions);
+            for spread in 2..=partitions {
+                let of = |shard| keys.partition_of(&shard).0;
+                let mut all: Vec<_> = namespace("acme").shards(spread).map(of).collect();
+                assert_eq!(all[0], keys.partition_of(&namespace("acme")).0);
+                all.sort_unstable();
+                all.dedup();
+                assert_eq!(all.len(), usize::from(spread), "{spread} of {partitions}");
+            }
+        }
+        let keys = Keyspace::new("rdm", 16);
+        let of = |shard| keys.partition_of(&shard).0;
+        assert_eq!(namespace("acme").shards(3).map(of).collect::<Vec<_>>(), [8, 13, 3]);
     }
 
     #[test]

@@ -15,7 +15,7 @@ use super::{
     Attempts, GateError, Inner,
     failure::{Failure, classify},
     link::{Lent, Link},
-    redeem::{self, Decision, Mode, Redeem},
+    redeem::{self, Asked, Decision, Dry, Mode, Redeem},
     reply,
     script::{self, Wait},
 };
@@ -42,6 +42,8 @@ pub(super) enum Reply {
     /// The rules that were known are not those of the gate any more; the request comes back undecided, with whether an
     /// earlier attempt may have been granted.
     SettingsChanged(Redeem, bool),
+    /// The shard alone can not decide; the request comes back in the same way.
+    Dry(Dry, Redeem, bool),
 }
 
 /// A request that waits.
@@ -50,6 +52,8 @@ pub(super) struct Job {
     settings: Arc<Settings>,
     since: Instant,
     deadline: Instant,
+    /// Whether the answer may be [`Reply::Dry`].
+    is_patient: bool,
     /// Whether an attempt may have run without an answer.
     unknown: bool,
     reply: oneshot::Sender<Result<Reply, GateError>>,
@@ -73,13 +77,14 @@ impl Lane {
         request: Redeem,
         settings: Arc<Settings>,
         deadline: Instant,
+        is_patient: bool,
         unknown: bool,
     ) -> Result<Reply, GateError> {
         let (reply, answer) = oneshot::channel();
         let span = trace::current();
         span.event("waits in line");
         let since = Instant::now();
-        let job = Job { request, settings, since, deadline, unknown, reply, span };
+        let job = Job { request, settings, since, deadline, is_patient, unknown, reply, span };
         self.queue.try_send(job).map_err(|_| {
             if unknown { GateError::OutcomeUnknown { cause: None } } else { GateError::Overloaded }
         })?;
@@ -89,6 +94,11 @@ impl Lane {
 }
 
 impl Job {
+    fn asked(&self) -> Asked<'_> {
+        let Self { request, settings, is_patient, .. } = self;
+        Asked { request, settings, is_patient: *is_patient }
+    }
+
     fn answer(self, answer: Result<Reply, GateError>) {
         // Whoever asked may have left; the script ran all the same.
         drop(self.reply.send(answer));
@@ -223,7 +233,7 @@ impl Runner {
 
     /// One attempt at all the jobs.
     async fn call(&self, gate: &Inner, fence: &Fence, mut lent: Lent, jobs: Vec<Job>) -> Attempt {
-        let requests: Vec<_> = jobs.iter().map(|job| (&job.request, &*job.settings)).collect();
+        let requests: Vec<_> = jobs.iter().map(Job::asked).collect();
         let now_ms = gate
             .options
             .clock_ms
@@ -241,7 +251,7 @@ impl Runner {
         #[expect(clippy::cast_precision_loss, reason = "a batch has at most 1024 requests")]
         self.batch_sizes.record(jobs.len() as f64);
         let span = trace::part_of_all("batch", jobs.iter().map(|job| &job.span));
-        span.set("db.operation.batch.size", i64::try_from(jobs.len()).unwrap_or(i64::MAX));
+        span.set("redeemer.batch.requests", i64::try_from(jobs.len()).unwrap_or(i64::MAX));
         let start = Instant::now();
         let send = async {
             match self.wait {
@@ -363,6 +373,10 @@ fn deliver(jobs: Vec<Job>, decisions: Vec<Decision>, settled: bool, replicated: 
             Decision::SettingsChanged => {
                 let Job { request, reply, unknown, .. } = job;
                 drop(reply.send(Ok(Reply::SettingsChanged(request, unknown && !settled))));
+            }
+            Decision::Dry(dry) => {
+                let Job { request, reply, unknown, .. } = job;
+                drop(reply.send(Ok(Reply::Dry(dry, request, unknown && !settled))));
             }
             // Nothing was decided now, but an earlier attempt may have been.
             Decision::Failed(error) => job.fail(|| error, None),

@@ -18,7 +18,7 @@ use super::{
 use crate::domain::{
     CampaignName, Change, Code, Cursor, Entry, Group, Invite, InviteId, MembershipRule, Millis,
     Namespace, Partition, Position, Redemption, RedemptionId, Reservation, ReservationId, UserId,
-    change::{InviteAction, MembershipLeft, RolledBack},
+    change::{InviteAction, MembershipLeft, Moved, RolledBack},
     name::Malformed,
     reservation::Held,
 };
@@ -332,7 +332,7 @@ struct Shared {
 impl Shared {
     fn read(fields: &Fields) -> Result<Self, Malformed> {
         Ok(Self {
-            namespace: fields.parsed("ns", Namespace::parse)?,
+            namespace: fields.parsed("ns", Namespace::stored)?,
             actor: fields.text("actor")?.to_owned(),
             at: fields.time("at")?,
             invite: fields.parsed("invite", str::parse)?,
@@ -434,6 +434,15 @@ fn reservation(
     Ok((reservation, fields.optional("campaign", CampaignName::parse)?))
 }
 
+fn moved(fields: &Fields, moved: Moved) -> Result<Change, Malformed> {
+    Ok(Change::Moved {
+        invite: fields.parsed("invite", str::parse)?,
+        participant: fields.parsed("participant", str::parse::<u16>)?,
+        moved,
+        max_uses: fields.number("max_uses")?,
+    })
+}
+
 fn rolled_back(fields: &Fields) -> Result<RolledBack, Malformed> {
     let membership = match fields.text("membership")? {
         "" => MembershipLeft::Untouched,
@@ -465,7 +474,7 @@ fn rolled_back(fields: &Fields) -> Result<RolledBack, Malformed> {
 }
 
 fn entry(cursor: Cursor, fields: &Fields) -> Result<Entry, Malformed> {
-    let namespace = fields.parsed("ns", Namespace::parse)?;
+    let namespace = fields.parsed("ns", Namespace::stored)?;
     let at = fields.time("at")?;
     let change = match fields.text("type")? {
         "invite_created" => Change::Invite {
@@ -486,6 +495,14 @@ fn entry(cursor: Cursor, fields: &Fields) -> Result<Entry, Malformed> {
             holds_code: fields.text("holds_code")? == "1",
             displaced: None,
         },
+        "invite_copied" => Change::Invite {
+            action: InviteAction::Copied,
+            invite: fields.invite(&namespace)?,
+            holds_code: fields.text("holds_code")? == "1",
+            displaced: fields.optional("displaced", str::parse)?,
+        },
+        "uses_given" => moved(fields, Moved::Given(fields.number("given")?))?,
+        "uses_taken" => moved(fields, Moved::Taken(fields.number("taken")?))?,
         "invites_created" => Change::InvitesCreated {
             batch: fields.parsed("batch", str::parse)?,
             invites: invites_of_batch(&namespace, fields)?,
@@ -524,6 +541,7 @@ fn entry(cursor: Cursor, fields: &Fields) -> Result<Entry, Malformed> {
             Change::Campaign(fields.campaign(&namespace, name)?)
         }
         "namespace" => Change::Namespace(fields.settings()?),
+        "namespace_copied" => Change::NamespaceCopied(fields.settings()?),
         other => {
             return Err(Malformed(format!("type is {other:?}, which this version does not know")));
         }

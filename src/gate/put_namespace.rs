@@ -1,7 +1,9 @@
 //! `lua/put_namespace.lua`: make, change or archive a namespace.
 
 use super::{Gate, GateError, reply::Reply, script::PUT_NAMESPACE};
-pub use crate::domain::command::{Action, NamespacePut, PutNamespace, Rules, RulesPatch};
+pub use crate::domain::command::{
+    Action, NamespacePut, PutNamespace, Rules, RulesPatch, Spreading,
+};
 use crate::domain::{ErrorDetail, Millis, Quota, Settings};
 
 impl PutNamespace {
@@ -58,6 +60,13 @@ impl PutNamespace {
     }
 }
 
+/// Another spread as fields. Where the users were in the namespace itself, nobody new comes in there any more.
+fn spreading(Spreading { spread, layouts }: &Spreading) -> [(&'static str, String); 3] {
+    let text = layouts.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
+    let sealed = if layouts.contains(&1) { "1" } else { "" };
+    [("spread", spread.to_string()), ("layouts", text), ("sealed", sealed.to_owned())]
+}
+
 /// A quota as a field: empty when the policy is off, which removes the field.
 fn quota(quota: Option<Quota>) -> String {
     quota.map(|quota| quota.to_string()).unwrap_or_default()
@@ -84,6 +93,7 @@ impl Rules {
             ("rate_code", quota(self.rate_code)),
             ("rate_namespace", quota(self.rate_namespace)),
             ("rate_guess", quota(self.rate_guess)),
+            ("spread", if self.spread > 1 { self.spread.to_string() } else { String::new() }),
         ]
     }
 }
@@ -101,6 +111,7 @@ impl RulesPatch {
         ]
         .into_iter()
         .filter_map(|(name, value)| Some((name, value?)))
+        .chain(self.spread.iter().flat_map(spreading))
         .collect()
     }
 }

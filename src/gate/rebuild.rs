@@ -9,8 +9,8 @@ use super::{
     script::{Call, REBUILD},
 };
 use crate::domain::{
-    Campaign, CampaignName, Cursor, Fence, Invite, Namespace, Partition, Reservation, Settings,
-    member::UserRecord,
+    Campaign, CampaignName, Cursor, Fence, Invite, Moves, Namespace, Partition, Reservation,
+    Settings, member::UserRecord,
 };
 
 /// Keys that one call removes or loads at most.
@@ -130,6 +130,14 @@ impl<'a> Builder<'a> {
             self.put(entry).await?;
         }
         Ok(())
+    }
+
+    /// Loads what was moved of an invite between shards.
+    ///
+    /// # Errors
+    /// [`RebuildError`]; nothing is open then.
+    pub async fn moves(&mut self, moves: &Moves) -> Result<(), RebuildError> {
+        self.put(contents::of_moves(self.gate.keys(), moves)).await
     }
 
     /// Loads campaigns.

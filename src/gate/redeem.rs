@@ -24,7 +24,35 @@ pub use crate::domain::command::{Mode, Redeem};
 pub(super) enum Decision {
     Answer(Answer),
     SettingsChanged,
+    Dry(Dry),
     Failed(GateError),
+}
+
+/// Why a shard alone can not decide.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Dry {
+    /// It does not know the code.
+    Unknown,
+    /// It does not know the user, and nobody new comes in here any more.
+    Elsewhere,
+    /// It has no use left of what it may spend of this invite, by its id there.
+    Exhausted(InviteId),
+}
+
+/// A request that waits in a lane, as the script is told of it.
+#[derive(Clone, Copy)]
+pub(super) struct Asked<'a> {
+    pub(super) request: &'a Redeem,
+    /// The rules that its caller knows.
+    pub(super) settings: &'a Settings,
+    /// Whether the answer may be [`Dry`].
+    pub(super) is_patient: bool,
+}
+
+impl<'a> From<(&'a Redeem, &'a Settings)> for Asked<'a> {
+    fn from((request, settings): (&'a Redeem, &'a Settings)) -> Self {
+        Self { request, settings, is_patient: false }
+    }
 }
 
 /// What requests have in common; the script is told once.
@@ -38,12 +66,13 @@ struct Kind<'a> {
     code: &'a Code,
     email_domain: Option<&'a EmailDomain>,
     actor: &'a str,
+    is_patient: bool,
     /// Which of [`Policy::ALL`] limit it.
     limited_by: [bool; Policy::ALL.len()],
 }
 
 impl<'a> Kind<'a> {
-    fn of(request: &'a Redeem, settings: &Settings) -> Self {
+    fn of(Asked { request, settings, is_patient }: &Asked<'a>) -> Self {
         let Redeem { namespace, code, email_domain, caller, mode, .. } = request;
         Self {
             mode: match mode {
@@ -56,6 +85,7 @@ impl<'a> Kind<'a> {
             code,
             email_domain: email_domain.as_ref(),
             actor: caller,
+            is_patient: *is_patient,
             limited_by: Policy::ALL
                 .map(|policy| settings.quota(policy).is_some() && has_subject(request, policy)),
         }
@@ -87,6 +117,7 @@ impl<'a> Kind<'a> {
             self.email_domain.map(ToString::to_string).unwrap_or_default(),
             self.actor.to_owned(),
             numbers.collect(),
+            u8::from(self.is_patient).to_string(),
         ]);
     }
 }
@@ -119,14 +150,14 @@ fn rate_key(keyspace: &Keyspace, request: &Redeem, policy: Policy) -> Option<Str
 }
 
 /// The kinds of these requests, and the requests with each one's kind, those of one kind next to each other.
-fn by_kind<'a>(requests: &[(&'a Redeem, &Settings)]) -> (Vec<Kind<'a>>, Vec<(usize, usize)>) {
+fn by_kind<'a>(requests: &[Asked<'a>]) -> (Vec<Kind<'a>>, Vec<(usize, usize)>) {
     let mut kinds = Vec::new();
     let mut places = HashMap::new();
     let mut order = Vec::with_capacity(requests.len());
-    for (asked, (request, settings)) in requests.iter().enumerate() {
-        let place = *places.entry(Kind::of(request, settings)).or_insert(kinds.len());
+    for (asked, request) in requests.iter().enumerate() {
+        let place = *places.entry(Kind::of(request)).or_insert(kinds.len());
         if place == kinds.len() {
-            kinds.push(Kind::of(request, settings));
+            kinds.push(Kind::of(request));
         }
         order.push((asked, place));
     }
@@ -137,7 +168,8 @@ fn by_kind<'a>(requests: &[(&'a Redeem, &Settings)]) -> (Vec<Kind<'a>>, Vec<(usi
 /// In which order one call decides these requests: nobody who asks at the same time as others has a claim to be first.
 #[must_use]
 pub fn order(requests: &[(&Redeem, &Settings)]) -> Vec<usize> {
-    by_kind(requests).1.into_iter().map(|(asked, _)| asked).collect()
+    let requests: Vec<_> = requests.iter().map(|&pair| Asked::from(pair)).collect();
+    by_kind(&requests).1.into_iter().map(|(asked, _)| asked).collect()
 }
 
 /// A call for several requests of a partition.
@@ -158,7 +190,7 @@ impl Batch {
         now_ms: Option<i64>,
         outbox_max: u64,
         write: bool,
-        requests: &[(&Redeem, &Settings)],
+        requests: &[Asked<'_>],
     ) -> Self {
         let (kinds, order) = by_kind(requests);
         let mut namespaces: Vec<&Namespace> = kinds.iter().map(|kind| kind.namespace).collect();
@@ -166,7 +198,7 @@ impl Batch {
         namespaces.dedup();
         let mut keys = Vec::with_capacity(5 + 2 * kinds.len() + 4 * requests.len());
         keys.extend([keyspace.meta(partition), keyspace.outbox(partition)]);
-        let mut args = Vec::with_capacity(5 + 7 * kinds.len() + 6 * requests.len());
+        let mut args = Vec::with_capacity(5 + 8 * kinds.len() + 6 * requests.len());
         args.extend([
             outbox_max.to_string(),
             u8::from(write).to_string(),
@@ -186,7 +218,7 @@ impl Batch {
             kind.push(keyspace, place, &mut keys, &mut args);
         }
         for (asked, place) in &order {
-            let request = requests[*asked].0;
+            let request = requests[*asked].request;
             keys.extend(
                 request.user.as_ref().map(|user| keyspace.member(&request.namespace, user)),
             );
@@ -203,7 +235,7 @@ impl Batch {
         partition: Partition,
         epoch: u64,
         value: &Value,
-        requests: &[(&Redeem, &Settings)],
+        requests: &[Asked<'_>],
     ) -> Result<Vec<Decision>, GateError> {
         let mut reply = Reply::new(&script::REDEEM, value)?;
         let word = reply.text()?;
@@ -217,7 +249,7 @@ impl Batch {
         }
         let mut decisions: Vec<_> = requests.iter().map(|_| None).collect();
         for (asked, place) in &self.order {
-            let (request, settings) = requests[*asked];
+            let Asked { request, settings, .. } = requests[*asked];
             let known =
                 Known { partition, epoch, redeemed_at, kind: kinds.get(*place), request, settings };
             let decision = decision(reply.array()?, &known).unwrap_or_else(Decision::Failed);
@@ -274,6 +306,14 @@ fn decision(mut reply: Reply<'_>, known: &Known<'_>) -> Result<Decision, GateErr
         "allowed" => Outcome::Allowed,
         "refused" => Outcome::Refused(refusal(&mut reply)?),
         "settings_changed" => return Ok(Decision::SettingsChanged),
+        "dry" => {
+            return match reply.text()? {
+                "not_found" => Ok(Decision::Dry(Dry::Unknown)),
+                "elsewhere" => Ok(Decision::Dry(Dry::Elsewhere)),
+                "exhausted" => Ok(Decision::Dry(Dry::Exhausted(reply.parsed(str::parse)?))),
+                other => Err(reply.unknown(other)),
+            };
+        }
         "failed" => {
             return Err(GateError::Unexpected {
                 script: script::REDEEM.name,
@@ -399,7 +439,7 @@ fn rates(reply: &mut Reply<'_>, known: &Known<'_>) -> Result<Vec<RateStatus>, Ga
         return Ok(Vec::new());
     }
     let mut rates = Vec::with_capacity(reply.len());
-    for policy in Kind::of(known.request, known.settings).policies() {
+    for policy in Kind::of(&(known.request, known.settings).into()).policies() {
         if let Some(quota) = known.settings.quota(policy) {
             rates.push(rate_limit::status(policy, quota, reply.number()?));
         }
@@ -444,6 +484,9 @@ mod tests {
             rate_code: None,
             rate_namespace: None,
             rate_guess: None,
+            spread: 1,
+            layouts: Vec::new(),
+            sealed: false,
             revision: 1,
             created_at: Millis::default(),
             updated_at: Millis::default(),
@@ -469,7 +512,7 @@ mod tests {
         let keys = Keyspace::new("rdm", 4);
         let fence = Fence { deployment: String::new(), lineage: String::new(), epoch: 2 };
         let (request, settings) = (request(), settings());
-        let requests = [(&request, &settings)];
+        let requests = [(&request, &settings).into()];
         let batch = Batch::new(&keys, Partition(3), &fence, None, 10, false, &requests);
         batch.decisions(Partition(3), 2, reply, &requests)
     }

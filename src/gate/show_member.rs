@@ -18,6 +18,14 @@ impl ShowMember {
     /// # Errors
     /// [`GateError`] when there is no answer.
     pub async fn run(&self, gate: &Gate) -> Result<Vec<Member>, GateError> {
+        Ok(self.remembered(gate).await?.0)
+    }
+
+    /// The same, and whether anything is remembered of the user here: who has left every group is known all the same.
+    ///
+    /// # Errors
+    /// [`GateError`] when there is no answer.
+    pub async fn remembered(&self, gate: &Gate) -> Result<(Vec<Member>, bool), GateError> {
         let keys = gate.keys();
         let script_keys =
             vec![keys.settings(&self.namespace), keys.member(&self.namespace, &self.user)];
@@ -27,9 +35,10 @@ impl ShowMember {
         let mut reply = called.reply()?;
         match reply.text()? {
             "member" => {}
-            "namespace_not_found" => return Ok(Vec::new()),
+            "namespace_not_found" => return Ok((Vec::new(), false)),
             other => return Err(reply.unknown(other)),
         }
+        let is_known = reply.number::<u8>()? == 1;
         let mut members = Vec::with_capacity(reply.len() / 3);
         while reply.len() > 0 {
             members.push(Member {
@@ -41,6 +50,6 @@ impl ShowMember {
             });
         }
         members.sort_by(|a, b| a.group.cmp(&b.group));
-        Ok(members)
+        Ok((members, is_known))
     }
 }

@@ -2,7 +2,7 @@
 //! operator who wants the gate's word written into the ledger.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     sync::atomic::{AtomicBool, Ordering},
 };
 
@@ -14,8 +14,8 @@ use super::{
     key::Named,
 };
 use crate::domain::{
-    Campaign, CampaignName, Cursor, Group, Invite, MembershipRule, Millis, Namespace, Partition,
-    Position, Redemption, Reservation, Settings, UserId,
+    Campaign, CampaignName, Cursor, Given, Group, Invite, InviteId, MembershipRule, Millis, Moves,
+    Namespace, Partition, Position, Redemption, Reservation, Settings, UserId,
     member::{Remembered, UserRecord},
     name::Malformed,
 };
@@ -30,6 +30,8 @@ pub struct Taken {
     pub namespaces: Vec<(Namespace, Settings)>,
     /// The invites, and whether their codes stand for them.
     pub invites: Vec<(Invite, bool)>,
+    /// What was moved of invites between shards.
+    pub moves: Vec<Moves>,
     /// The campaigns.
     pub campaigns: Vec<Campaign>,
     /// The uses that are held, each with the campaign of its invite.
@@ -91,6 +93,9 @@ pub async fn read(
                 }
                 Named::Campaigns(namespace) => {
                     taken.campaigns.extend(campaigns(namespace, &fields).map_err(failed)?);
+                }
+                Named::Moves(namespace, invite) => {
+                    taken.moves.push(moves(namespace, *invite, &fields).map_err(failed)?);
                 }
                 Named::Member(..) | Named::InviteId | Named::Held(..) | Named::CampaignHeld(_) => {}
             }
@@ -182,6 +187,36 @@ async fn read_each<T: FromRedisValue>(
         read.map_err(|error| unreadable(key)(&error.to_string()))
     };
     keys.iter().zip(replies).map(value).collect()
+}
+
+/// What was moved of an invite, from the fields that `give_uses.lua` and `take_uses.lua` write.
+pub(super) fn moves(
+    namespace: &Namespace,
+    invite: InviteId,
+    fields: &Fields,
+) -> Result<Moves, Malformed> {
+    let mut moves = Moves {
+        namespace: namespace.clone(),
+        invite,
+        given: BTreeMap::new(),
+        taken: BTreeMap::new(),
+    };
+    for (name, value) in &fields.0 {
+        let malformed = || Malformed(format!("{name} is {value:?}"));
+        let (what, participant) = name.split_once(':').ok_or_else(malformed)?;
+        let participant = participant.parse().map_err(|_| malformed())?;
+        let amount = |text: &str| text.parse().map_err(|_| malformed());
+        match (what, value.split_once(' ')) {
+            ("given", Some((text, at))) => {
+                moves.given.insert(participant, Given { amount: amount(text)?, at: at.parse()? });
+            }
+            ("taken", None) => {
+                moves.taken.insert(participant, amount(value)?);
+            }
+            _ => return Err(malformed()),
+        }
+    }
+    Ok(moves)
 }
 
 /// The campaigns of a namespace, from `<name>:<what>` and its value.

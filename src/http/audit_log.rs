@@ -93,9 +93,7 @@ async fn answer(
     let from = page.after(place)?;
     let found = state.ledger.audit_log(filter, from, page.limit).await?;
     let as_of = match &filter.namespace {
-        Some(namespace) => {
-            state.ledger.synced_at(state.gate.keys().partition_of(namespace)).await?
-        }
+        Some(namespace) => state.as_of(&state.ledger.parts(namespace).await?).await?,
         None => None,
     };
     let rows: Vec<_> = found.rows.iter().map(|line| View::new(state, line)).collect();

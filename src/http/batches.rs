@@ -12,7 +12,7 @@ use super::{
     body::{Body, Presence, stored_metadata},
     campaigns,
     guard::IdempotencyKey,
-    invites::{email_domains, key_reused},
+    invites::{email_domains, key_reused, refuse_campaign, with_shards},
     page::Query,
     problem::{Code, Problem},
     redemptions::settings_of,
@@ -138,6 +138,7 @@ pub(super) async fn create(
     }
     let max_uses_per_user = body.count("max_uses_per_user", MAX_USES_MAX).value();
     let campaign = body.optional("campaign", CampaignName::parse).value();
+    refuse_campaign(&mut body, &settings, campaign.as_ref());
     let (starts_at, expires_at) = (body.time("starts_at").value(), body.time("expires_at").value());
     let email_domains = email_domains(&mut body).unwrap_or_default();
     let metadata = body.metadata().value();
@@ -322,9 +323,11 @@ impl Download {
             tracing::warn!(request_id, cause, "a download was cut");
             std::io::Error::other(error)
         })?;
+        let rows = with_shards(&self.state, namespace, page.rows).await;
+        let rows = rows.map_err(|error| std::io::Error::other(error.to_string()))?;
         let bytes = match self.format {
-            Format::Csv => self.csv(&page.rows, after.is_none())?,
-            Format::Ndjson => self.ndjson(&page.rows).into_bytes(),
+            Format::Csv => self.csv(&rows, after.is_none())?,
+            Format::Ndjson => self.ndjson(&rows).into_bytes(),
         };
         if let Some((code, id)) = page.next {
             self.place = Place::After(code, id);

@@ -63,35 +63,66 @@ impl FromRequest for Body {
     type Future = Pin<Box<dyn Future<Output = Result<Self, Problem>>>>;
 
     fn from_request(request: &HttpRequest, payload: &mut Payload) -> Self::Future {
-        let state = request.app_data::<web::Data<State>>().cloned();
-        let content_type = request.headers().get(header::CONTENT_TYPE).cloned();
-        let mut payload = payload.take();
+        let json = ["application/json", "application/merge-patch+json"];
+        let bytes =
+            received(request, payload, &json, "Send JSON with Content-Type: application/json.");
+        Box::pin(async move { Self::parse(&bytes.await?) })
+    }
+}
+
+/// The fields of a form.
+pub(super) struct Form(pub(super) Body);
+
+impl FromRequest for Form {
+    type Error = Problem;
+    type Future = Pin<Box<dyn Future<Output = Result<Self, Problem>>>>;
+
+    fn from_request(request: &HttpRequest, payload: &mut Payload) -> Self::Future {
+        let form = ["application/x-www-form-urlencoded"];
+        let bytes = received(
+            request,
+            payload,
+            &form,
+            "Send a form with Content-Type: application/x-www-form-urlencoded.",
+        );
         Box::pin(async move {
-            let Some(state) = state else {
-                return Err(Problem::new(Code::Internal, "The service is not set up."));
-            };
-            let media_type =
-                content_type.as_ref().and_then(|value| value.to_str().ok()).unwrap_or_default();
-            let media_type = media_type.split(';').next().unwrap_or_default().trim();
-            if !["application/json", "application/merge-patch+json"]
-                .iter()
-                .any(|json| media_type.eq_ignore_ascii_case(json))
-            {
-                return Err(Problem::new(
-                    Code::UnsupportedMediaType,
-                    "Send JSON with Content-Type: application/json.",
-                ));
-            }
-            let reading = read(&mut payload, state.body_bytes_max);
-            let bytes =
-                tokio::time::timeout(state.request_timeout, reading).await.map_err(|_| {
-                    Problem::new(
-                        Code::RequestTimeout,
-                        "The body did not arrive in time. Send it again at once.",
-                    )
-                })??;
-            Self::parse(&bytes)
+            let bytes = bytes.await?;
+            let text = std::str::from_utf8(&bytes).unwrap_or("%");
+            let pairs = web::Query::<Vec<(String, String)>>::from_query(text).map_err(|error| {
+                Problem::new(Code::InvalidRequest, format!("The form can not be read: {error}."))
+            })?;
+            Ok(Self(Body::from_pairs(&pairs)?))
         })
+    }
+}
+
+/// A body of one of these types, once all of it has come.
+fn received(
+    request: &HttpRequest,
+    payload: &mut Payload,
+    types: &[&str],
+    otherwise: &'static str,
+) -> impl Future<Output = Result<Vec<u8>, Problem>> + use<> {
+    let state = request.app_data::<web::Data<State>>().cloned();
+    let content_type = request.headers().get(header::CONTENT_TYPE);
+    let media_type = content_type.and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let media_type = media_type.split(';').next().unwrap_or_default().trim();
+    let is_known = types.iter().any(|known| media_type.eq_ignore_ascii_case(known));
+    let mut payload = payload.take();
+    async move {
+        let Some(state) = state else {
+            return Err(Problem::new(Code::Internal, "The service is not set up."));
+        };
+        if !is_known {
+            return Err(Problem::new(Code::UnsupportedMediaType, otherwise));
+        }
+        let reading = read(&mut payload, state.body_bytes_max);
+        tokio::time::timeout(state.request_timeout, reading).await.map_err(|_| {
+            Problem::new(
+                Code::RequestTimeout,
+                "The body did not arrive in time. Send it again at once.",
+            )
+        })?
     }
 }
 

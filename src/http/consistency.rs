@@ -1,5 +1,5 @@
 //! `GET …/consistency`: does the gate hold what the ledger says of this namespace, and does the ledger say what can be?
-//! It looks at every key of the namespace's partition, also while both sides move, one such look at a time.
+//! It looks at every key of the partitions that the namespace lies in, also while both sides move, one such look at a time.
 
 use actix_web::{HttpResponse, web};
 use serde::Serialize;
@@ -21,8 +21,12 @@ const SHOWN_MAX: usize = 1000;
 #[schema(as = Consistency)]
 struct View<'a> {
     consistent: bool,
+    /// The partition of the namespace itself.
     partition: u16,
-    /// Keys of the partition that were compared.
+    /// All that were looked at: several if the namespace is spread.
+    #[schema(min_items = 1, max_items = 256)]
+    partitions: Vec<u16>,
+    /// Keys of them that were compared.
     compared: u64,
     differences_count: usize,
     #[schema(max_items = 1000)]
@@ -44,22 +48,30 @@ pub(super) async fn show(
         return Err(Problem::new(Code::Overloaded, "Another look is under way. Try again soon."));
     };
     let keys = state.gate.keys();
-    let partition = keys.partition_of(&scope.namespace);
-    let report =
-        audit::run(&state.gate, &state.ledger, &state.progress, partition, Mend::No).await?;
-    let own = |key: &str| keys.is_of(&scope.namespace, key);
-    let differences: Vec<_> =
-        report.differences.into_iter().filter(|difference| own(&difference.key)).collect();
+    let parts = state.ledger.parts(&scope.namespace).await?;
+    let own = |key: &str| parts.iter().any(|part| keys.is_of(part, key));
     // Others may have a key of their own.
-    let concerns =
-        |namespace: Option<&str>| namespace.is_none_or(|name| name == scope.namespace.as_str());
-    let broken = report.broken.into_iter().filter(|breach| concerns(breach.namespace.as_deref()));
-    let broken: Vec<_> = broken.map(|breach| breach.what).collect();
-    let busy: Vec<_> = report.busy.into_iter().filter(|key| own(key)).collect();
+    let concerns = |namespace: Option<&str>| {
+        namespace.is_none_or(|name| parts.iter().any(|part| part.as_str() == name))
+    };
+    let partitions = state.partitions_of(&parts);
+    let (mut compared, mut differences) = (0, Vec::new());
+    let (mut broken, mut busy) = (Vec::new(), Vec::new());
+    for partition in &partitions {
+        let report = audit::run(&state.gate, &state.ledger, &state.progress, *partition, Mend::No);
+        let report = report.await?;
+        compared += report.compared;
+        differences.extend(report.differences.into_iter().filter(|found| own(&found.key)));
+        let breaches = report.broken.into_iter();
+        let breaches = breaches.filter(|breach| concerns(breach.namespace.as_deref()));
+        broken.extend(breaches.map(|breach| breach.what));
+        busy.extend(report.busy.into_iter().filter(|key| own(key)));
+    }
     Ok(HttpResponse::Ok().json(View {
         consistent: differences.is_empty() && broken.is_empty(),
-        partition: partition.0,
-        compared: report.compared,
+        partition: keys.partition_of(&scope.namespace).0,
+        partitions: partitions.iter().map(|partition| partition.0).collect(),
+        compared,
         differences_count: differences.len(),
         differences: &differences[..differences.len().min(SHOWN_MAX)],
         broken_laws: &broken[..broken.len().min(SHOWN_MAX)],
@@ -93,7 +105,8 @@ pub(super) mod docs {
     pub(in crate::http) fn show() -> Operation {
         Operation::new("check_consistency", Tag::Namespaces, "Do gate and ledger agree?")
             .about(
-                "Reads the whole partition, also while both sides move; one such look at a time.",
+                "Reads the whole partition, or all of a namespace that is spread, also while both sides move; one such look \
+                 at a time.",
             )
             .answers::<View>(200, "What was found.")
             .problems(&[Code::Overloaded, Code::InvalidRequest])

@@ -1,5 +1,6 @@
 //! `GET …/events`: what happens in a namespace, as server-sent events, from the ledger. The id of an event is its
-//! position; `Last-Event-ID`, which browsers send by themselves, or `?after=` goes on right behind it.
+//! position; `Last-Event-ID`, which browsers send by themselves, or `?after=` goes on right behind it. In a namespace that
+//! is spread over partitions it is a position of each of them.
 //!
 //! A stream holds a page at a time and reads the next one when the client has taken it, so one who reads slowly keeps
 //! nobody waiting.
@@ -26,7 +27,7 @@ use super::{
     scope::Scope,
 };
 use crate::{
-    domain::{Cursor, Durability, Event, Malformed, Partition, Position, event::What},
+    domain::{Durability, Event, Malformed, Positions, event::What},
     feed::Follower,
     sync::chain,
 };
@@ -73,20 +74,14 @@ pub fn message(event: &Event) -> Result<String, serde_json::Error> {
     serde_json::to_string(&message)
 }
 
-/// Where to begin.
-enum After {
-    Start,
-    Position(Position),
-}
-
-fn after(text: &str) -> Result<After, Malformed> {
+/// Where to begin: in partitions that are not named with the first event.
+fn after(text: &str) -> Result<Positions, Malformed> {
     if text == START {
-        return Ok(After::Start);
+        return Ok(Positions::default());
     }
-    let position = text.parse().map_err(|error: Malformed| {
+    text.parse().map_err(|error: Malformed| {
         Malformed(format!("{error}; send the id of the last event that you have, or {START:?}"))
-    });
-    position.map(After::Position)
+    })
 }
 
 pub(super) async fn stream(
@@ -108,9 +103,9 @@ pub(super) async fn stream(
         },
         None => asked,
     };
-    let partition = state.gate.keys().partition_of(&scope.namespace);
-    if let Presence::Value(After::Position(position)) = &asked
-        && position.partition != partition
+    let partitions = state.feed.partitions_of(&scope.namespace).await?;
+    if let Presence::Value(positions) = &asked
+        && !positions.iter().all(|position| partitions.contains(&position.partition))
     {
         query.parameters.wrong("after", Code::InvalidRequest, "is a position of another namespace");
     }
@@ -120,10 +115,9 @@ pub(super) async fn stream(
     {
         return Err(Problem::new(Code::NamespaceNotFound, "There is no such namespace."));
     }
-    let cursor = match asked.value() {
-        Some(After::Position(position)) => position.cursor,
-        Some(After::Start) => Cursor { epoch: 0, seq: 0 },
-        None => now(&state, partition).await?,
+    let from = match asked.value() {
+        Some(positions) => positions,
+        None => state.ledger.cursors().await?,
     };
     let Ok(permit) = state.streams.clone().try_acquire_owned() else {
         return Err(Problem::new(
@@ -132,7 +126,7 @@ pub(super) async fn stream(
         ));
     };
     let authorization = http.headers().get(header::AUTHORIZATION);
-    let follower = state.feed.follow(scope.namespace.clone(), partition, cursor);
+    let follower = state.feed.follow(scope.namespace.clone(), &from).await?;
     let stream = Stream {
         authorization: authorization.and_then(|it| it.to_str().ok()).unwrap_or_default().to_owned(),
         scope,
@@ -150,11 +144,6 @@ pub(super) async fn stream(
         return Ok(response.finish());
     }
     Ok(response.streaming(stream::try_unfold(stream, Stream::next)))
-}
-
-/// How far the ledger is.
-async fn now(state: &State, partition: Partition) -> Result<Cursor, Problem> {
-    Ok(state.ledger.partition(partition).await?.cursor)
 }
 
 /// A stream under way.
@@ -180,16 +169,17 @@ impl Stream {
         let mut quiet = Duration::ZERO;
         loop {
             let stopping = self.state.stopping.clone();
-            let events = tokio::select! {
+            let mut place = self.follower.positions();
+            let found = tokio::select! {
                 () = stopping.cancelled() => return Ok(None),
-                events = self.follower.next(PAGE, LOOK) => events,
+                found = self.follower.next(PAGE, LOOK) => found,
             };
             let key = self.state.keys.open(&self.authorization, crate::ids::now());
             if !key.is_some_and(|key| key.covers(&self.scope.namespace)) {
                 return Ok(None);
             }
-            let events = match events {
-                Ok(events) => events,
+            let found = match found {
+                Ok(found) => found,
                 Err(error) => {
                     let (request_id, cause) = (&self.scope.caller.1, chain(&error));
                     tracing::warn!(request_id, cause, "a stream of events was cut");
@@ -197,15 +187,16 @@ impl Stream {
                 }
             };
             quiet += LOOK;
-            if events.is_empty() && quiet < HEARTBEAT {
-                continue;
-            }
             let mut text = String::new();
-            for event in &events {
-                write(&mut text, event)?;
-            }
-            if events.is_empty() {
-                text = format!(": nothing happened\n{}", self.place());
+            match found {
+                None if quiet < HEARTBEAT => continue,
+                None => text = format!(": nothing happened\n{}", self.place()),
+                Some((events, _)) => {
+                    for event in &events {
+                        place.set(event.position);
+                        write(&mut text, event, &place)?;
+                    }
+                }
             }
             return Ok(Some((text.into(), self)));
         }
@@ -213,14 +204,15 @@ impl Stream {
 
     /// Says where the stream is, which clients note and do not take for an event.
     fn place(&self) -> String {
-        format!("id: {}\n\n", self.follower.position())
+        format!("id: {}\n\n", self.follower.positions())
     }
 }
 
-fn write(text: &mut String, event: &Event) -> Result<(), io::Error> {
+/// Writes an event; a client that has it is at `place`.
+fn write(text: &mut String, event: &Event, place: &Positions) -> Result<(), io::Error> {
     // JSON has no line breaks of its own.
     let data = data(event).map_err(io::Error::other)?;
-    let written = write!(text, "id: {}\nevent: {}\ndata: {data}\n\n", event.position, event.kind());
+    let written = write!(text, "id: {place}\nevent: {}\ndata: {data}\n\n", event.kind());
     written.map_err(io::Error::other)
 }
 
@@ -231,12 +223,13 @@ pub(super) mod docs {
     };
 
     pub(in crate::http) fn stream() -> Operation {
-        let after =
-            serde_json::json!({"type": "string", "pattern": "^(start|[0-9]+/[0-9]+-[0-9]+)$"});
+        let after = serde_json::json!({
+            "type": "string", "pattern": "^(start|[0-9]+/[0-9]+-[0-9]+(,[0-9]+/[0-9]+-[0-9]+)*)$",
+        });
         Operation::new("stream_events", Tag::Events, "What happens in the namespace, as it happens")
             .about(
-                "Server-sent events whose id is their position. Last-Event-ID goes on right behind it, at any node. A \
-                 stream ends when its node stops; come back.",
+                "Server-sent events whose id is their position, in a namespace that is spread one of each partition. \
+                 Last-Event-ID goes on right behind it, at any node. A stream ends when its node stops; come back.",
             )
             .query("after", after, "Begin after this position, or with the first event there ever was.")
             .answers_text("The stream.", &["text/event-stream"])
@@ -264,7 +257,7 @@ mod tests {
             },
         };
         let mut text = String::new();
-        write(&mut text, &event).unwrap();
+        write(&mut text, &event, &"6/1-3".parse().unwrap()).unwrap();
         assert!(
             text.starts_with("id: 6/1-3\nevent: joined\ndata: {\"position\":\"6/1-3\","),
             "{text}"

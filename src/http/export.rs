@@ -2,7 +2,7 @@
 //! at a time whatever the size. Rows have the fields of the API; a cursor of the list of the same name goes on behind a
 //! row, so that what was cut can be taken up again.
 
-use std::io;
+use std::{collections::HashMap, io};
 
 use actix_web::{
     HttpRequest, HttpResponse,
@@ -16,7 +16,7 @@ use super::{
     State,
     batches::Format,
     invites, members,
-    page::{self, Query, single},
+    page::{self, Query},
     problem::{Code, Problem},
     redemptions,
     scope::Scope,
@@ -33,7 +33,7 @@ const AS_OF: HeaderName = HeaderName::from_static("x-as-of");
 
 /// Where a download is.
 enum Place {
-    Redemptions(Option<Cursor>),
+    Redemptions(HashMap<Namespace, Cursor>),
     Invites(Option<(String, InviteId)>),
     Members(Option<(String, String)>),
     End,
@@ -86,7 +86,8 @@ impl Place {
 struct Download {
     state: web::Data<State>,
     request_id: String,
-    namespace: Namespace,
+    /// What the namespace consists of.
+    parts: Vec<Namespace>,
     format: Format,
     /// Whether cells that a spreadsheet would take for formulas are quoted.
     for_spreadsheet: bool,
@@ -101,8 +102,10 @@ pub(super) async fn redemptions(
     http: HttpRequest,
     query: Query,
 ) -> Result<HttpResponse, Problem> {
-    let read = |parts: &[String]| single(parts)?.parse().ok();
-    start(state, scope, &http, query, |parts| Some(Place::Redemptions(read(parts)))).await
+    let read = |parts: &[Namespace], lines: &[String]| {
+        Some(Place::Redemptions(redemptions::places(parts, lines)?))
+    };
+    start(state, scope, &http, query, read).await
 }
 
 pub(super) async fn invites(
@@ -111,7 +114,8 @@ pub(super) async fn invites(
     http: HttpRequest,
     query: Query,
 ) -> Result<HttpResponse, Problem> {
-    start(state, scope, &http, query, |parts| Some(Place::Invites(page::code_and_id(parts)))).await
+    start(state, scope, &http, query, |_, lines| Some(Place::Invites(page::code_and_id(lines))))
+        .await
 }
 
 pub(super) async fn members(
@@ -120,7 +124,7 @@ pub(super) async fn members(
     http: HttpRequest,
     query: Query,
 ) -> Result<HttpResponse, Problem> {
-    start(state, scope, &http, query, |parts| Some(Place::Members(page::pair(parts)))).await
+    start(state, scope, &http, query, |_, lines| Some(Place::Members(page::pair(lines)))).await
 }
 
 async fn start(
@@ -128,7 +132,7 @@ async fn start(
     scope: Scope,
     http: &HttpRequest,
     mut query: Query,
-    place: impl Fn(&[String]) -> Option<Place>,
+    place: impl Fn(&[Namespace], &[String]) -> Option<Place>,
 ) -> Result<HttpResponse, Problem> {
     let asked = query.parameters.optional("format", Format::parse).value();
     let for_spreadsheet = query.parameters.optional("spreadsheet", |text| match text {
@@ -136,9 +140,10 @@ async fn start(
         "false" => Ok(false),
         _ => Err(Malformed("spreadsheet is true or false".to_owned())),
     });
+    let parts = state.ledger.parts(&scope.namespace).await?;
     let begin = query.parameters.optional("cursor", |text| {
-        let parts = page::decode(text);
-        let begin = parts.and_then(|parts| place(&parts)).filter(Place::is_known);
+        let lines = page::decode(text);
+        let begin = lines.and_then(|lines| place(&parts, &lines)).filter(Place::is_known);
         begin.ok_or_else(|| Malformed("a cursor is one of the list of the same name".to_owned()))
     });
     query.parameters.finish()?;
@@ -148,10 +153,10 @@ async fn start(
     {
         return Err(Problem::new(Code::NamespaceNotFound, "There is no such namespace."));
     }
-    let as_of = state.ledger.synced_at(state.gate.keys().partition_of(&scope.namespace)).await?;
+    let as_of = state.as_of(&parts).await?;
     let begin = begin.value();
     let is_first = begin.is_none();
-    let place = begin.or_else(|| place(&[])).unwrap_or(Place::End);
+    let place = begin.or_else(|| place(&parts, &[])).unwrap_or(Place::End);
     let mut response = HttpResponse::Ok();
     response.content_type(format.content_type());
     if let Some(as_of) = as_of {
@@ -163,7 +168,7 @@ async fn start(
     let download = Download {
         state,
         request_id: scope.caller.1,
-        namespace: scope.namespace,
+        parts,
         format,
         for_spreadsheet: for_spreadsheet.value().unwrap_or_default(),
         columns: place.columns(),
@@ -178,7 +183,7 @@ impl Place {
     /// Whether it is behind a row.
     fn is_known(&self) -> bool {
         match self {
-            Self::Redemptions(place) => place.is_some(),
+            Self::Redemptions(places) => !places.is_empty(),
             Self::Invites(place) => place.is_some(),
             Self::Members(place) => place.is_some(),
             Self::End => false,
@@ -215,11 +220,11 @@ impl Download {
         Ok(Some(match place {
             Place::End => return Ok(None),
             Place::Redemptions(before) => {
-                let filter = RedemptionFilter::default();
-                let page = ledger.redemptions(&self.namespace, &filter, before, PAGE).await;
-                let page = page.map_err(unread)?;
+                let all = |part: &Namespace| (part.clone(), RedemptionFilter::default());
+                let parts: Vec<_> = self.parts.iter().map(all).collect();
+                let page = ledger.redemptions_of(&parts, &before, PAGE).await.map_err(unread)?;
                 if let Some(next) = page.next {
-                    self.place = Place::Redemptions(Some(next));
+                    self.place = Place::Redemptions(next);
                 }
                 let view = |row: crate::ledger::RedemptionRecord| {
                     let view = redemptions::View::new(&row.redemption, false, Durability::Ledger);
@@ -230,19 +235,20 @@ impl Download {
             }
             Place::Invites(after) => {
                 let (filter, now) = (InviteFilter::default(), crate::ids::now());
-                let page =
-                    ledger.invites(&self.namespace, &filter, now, after.as_ref(), PAGE).await;
+                let home = &self.parts[0];
+                let page = ledger.invites(home, &filter, now, after.as_ref(), PAGE).await;
                 let page = page.map_err(unread)?;
+                let rows = invites::with_shards(&self.state, home, page.rows).await?;
                 if let Some(next) = page.next {
                     self.place = Place::Invites(Some(next));
                 }
                 let view =
                     |invite| serde_json::to_value(invites::View::new(invite)?).map_err(broken);
-                page.rows.iter().map(view).collect::<Result<_, Problem>>()?
+                rows.iter().map(view).collect::<Result<_, Problem>>()?
             }
             Place::Members(after) => {
                 let filter = MemberFilter::default();
-                let page = ledger.members(&self.namespace, &filter, after.as_ref(), PAGE).await;
+                let page = ledger.members_of(&self.parts, &filter, after.as_ref(), PAGE).await;
                 let page = page.map_err(unread)?;
                 if let Some(next) = page.next {
                     self.place = Place::Members(Some(next));

@@ -29,7 +29,7 @@ use percent_encoding::percent_decode_str;
 #[cfg(debug_assertions)]
 use super::openapi;
 use super::{
-    CONFIRM, Endpoint, REDEMPTIONS, State,
+    CONFIRM, Endpoint, REDEMPTIONS, State, invite_page,
     problem::{Code, Problem},
     scope::Caller,
 };
@@ -71,6 +71,7 @@ struct Head {
     span: Span,
     /// Whether its connection should not be used again.
     is_last: bool,
+    state: web::Data<State>,
 }
 
 /// Guards the endpoints of one path.
@@ -79,6 +80,9 @@ pub(super) async fn guard(
     request: ServiceRequest,
     next: Next<impl MessageBody + 'static>,
 ) -> Result<ServiceResponse<BoxBody>, Error> {
+    let Some(state) = request.app_data::<web::Data<State>>().cloned() else {
+        return Err(Problem::unexpected("the state of the service is missing").into());
+    };
     let mut head = Head {
         started: Instant::now(),
         method: request.method().clone(),
@@ -88,12 +92,9 @@ pub(super) async fn guard(
         idempotency_key: None,
         key_id: None,
         span: Span::default(),
-        is_last: false,
+        is_last: state.is_draining(),
+        state: state.clone(),
     };
-    let Some(state) = request.app_data::<web::Data<State>>().cloned() else {
-        return Err(Problem::unexpected("the state of the service is missing").into());
-    };
-    head.is_last = state.is_draining();
     if let Err(problem) = let_in(&state, &here, &request, &mut head) {
         let response = head.refuse(&problem);
         return Ok(request.into_response(response));
@@ -166,7 +167,7 @@ fn let_in(
     if percent_decode_str(&head.path).decode_utf8().is_err() {
         return Err(Problem::new(Code::InvalidRequest, "The path is not percent-encoded UTF-8."));
     }
-    if endpoint.method == Method::POST {
+    if endpoint.has_idempotency_key() {
         if request.headers().get_all(&IDEMPOTENCY_KEY).nth(1).is_some() {
             return Err(Problem::new(
                 Code::InvalidRequest,
@@ -256,6 +257,8 @@ impl Head {
         if span.is_recording() {
             span.set("http.request.method", endpoint.method_text);
             span.set("http.route", endpoint.path);
+            // Whoever wants TLS has put something in front.
+            span.set("url.scheme", "http");
             span.set("redeemer.request_id", self.request_id.clone());
         }
         self.span = span;
@@ -280,10 +283,19 @@ impl Head {
             && let Some(what) =
                 openapi::undeclared(endpoint, problem.code.status().as_u16(), Some(problem))
         {
-            let problem = Problem::unexpected(&what);
-            return self.finish(problem.response(&self.path, &self.request_id), Some(&problem));
+            return self.tell(&Problem::unexpected(&what));
         }
-        self.finish(problem.response(&self.path, &self.request_id), Some(problem))
+        self.tell(problem)
+    }
+
+    /// A problem as its reader understands it.
+    fn tell(&self, problem: &Problem) -> HttpResponse {
+        let response = if self.endpoint.is_some_and(Endpoint::is_for_people) {
+            invite_page::refusal(&self.state.page, problem, &self.request_id)
+        } else {
+            problem.response(&self.path, &self.request_id)
+        };
+        self.finish(response, Some(problem))
     }
 
     fn answer(&self, response: HttpResponse) -> HttpResponse {
@@ -302,6 +314,8 @@ impl Head {
             response.head_mut().set_connection_type(ConnectionType::Close);
         }
         let headers = response.headers_mut();
+        // Files of pages may be, answers of the API never.
+        let may_be_kept = headers.contains_key(header::CACHE_CONTROL);
         let mut set = |name: HeaderName, value: &str| {
             if let Ok(value) = HeaderValue::from_str(value) {
                 headers.insert(name, value);
@@ -309,7 +323,9 @@ impl Head {
         };
         set(REQUEST_ID, &self.request_id);
         set(header::X_CONTENT_TYPE_OPTIONS, "nosniff");
-        set(header::CACHE_CONTROL, "no-store");
+        if !may_be_kept {
+            set(header::CACHE_CONTROL, "no-store");
+        }
         if let Some(key) = &self.idempotency_key {
             set(IDEMPOTENCY_KEY, key.as_str());
         }
@@ -348,9 +364,13 @@ impl Head {
                 code = problem.code.as_str(), cause = problem.cause(), "request"
             ),
             Some(problem) => tracing::info!(
-                request_id, %method, route, status, key, micros, code = problem.code.as_str(), "request"
+                request_id, %method, route, status, key, micros,
+                code = problem.code.as_str(), cause = problem.cause(), "request"
             ),
-            None if self.endpoint.is_some_and(|endpoint| endpoint.role.is_none()) => {
+            None if self.endpoint.is_some_and(|endpoint| {
+                endpoint.role.is_none() && endpoint.method == Method::GET
+            }) =>
+            {
                 tracing::debug!(request_id, %method, route, status, micros, "request");
             }
             None => tracing::info!(request_id, %method, route, status, key, micros, "request"),

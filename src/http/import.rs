@@ -5,7 +5,7 @@
 //! only when it has sent everything must not be waited for by a service that waits for it.
 
 use std::{
-    collections::VecDeque,
+    collections::BTreeMap,
     fs::File,
     io::{self, BufRead as _, BufReader, BufWriter, Seek as _, SeekFrom, Write as _},
     sync::Arc,
@@ -26,7 +26,10 @@ use super::{
     scope::Scope,
 };
 use crate::{
-    domain::{Group, Millis, Position, Refusal, Settings, UserId, invite::MAX_USES_MAX},
+    domain::{
+        Group, Millis, Namespace, Position, Positions, Refusal, Settings, UserId,
+        invite::MAX_USES_MAX,
+    },
     gate::{
         GateError,
         import_invites::{ImportInvites, Imported, ImportedInvite, InviteImport},
@@ -141,7 +144,7 @@ async fn start(
         settings,
         report: BufWriter::new(tempfile::tempfile().map_err(unusable)?),
         counts: Counts::default(),
-        position: None,
+        position: Positions::default(),
         ahead: 0,
         told: Instant::now(),
         phase: Phase::Reading,
@@ -179,7 +182,7 @@ struct Import {
     report: BufWriter<File>,
     counts: Counts,
     /// Where the ledger must be to have all of it.
-    position: Option<Position>,
+    position: Positions,
     /// Lines since the ledger was waited for.
     ahead: u64,
     told: Instant,
@@ -221,7 +224,8 @@ impl Import {
                     let mut summary = self.counts();
                     summary["complete"] = json!(self.stopped.is_none());
                     summary["stopped"] = json!(self.stopped);
-                    summary["position"] = json!(self.position);
+                    let position = Some(&self.position).filter(|all| all.iter().next().is_some());
+                    summary["position"] = json!(position);
                     let text = format!("{}\n", json!({"summary": summary}));
                     return Ok(Some((text.into(), self)));
                 }
@@ -253,7 +257,7 @@ impl Import {
             return Ok(false);
         }
         self.counts.lines += lines.len() as u64;
-        let mut good = VecDeque::new();
+        let mut good = Vec::new();
         let (mut invites, mut members) = (Vec::new(), Vec::new());
         for (number, body) in lines {
             let read = body.and_then(|body| {
@@ -264,42 +268,13 @@ impl Import {
                 Ok(())
             });
             match read {
-                Ok(()) => good.push_back(number),
+                Ok(()) => good.push(number),
                 Err(problem) => self.bad(number, &problem)?,
             }
         }
-        let (namespace, actor) = (self.scope.namespace.clone(), self.scope.caller.actor());
-        let gate = self.state.gate.clone();
         match self.what {
-            What::Invites => {
-                let import = ImportInvites { namespace, invites, actor };
-                let told = self.ask(async || import.run(&gate).await, import.invites.is_empty());
-                for (place, one) in told.await.into_iter().enumerate() {
-                    let number = good.pop_front().unwrap_or_default();
-                    match one {
-                        InviteImport::Imported => self.counts.imported += 1,
-                        InviteImport::Unchanged => self.counts.unchanged += 1,
-                        InviteImport::CodeTaken { by } => {
-                            let code = import.invites.get(place).map(|it| it.code.to_string());
-                            self.bad(number, &taken(&code.unwrap_or_default(), by))?;
-                        }
-                    }
-                }
-            }
-            What::Members => {
-                let import = ImportMembers { namespace, members, actor };
-                let told = self.ask(async || import.run(&gate).await, import.members.is_empty());
-                for one in told.await {
-                    let number = good.pop_front().unwrap_or_default();
-                    match one {
-                        MemberImport::Imported => self.counts.imported += 1,
-                        MemberImport::Unchanged => self.counts.unchanged += 1,
-                        MemberImport::AlreadyMember { group, redemption } => {
-                            self.bad(number, &Refusal::AlreadyMember { group, redemption }.into())?;
-                        }
-                    }
-                }
-            }
+            What::Invites => self.import_invites(good, invites).await?,
+            What::Members => self.import_members(good, members).await?,
         }
         if self.counts.bad >= BAD_LINES_MAX {
             self.stopped = Some(format!("{BAD_LINES_MAX} lines are bad; mend them first"));
@@ -310,9 +285,86 @@ impl Import {
         Ok(true)
     }
 
+    /// Takes over invites, whose lines have these numbers.
+    async fn import_invites(
+        &mut self,
+        numbers: Vec<u64>,
+        invites: Vec<ImportedInvite>,
+    ) -> io::Result<()> {
+        let (namespace, actor) = (self.scope.namespace.clone(), self.scope.caller.actor());
+        let gate = self.state.gate.clone();
+        let import = ImportInvites { namespace, invites, actor };
+        let told =
+            self.ask(&import.namespace, async || import.run(&gate).await, numbers.is_empty());
+        for ((number, invite), one) in numbers.iter().zip(&import.invites).zip(told.await) {
+            match one {
+                InviteImport::Imported => self.counts.imported += 1,
+                InviteImport::Unchanged => self.counts.unchanged += 1,
+                InviteImport::CodeTaken { by } => {
+                    self.bad(*number, &taken(invite.code.as_str(), by))?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes over members, whose lines have these numbers, each in the shard that the user belongs to.
+    async fn import_members(
+        &mut self,
+        numbers: Vec<u64>,
+        members: Vec<(UserId, Group, Option<Millis>)>,
+    ) -> io::Result<()> {
+        let gate = self.state.gate.clone();
+        let mut shards: BTreeMap<Namespace, (Vec<u64>, Vec<_>)> = BTreeMap::new();
+        for (number, member) in numbers.into_iter().zip(members) {
+            let shard = match self.shard_of(&member.0).await {
+                Ok(shard) => shard,
+                Err(error) => {
+                    self.stopped = Some(Problem::from(error).detail().to_owned());
+                    return Ok(());
+                }
+            };
+            let (numbers, members) = shards.entry(shard).or_default();
+            numbers.push(number);
+            members.push(member);
+        }
+        for (namespace, (numbers, members)) in shards {
+            if self.stopped.is_some() {
+                break;
+            }
+            let import = ImportMembers { namespace, members, actor: self.scope.caller.actor() };
+            let told = self.ask(&import.namespace, async || import.run(&gate).await, false);
+            for (number, one) in numbers.into_iter().zip(told.await) {
+                match one {
+                    MemberImport::Imported => self.counts.imported += 1,
+                    MemberImport::Unchanged => self.counts.unchanged += 1,
+                    MemberImport::Elsewhere => {
+                        let why =
+                            "the spread of the namespace is being changed; import the same again";
+                        self.stopped = Some(why.to_owned());
+                    }
+                    MemberImport::AlreadyMember { group, redemption } => {
+                        self.bad(number, &Refusal::AlreadyMember { group, redemption }.into())?;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Where a user is, or comes in.
+    async fn shard_of(&self, user: &UserId) -> Result<Namespace, GateError> {
+        let home = &self.scope.namespace;
+        match &self.settings.places_of(home, user)[..] {
+            [only] => Ok(only.clone()),
+            _ => self.state.spread.shard_of(home, user).await,
+        }
+    }
+
     /// Asks the gate until it says something; notes why it does not.
     async fn ask<T>(
         &mut self,
+        namespace: &Namespace,
         run: impl AsyncFn() -> Result<Imported<T>, GateError>,
         is_empty: bool,
     ) -> Vec<T> {
@@ -323,8 +375,8 @@ impl Import {
         loop {
             let why = match run().await {
                 Ok(Imported::Done { told, cursor }) => {
-                    let partition = self.state.gate.keys().partition_of(&self.scope.namespace);
-                    self.position = Some(Position { partition, cursor });
+                    let partition = self.state.gate.keys().partition_of(namespace);
+                    self.position.set(Position { partition, cursor });
                     self.ahead += told.len() as u64;
                     return told;
                 }
@@ -351,8 +403,9 @@ impl Import {
 
     async fn wait_for_ledger(&mut self) {
         self.ahead = 0;
-        if let Some(position) = self.position {
-            drop(tokio::time::timeout(PATIENCE, self.state.progress.wait(position)).await);
+        let until = Instant::now() + PATIENCE;
+        for position in self.position.iter() {
+            drop(tokio::time::timeout_at(until, self.state.progress.wait(position)).await);
         }
     }
 

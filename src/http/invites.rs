@@ -8,6 +8,7 @@ use std::sync::Arc;
 use actix_web::{HttpRequest, HttpResponse, http::header, web};
 use serde::Serialize;
 use serde_json::{Value, value::RawValue};
+use tokio::time::Instant;
 use utoipa::ToSchema;
 
 use super::{
@@ -25,6 +26,7 @@ use crate::{
         BatchId, CampaignName, Code as InviteCode, EmailDomain, Group, InviteId, InviteState,
         Malformed, Millis, Namespace, Settings, UserId,
         invite::{EMAIL_DOMAINS_MAX, MAX_USES_MAX, Shown},
+        spread::UNLIMITED,
     },
     gate::{
         GateError,
@@ -34,6 +36,7 @@ use crate::{
         show_invite::{ShowInvite, Which},
     },
     ledger::InviteFilter,
+    spread::SpreadError,
 };
 
 /// How often a made-up code is made up anew when it is taken: of 2⁶⁰ codes, one clash is rare and three never happen.
@@ -142,6 +145,7 @@ pub(super) async fn create(
     request: IdempotencyKey,
     mut body: Body,
 ) -> Result<HttpResponse, Problem> {
+    let deadline = Instant::now() + state.request_timeout;
     let settings = settings_of(&state, &scope.namespace).await?;
     let wanted = body.optional_code(|text| settings.code(text));
     let group = body.required("group", Group::parse);
@@ -151,6 +155,7 @@ pub(super) async fn create(
     }
     let max_uses_per_user = body.count("max_uses_per_user", MAX_USES_MAX).value();
     let campaign = body.optional("campaign", CampaignName::parse).value();
+    refuse_campaign(&mut body, &settings, campaign.as_ref());
     let (starts_at, expires_at) = (body.time("starts_at").value(), body.time("expires_at").value());
     let user = body.optional("user", UserId::parse).value();
     let email_domains = email_domains(&mut body).unwrap_or_default();
@@ -178,17 +183,32 @@ pub(super) async fn create(
         user,
         email_domains,
         metadata,
+        exhausted: None,
         actor: scope.caller.actor(),
     };
     let mut tries = 1;
     loop {
         match create.run(&state.gate).await? {
-            Created::Created(shown) => return created(&shown, &create),
+            Created::Created(shown) => {
+                // Where it has taken the code of another one, every shard must know before anybody is told.
+                state.spread.share(&shown.invite).await?;
+                return created(&state.spread.whole(shown).await?, &create);
+            }
             Created::CodeTaken { .. } if wanted.is_none() && tries < MADE_UP_TRIES => {
                 create.code = made_up(&settings);
                 tries += 1;
             }
-            Created::CodeTaken { by } => return Err(taken(create.code.as_str(), by)),
+            Created::CodeTaken { by } => {
+                // Whether one that is spread over shards has ended is seen only by looking at all of them.
+                let (home, code) = (&create.namespace, &create.code);
+                if create.exhausted == Some(by)
+                    || !settings.is_spread()
+                    || !state.spread.is_exhausted(home, by, code, deadline).await?
+                {
+                    return Err(taken(create.code.as_str(), by));
+                }
+                create.exhausted = Some(by);
+            }
             // The first request with this key made the code up; it is the same invite.
             Created::IdTaken { code } if wanted.is_none() => create.code = code,
             Created::IdTaken { .. } => return Err(key_reused("invite")),
@@ -285,7 +305,11 @@ async fn shown(
     from_ledger: impl Future<Output = Result<Option<Shown>, crate::ledger::LedgerError>>,
 ) -> Result<HttpResponse, Problem> {
     let question = ShowInvite { namespace: namespace.clone(), which };
-    match question.run(&state.gate).await {
+    let shown = match question.run(&state.gate).await {
+        Ok(Some(shown)) => state.spread.whole(shown).await.map(Some),
+        other => other,
+    };
+    match shown {
         Ok(Some(shown)) => Ok(HttpResponse::Ok()
             .insert_header(etag(shown.invite.revision))
             .json(View::new(&shown)?)),
@@ -293,9 +317,35 @@ async fn shown(
         Err(error @ GateError::Unexpected { .. }) => Err(error.into()),
         Err(_) => {
             let shown = from_ledger.await?.ok_or_else(missing)?;
-            Ok(HttpResponse::Ok().json(View { stale: true, ..View::new(&shown)? }))
+            let [shown] = &mut with_shards(state, namespace, vec![shown]).await?[..] else {
+                return Err(missing());
+            };
+            Ok(HttpResponse::Ok().json(View { stale: true, ..View::new(shown)? }))
         }
     }
+}
+
+/// Invites as the ledger has them, with what it has of them in the shards of their namespace.
+pub(super) async fn with_shards(
+    state: &State,
+    namespace: &Namespace,
+    mut rows: Vec<Shown>,
+) -> Result<Vec<Shown>, Problem> {
+    if rows.iter().all(|row| row.invite.total.is_none()) {
+        return Ok(rows);
+    }
+    let settings = state.ledger.namespace(namespace).await?;
+    let parts = settings.map(|settings| settings.parts(namespace)).unwrap_or_default();
+    let ids: Vec<_> = rows.iter().map(|row| row.invite.id).collect();
+    let counts =
+        state.ledger.in_shards(parts.get(1..).unwrap_or_default(), &ids, crate::ids::now()).await?;
+    for Shown { invite, held, .. } in &mut rows {
+        let Some(total) = invite.total.take() else { continue };
+        invite.max_uses = (total < UNLIMITED).then_some(total);
+        let (uses, held_there) = counts.get(&invite.id).copied().unwrap_or_default();
+        (invite.uses, *held) = (invite.uses + uses, *held + held_there);
+    }
+    Ok(rows)
 }
 
 pub(super) async fn list(
@@ -321,8 +371,9 @@ pub(super) async fn list(
     let now = crate::ids::now();
     let found =
         state.ledger.invites(&scope.namespace, &filter, now, after.as_ref(), page.limit).await?;
-    let as_of = state.ledger.synced_at(state.gate.keys().partition_of(&scope.namespace)).await?;
-    let rows = found.rows.iter().map(View::new).collect::<Result<Vec<_>, _>>()?;
+    let as_of = state.as_of(&state.ledger.parts(&scope.namespace).await?).await?;
+    let found_rows = with_shards(&state, &scope.namespace, found.rows).await?;
+    let rows = found_rows.iter().map(View::new).collect::<Result<Vec<_>, _>>()?;
     let next = found.next.map(|(code, id)| [code, id.to_string()]);
     let next = next.as_ref().map(|[code, id]| [code.as_str(), id.as_str()]);
     Ok(page.answer(&rows, next.as_ref().map(<[_; 2]>::as_slice), as_of))
@@ -361,10 +412,23 @@ pub(super) async fn change(
         patch,
         actor: scope.caller.actor(),
     };
-    match change.run(&state.gate).await? {
-        Changed::Changed(shown) => Ok(HttpResponse::Ok()
-            .insert_header(etag(shown.invite.revision))
-            .json(View::new(&shown)?)),
+    let deadline = Instant::now() + state.request_timeout;
+    let mut changed = change.run(&state.gate).await?;
+    if let Changed::LimitBelowUsed { .. } = changed
+        && let Some(Some(limit)) = change.patch.max_uses
+        && state.spread.is_spread(&change.namespace).await?
+    {
+        // What other shards have left is to be taken from as well.
+        changed = lowered(&state, &change, limit, deadline).await?;
+    }
+    match changed {
+        Changed::Changed(shown) => {
+            state.spread.share(&shown.invite).await?;
+            let shown = state.spread.whole(shown).await?;
+            Ok(HttpResponse::Ok()
+                .insert_header(etag(shown.invite.revision))
+                .json(View::new(&shown)?))
+        }
         Changed::NotFound => Err(missing()),
         Changed::PreconditionFailed { revision } => Err(precondition_failed(revision)),
         Changed::LimitBelowUsed { uses, held } => Err(limit_below_used(uses, held)),
@@ -372,6 +436,71 @@ pub(super) async fn change(
         Changed::WindowReversed => {
             body.wrong("expires_at", Code::InvalidRequest, "must lie after starts_at");
             Err(body.problem())
+        }
+    }
+}
+
+/// Deletes an invite of a namespace that is spread, once all its uses are home, and then its copies.
+async fn deleted_everywhere(
+    state: &State,
+    delete: &DeleteInvite,
+    deadline: Instant,
+) -> Result<Deleted, Problem> {
+    let (home, id) = (&delete.namespace, delete.id);
+    let question = ShowInvite { namespace: home.clone(), which: Which::Id(id) };
+    loop {
+        let Some(shown) = question.run(&state.gate).await? else { return Ok(Deleted::NotFound) };
+        let code = shown.invite.code.clone();
+        let Shown { invite, held, .. } = state.spread.whole(shown).await?;
+        if invite.granted > 0 || held > 0 {
+            return Ok(Deleted::InUse { uses: invite.uses, held });
+        }
+        match delete.run(&state.gate).await? {
+            Deleted::UsesElsewhere if Instant::now() < deadline => {
+                state.spread.gather(home, id, &code, u64::MAX, deadline).await?;
+            }
+            Deleted::Deleted => break,
+            other => return Ok(other),
+        }
+    }
+    for shard in state.spread.parts(home).await?.split_off(1) {
+        let actor = delete.actor.clone();
+        let id = id.of_whole(&shard);
+        DeleteInvite { id, namespace: shard, expected_revision: None, actor }
+            .run(&state.gate)
+            .await?;
+    }
+    Ok(Deleted::Deleted)
+}
+
+/// Lowers the limit of an invite of a namespace that is spread: brings what shards have left home first.
+async fn lowered(
+    state: &State,
+    change: &ChangeInvite,
+    limit: u64,
+    deadline: Instant,
+) -> Result<Changed, Problem> {
+    let (home, id) = (&change.namespace, change.id);
+    loop {
+        let which = Which::Id(id);
+        let question = ShowInvite { namespace: home.clone(), which };
+        let Some(Shown { invite, .. }) = question.run(&state.gate).await? else {
+            return Ok(Changed::NotFound);
+        };
+        let less = invite.total.unwrap_or_default().saturating_sub(limit);
+        state.spread.gather(home, id, &invite.code, less, deadline).await?;
+        match change.run(&state.gate).await? {
+            Changed::LimitBelowUsed { .. } => {}
+            other => return Ok(other),
+        }
+        let Some(shown) = question.run(&state.gate).await? else { return Ok(Changed::NotFound) };
+        let Shown { invite, held, .. } = state.spread.whole(shown).await?;
+        // Else somebody has taken what was gathered a moment ago, or a use has become free.
+        if invite.uses + held > limit {
+            return Ok(Changed::LimitBelowUsed { uses: invite.uses, held });
+        }
+        if Instant::now() >= deadline {
+            return Err(SpreadError::TooLate.into());
         }
     }
 }
@@ -386,7 +515,14 @@ pub(super) async fn delete(
     let expected_revision = if_match(&http)?;
     let actor = scope.caller.actor();
     let delete = DeleteInvite { id, namespace: scope.namespace, expected_revision, actor };
-    match delete.run(&state.gate).await? {
+    let deadline = Instant::now() + state.request_timeout;
+    let deleted = if state.spread.is_spread(&delete.namespace).await? {
+        deleted_everywhere(&state, &delete, deadline).await?
+    } else {
+        delete.run(&state.gate).await?
+    };
+    match deleted {
+        Deleted::UsesElsewhere => Err(SpreadError::TooLate.into()),
         Deleted::Deleted => Ok(HttpResponse::NoContent().finish()),
         Deleted::NotFound => Err(missing()),
         Deleted::InUse { uses, held } => Err(Problem::new(
@@ -436,6 +572,14 @@ pub(super) fn precondition_failed(revision: u64) -> Problem {
         format!("It is at revision {revision} now. Read it again, then decide whether your change still fits."),
     )
     .with("revision", revision)
+}
+
+/// Refuses a campaign where the namespace is spread over several partitions: what its invites share is counted in one.
+pub(super) fn refuse_campaign(body: &mut Body, settings: &Settings, asked: Option<&CampaignName>) {
+    if asked.is_some() && settings.is_spread() {
+        let detail = "can not be had in a namespace that is spread; limit each invite, or use another namespace";
+        body.wrong("campaign", Code::InvalidRequest, detail);
+    }
 }
 
 pub(super) fn email_domains(body: &mut Body) -> Option<Vec<EmailDomain>> {

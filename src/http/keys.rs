@@ -1,4 +1,5 @@
 //! API keys: `POST` makes one and shows it this once, `GET` lists them without their secrets, `DELETE` revokes one.
+//! `GET /v1/keys/self` shows the one that asks.
 
 use actix_web::{HttpResponse, web};
 use serde::Serialize;
@@ -145,6 +146,10 @@ pub(super) async fn list(state: web::Data<State>, query: Query) -> Result<HttpRe
     Ok(page.answer(&rows, next.as_ref().map(<[_; 1]>::as_slice), None))
 }
 
+pub(super) async fn show_own(Caller(key, _): Caller) -> HttpResponse {
+    HttpResponse::Ok().json(View::new(&key))
+}
+
 pub(super) async fn revoke(
     state: web::Data<State>,
     caller: Caller,
@@ -193,6 +198,15 @@ pub(super) mod docs {
         Operation::new("list_keys", Tag::Keys, "API keys, without their secrets")
             .lists::<View>("API keys.")
             .problems(LEDGER)
+    }
+
+    pub(in crate::http) fn show_own() -> Operation {
+        Operation::new(
+            "show_own_key",
+            Tag::Keys,
+            "The API key that asks: what it may do, and where",
+        )
+        .answers::<View>(200, "The key, without its secret.")
     }
 
     pub(in crate::http) fn revoke() -> Operation {

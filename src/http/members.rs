@@ -22,13 +22,14 @@ use crate::{
         show_member::ShowMember,
     },
     ledger::MemberFilter,
+    spread::SpreadError,
 };
 
 /// A membership as clients see it.
 #[derive(Serialize, ToSchema)]
 #[schema(as = Member)]
 pub(super) struct View<'a> {
-    namespace: &'a Namespace,
+    namespace: Namespace,
     user: &'a UserId,
     group: &'a Group,
     /// The redemption that made the user a member; null for one who joined another way.
@@ -43,6 +44,7 @@ pub(super) struct View<'a> {
 impl<'a> View<'a> {
     pub(super) fn new(member: &'a Member, stale: bool) -> Self {
         let Member { namespace, user, group, redemption, joined_at } = member;
+        let namespace = namespace.whole();
         Self { namespace, user, group, redemption: *redemption, joined_at: *joined_at, stale }
     }
 }
@@ -82,13 +84,17 @@ async fn memberships(
     namespace: &Namespace,
     user: &UserId,
 ) -> Result<(Vec<Member>, bool), Problem> {
-    let question = ShowMember { namespace: namespace.clone(), user: user.clone() };
-    match question.run(&state.gate).await {
+    let asked = async {
+        let namespace = state.spread.shard_of(namespace, user).await?;
+        ShowMember { namespace, user: user.clone() }.run(&state.gate).await
+    };
+    match asked.await {
         Ok(members) => Ok((members, false)),
         Err(error @ GateError::Unexpected { .. }) => Err(error.into()),
         Err(_) => {
             let filter = MemberFilter { user: Some(user.clone()), group: None };
-            Ok((state.ledger.members(namespace, &filter, None, 1000).await?.rows, true))
+            let parts = state.ledger.parts(namespace).await?;
+            Ok((state.ledger.members_of(&parts, &filter, None, 1000).await?.rows, true))
         }
     }
 }
@@ -130,7 +136,9 @@ pub(super) async fn join(
     let (user, group) = named(&path.1, Some(&path.2))?;
     let Some(group) = group else { return Err(missing()) };
     let actor = scope.caller.actor();
-    match (Join { namespace: scope.namespace, user, group, actor }).run(&state.gate).await? {
+    let namespace = state.spread.shard_of(&scope.namespace, &user).await?;
+    match (Join { namespace, user, group, actor }).run(&state.gate).await? {
+        Joined::Elsewhere => Err(SpreadError::TooLate.into()),
         Joined::Joined(member) => Ok(HttpResponse::Created().json(View::new(&member, false))),
         Joined::Already(member) => Ok(HttpResponse::Ok().json(View::new(&member, false))),
         Joined::AlreadyMember { group, redemption } => {
@@ -165,7 +173,8 @@ async fn left(
     group: Option<Group>,
 ) -> Result<HttpResponse, Problem> {
     let actor = scope.caller.actor();
-    match (Leave { namespace: scope.namespace, user, group, actor }).run(&state.gate).await? {
+    let namespace = state.spread.shard_of(&scope.namespace, &user).await?;
+    match (Leave { namespace, user, group, actor }).run(&state.gate).await? {
         Left::Left(_) => Ok(HttpResponse::NoContent().finish()),
         Left::NotMember => Err(missing()),
         Left::NamespaceNotFound => Err(namespace_missing()),
@@ -183,8 +192,9 @@ pub(super) async fn list(
     };
     let page = query.page()?;
     let after = page.after(pair)?;
-    let found = state.ledger.members(&scope.namespace, &filter, after.as_ref(), page.limit).await?;
-    let as_of = state.ledger.synced_at(state.gate.keys().partition_of(&scope.namespace)).await?;
+    let parts = state.ledger.parts(&scope.namespace).await?;
+    let found = state.ledger.members_of(&parts, &filter, after.as_ref(), page.limit).await?;
+    let as_of = state.as_of(&parts).await?;
     let next = found.next.as_ref().map(|(user, group)| [user.as_str(), group.as_str()]);
     let rows: Vec<_> = found.rows.iter().map(|member| View::new(member, false)).collect();
     Ok(page.answer(&rows, next.as_ref().map(<[_; 2]>::as_slice), as_of))

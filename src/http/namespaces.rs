@@ -22,10 +22,13 @@ use crate::{
     },
     gate::{
         GateError,
-        put_namespace::{Action, NamespacePut, PutNamespace, Rules, RulesPatch},
+        put_namespace::{Action, NamespacePut, PutNamespace, Rules, RulesPatch, Spreading},
         show_namespace::ShowNamespace,
     },
 };
+
+/// How often the spread of a namespace can be changed: a new user is looked for in each layout.
+const LAYOUTS_MAX: usize = 8;
 
 /// A namespace as clients see it.
 #[derive(Serialize, ToSchema)]
@@ -42,6 +45,9 @@ struct View<'a> {
     durability: &'static str,
     #[schema(value_type = ErrorDetail)]
     error_detail: &'static str,
+    /// Over how many partitions the users are spread.
+    #[schema(minimum = 1, maximum = 256)]
+    spread: u16,
     #[schema(required, value_type = Option<Quota>)]
     rate_user: Option<String>,
     #[schema(required, value_type = Option<Quota>)]
@@ -71,6 +77,7 @@ impl<'a> View<'a> {
         Self {
             name,
             membership: settings.membership.as_str(),
+            spread: settings.spread,
             code_case: settings.code_case.as_str(),
             code_check: settings.code_check,
             durability: settings.durability.as_str(),
@@ -113,6 +120,9 @@ pub(super) async fn put(
             value.as_bool().ok_or_else(|| "must be true or false".to_owned())
         })
         .value();
+    let partitions = state.gate.keys().partitions().count() as u64;
+    let spread = body.count("spread", partitions).value();
+    let spread = spread.and_then(|spread| u16::try_from(spread).ok());
     let durability = durability(&state, &mut body).unwrap_or(new.durability);
     let error_detail =
         body.optional("error_detail", ErrorDetail::parse).value().unwrap_or(new.error_detail);
@@ -120,13 +130,13 @@ pub(super) async fn put(
     body.finish()?;
     // What is fixed and left out stays as it is.
     let question = ShowNamespace { namespace: scope.namespace.clone() };
-    let fixed = match (membership, code_case, code_check) {
-        (Some(membership), Some(code_case), Some(code_check)) => {
-            (membership, code_case, code_check)
+    let fixed = match (membership, code_case, code_check, spread) {
+        (Some(membership), Some(code_case), Some(code_check), Some(spread)) => {
+            (membership, code_case, code_check, spread)
         }
         _ => match question.run(&state.gate).await? {
-            Some((known, _)) => (known.membership, known.code_case, known.code_check),
-            None => (new.membership, new.code_case, new.code_check),
+            Some((known, _)) => (known.membership, known.code_case, known.code_check, known.spread),
+            None => (new.membership, new.code_case, new.code_check, new.spread),
         },
     };
     let rules = Rules {
@@ -140,8 +150,9 @@ pub(super) async fn put(
         rate_code: code.unwrap_or(new.rate_code),
         rate_namespace: namespace.unwrap_or(new.rate_namespace),
         rate_guess: guess.unwrap_or(new.rate_guess),
+        spread: spread.unwrap_or(fixed.3),
     };
-    run(&state, scope, &http, Action::Put(rules)).await
+    run(&state, scope, if_match(&http)?, Action::Put(rules)).await
 }
 
 pub(super) async fn patch(
@@ -152,7 +163,10 @@ pub(super) async fn patch(
 ) -> Result<HttpResponse, Problem> {
     let fixed = ["membership", "code_case", "code_check"];
     body.refuse(&fixed, "can not be changed once a namespace is made");
-    body.refuse_null(&["durability", "error_detail"]);
+    body.refuse_null(&["durability", "error_detail", "spread"]);
+    let partitions = state.gate.keys().partitions().count() as u64;
+    let spread = body.count("spread", partitions).value();
+    let spread = spread.and_then(|spread| u16::try_from(spread).ok());
     let durability = durability(&state, &mut body);
     let error_detail = body.optional("error_detail", ErrorDetail::parse).value();
     let [rate_user, rate_ip, rate_code, rate_namespace, rate_guess] = rates(&mut body);
@@ -165,8 +179,23 @@ pub(super) async fn patch(
         rate_code,
         rate_namespace,
         rate_guess,
+        spread: None,
     };
-    run(&state, scope, &http, Action::Patch(patch)).await
+    let Some(spread) = spread else {
+        return run(&state, scope, if_match(&http)?, Action::Patch(patch)).await;
+    };
+    let asked = if_match(&http)?;
+    loop {
+        let question = ShowNamespace { namespace: scope.namespace.clone() };
+        let (known, _) = question.run(&state.gate).await?.ok_or_else(missing)?;
+        let patch = RulesPatch { spread: spreading(&known, spread, &mut body)?, ..patch.clone() };
+        // What is made of the rules as they were goes with them alone.
+        let expected = asked.or(Some(known.revision));
+        match run(&state, scope.clone(), expected, Action::Patch(patch)).await {
+            Err(problem) if asked.is_none() && problem.code == Code::PreconditionFailed => {}
+            other => return other,
+        }
+    }
 }
 
 pub(super) async fn archive(
@@ -174,13 +203,32 @@ pub(super) async fn archive(
     scope: Scope,
     http: HttpRequest,
 ) -> Result<HttpResponse, Problem> {
-    run(&state, scope, &http, Action::Archive).await
+    run(&state, scope, if_match(&http)?, Action::Archive).await
+}
+
+/// Another spread after those that there were; nothing if it is what it is.
+fn spreading(known: &Settings, spread: u16, body: &mut Body) -> Result<Option<Spreading>, Problem> {
+    if spread == known.spread {
+        return Ok(None);
+    }
+    if known.layouts.contains(&spread) {
+        let detail = "is one that the namespace had before; take another number";
+        body.wrong("spread", Code::InvalidRequest, detail);
+        return Err(body.problem());
+    }
+    if known.layouts.len() >= LAYOUTS_MAX {
+        let detail = format!("was changed {LAYOUTS_MAX} times, which is as often as it can be");
+        body.wrong("spread", Code::InvalidRequest, &detail);
+        return Err(body.problem());
+    }
+    let layouts = known.layouts.iter().copied().chain([known.spread]).collect();
+    Ok(Some(Spreading { spread, layouts }))
 }
 
 async fn run(
     state: &State,
     scope: Scope,
-    http: &HttpRequest,
+    expected_revision: Option<u64>,
     action: Action,
 ) -> Result<HttpResponse, Problem> {
     let archives = action == Action::Archive;
@@ -188,10 +236,15 @@ async fn run(
         namespace: scope.namespace,
         action,
         change: crate::ids::unique(),
-        expected_revision: if_match(http)?,
+        expected_revision,
         actor: scope.caller.actor(),
     };
-    let (mut response, settings) = match put.run(&state.gate).await? {
+    let answer = put.run(&state.gate).await?;
+    if let NamespacePut::Created { settings, .. } | NamespacePut::Changed { settings, .. } = &answer
+    {
+        state.spread.share_settings(&put.namespace, settings).await?;
+    }
+    let (mut response, settings) = match answer {
         NamespacePut::Changed { .. } if archives => return Ok(HttpResponse::NoContent().finish()),
         NamespacePut::Created { settings, .. } => (HttpResponse::Created(), settings),
         NamespacePut::Changed { settings, .. } => (HttpResponse::Ok(), settings),
@@ -212,6 +265,7 @@ async fn run(
                 differs("code_case", rules.code_case.as_str(), settings.code_case.as_str());
                 let word = |check| if check { "true" } else { "false" };
                 differs("code_check", word(rules.code_check), word(settings.code_check));
+                differs("spread", &rules.spread.to_string(), &settings.spread.to_string());
             }
             return Err(body.problem());
         }

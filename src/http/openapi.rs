@@ -41,6 +41,7 @@ pub(super) enum Tag {
     Exports,
     Keys,
     Audit,
+    People,
     Service,
 }
 
@@ -59,6 +60,7 @@ impl Tag {
         Self::Exports,
         Self::Keys,
         Self::Audit,
+        Self::People,
         Self::Service,
     ];
 
@@ -79,6 +81,7 @@ impl Tag {
             Self::Exports => ("Exports", "Everything, in and out."),
             Self::Keys => ("Keys", "Who may ask."),
             Self::Audit => ("Audit log", "Who changed what."),
+            Self::People => ("Page", "For people, where the operator has it: docs/page.md."),
             Self::Service => ("Service", "Health, metrics and documentation."),
         }
     }
@@ -94,6 +97,8 @@ pub(super) struct Operation {
     conditions: Vec<&'static str>,
     query: Vec<Value>,
     body: Option<Value>,
+    /// Whether its body is a form.
+    is_form: bool,
     /// The types that it takes instead of JSON.
     text_types: &'static [&'static str],
     answers: Vec<Answer>,
@@ -124,6 +129,7 @@ impl Operation {
             conditions: Vec::new(),
             query: Vec::new(),
             body: None,
+            is_form: false,
             text_types: &[],
             answers: Vec::new(),
             problems: Vec::new(),
@@ -161,6 +167,11 @@ impl Operation {
         self.body = Some(reference(&name));
         self.schemas.insert(name, fields.schema());
         self
+    }
+
+    /// It takes a form with these fields.
+    pub(super) fn takes_form(self, fields: Fields) -> Self {
+        Self { is_form: true, ..self.takes(fields) }
     }
 
     /// It takes text of one of these types.
@@ -232,6 +243,11 @@ impl Operation {
     /// A success that is text of one of these types.
     pub(super) fn answers_text(self, what: &'static str, types: &[&'static str]) -> Self {
         self.answer(200, what, types.iter().map(|media| (*media, json!({"type": "string"}))))
+    }
+
+    /// A success that is a page for people.
+    pub(super) fn answers_page(self, status: u16, what: &'static str) -> Self {
+        self.answer(status, what, [("text/html", json!({"type": "string"}))])
     }
 
     /// Headers of the answer that was named last.
@@ -365,6 +381,8 @@ fn problems_of(endpoint: &Endpoint, operation: &Operation) -> BTreeSet<Code> {
     }
     if endpoint.role.is_some() {
         problems.extend([Code::Unauthorized, Code::Forbidden]);
+    }
+    if endpoint.role.is_some() || endpoint.is_for_people() {
         let stuck =
             if endpoint.method == Method::GET { Code::Overloaded } else { Code::OutcomeUnknown };
         problems.insert(stuck);
@@ -488,7 +506,12 @@ fn described(endpoint: &Endpoint, operation: &Operation) -> Value {
         described["parameters"] = json!(parameters);
     }
     if let Some(schema) = &operation.body {
-        let mut content = json!({"application/json": {"schema": schema}});
+        let media = if operation.is_form {
+            "application/x-www-form-urlencoded"
+        } else {
+            "application/json"
+        };
+        let mut content = json!({media: {"schema": schema}});
         if endpoint.method == Method::PATCH {
             content["application/merge-patch+json"] = json!({"schema": schema});
         }
@@ -516,7 +539,7 @@ fn parameters(endpoint: &Endpoint, operation: &Operation) -> Vec<Value> {
             None => collection = part,
         }
     }
-    if endpoint.method == Method::POST {
+    if endpoint.has_idempotency_key() {
         parameters.push(json!({
             "name": "Idempotency-Key", "in": "header",
             "description": "Your name for this request: a repeat with the same one gets the same answer.",
@@ -555,7 +578,7 @@ fn path_schema(collection: &str, name: &str) -> Value {
 
 fn responses(endpoint: &Endpoint, operation: &Operation) -> Value {
     let mut always = vec!["X-Request-Id"];
-    if endpoint.method == Method::POST {
+    if endpoint.has_idempotency_key() {
         always.push("Idempotency-Key");
     }
     let rates = |is_rated| -> &[&str] {
@@ -596,10 +619,15 @@ fn responses(endpoint: &Endpoint, operation: &Operation) -> Value {
         let mut schemas: Vec<_> =
             codes.iter().map(|code| reference(&problems::name(*code))).collect();
         let schema = if schemas.len() == 1 { schemas.remove(0) } else { json!({"oneOf": schemas}) };
+        let content = if endpoint.is_for_people() {
+            json!({"text/html": {"schema": {"type": "string"}}})
+        } else {
+            json!({"application/problem+json": {"schema": schema}})
+        };
         let response = json!({
             "description": titles.collect::<Vec<_>>().join(" "),
             "headers": header_references(names),
-            "content": {"application/problem+json": {"schema": schema}},
+            "content": content,
         });
         // No operation has a status that is both a success and a problem.
         responses.insert(status.to_string(), response);

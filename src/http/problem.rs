@@ -6,15 +6,17 @@
 use std::fmt;
 
 use actix_web::{
-    HttpResponse, ResponseError,
+    HttpResponse, HttpResponseBuilder, ResponseError,
     http::{StatusCode, header},
 };
 use serde_json::{Map, Value, json};
 
+use super::invite_page::Next;
 use crate::{
     domain::{RateStatus, Refusal},
     gate::GateError,
     ledger::LedgerError,
+    spread::SpreadError,
 };
 
 /// Declares every code once, with its status, whether repeating the request can help, and its title.
@@ -71,6 +73,7 @@ codes! {
     Forbidden = "forbidden", 403, false, "This API key may not do that";
     UserNotAllowed = "user_not_allowed", 403, false, "The invite is bound to another user";
     EmailDomainNotAllowed = "email_domain_not_allowed", 403, false, "The invite is for other e-mail domains";
+    UserTokenInvalid = "user_token_invalid", 403, false, "The token does not say who the person is";
     NotStarted = "not_started", 403, true, "The invite can not be used yet";
     InviteNotFound = "invite_not_found", 404, false, "There is no such invite";
     InviteInvalid = "invite_invalid", 404, false, "The code can not be used";
@@ -152,6 +155,8 @@ struct Parts {
     /// The methods that the path has.
     allow: Option<String>,
     rates: Vec<RateStatus>,
+    /// What a person may do who is told so on a page.
+    next: Option<Next>,
     /// For the log, never for the client.
     cause: Option<String>,
 }
@@ -189,6 +194,18 @@ impl Problem {
         self
     }
 
+    /// Adds what a person may do who is told so on a page.
+    pub(super) fn then(mut self, next: Option<Next>) -> Self {
+        self.parts.next = next;
+        self
+    }
+
+    /// Adds a cause that is no error, for the log.
+    pub(super) fn because(mut self, cause: &str) -> Self {
+        self.parts.cause = Some(cause.to_owned());
+        self
+    }
+
     fn retry_after_ms(mut self, ms: u64) -> Self {
         self.parts.retry_after_seconds = Some(ms.div_ceil(1000).max(1));
         self
@@ -202,9 +219,7 @@ impl Problem {
     /// An answer that can not be.
     pub(super) fn unexpected(what: &str) -> Self {
         let detail = "Something is wrong with the service. Report the request_id to its operator.";
-        let mut problem = Self::new(Code::Internal, detail);
-        problem.parts.cause = Some(what.to_owned());
-        problem
+        Self::new(Code::Internal, detail).because(what)
     }
 
     /// The sentence for the client.
@@ -218,9 +233,24 @@ impl Problem {
         self.parts.members.keys().map(String::as_str)
     }
 
+    /// A member of the body that is text.
+    pub(super) fn member(&self, name: &str) -> Option<&str> {
+        self.parts.members.get(name).and_then(Value::as_str)
+    }
+
     /// The rate limit that refused the request, if one did.
     pub(super) fn policy(&self) -> Option<&str> {
-        self.parts.members.get("policy").and_then(Value::as_str)
+        self.member("policy")
+    }
+
+    /// How long to wait before it is asked again.
+    pub(super) fn retry_after_seconds(&self) -> Option<u64> {
+        self.parts.retry_after_seconds
+    }
+
+    /// What a person may do who is told so on a page.
+    pub(super) fn next(&self) -> Option<&Next> {
+        self.parts.next.as_ref()
     }
 
     /// Adds the cause, for the log.
@@ -257,8 +287,12 @@ impl Problem {
         if let Value::Object(body) = &mut body {
             body.extend(self.parts.members.clone());
         }
+        self.head().content_type("application/problem+json").body(body.to_string())
+    }
+
+    /// The head of the answer, whatever its body is.
+    pub(super) fn head(&self) -> HttpResponseBuilder {
         let mut response = HttpResponse::build(self.code.status());
-        response.content_type("application/problem+json");
         if let Some(seconds) = self.parts.retry_after_seconds {
             response.insert_header((header::RETRY_AFTER, seconds.to_string()));
         }
@@ -271,7 +305,7 @@ impl Problem {
         for header in rate_headers(&self.parts.rates) {
             response.insert_header(header);
         }
-        response.body(body.to_string())
+        response
     }
 }
 
@@ -435,6 +469,21 @@ impl From<GateError> for Problem {
             }
         };
         problem.caused_by(&error)
+    }
+}
+
+impl From<SpreadError> for Problem {
+    fn from(error: SpreadError) -> Self {
+        match error {
+            SpreadError::Gate(error) => error.into(),
+            SpreadError::Ledger(error) => error.into(),
+            SpreadError::TooLate => Self::new(
+                Code::Overloaded,
+                "The uses that are left lie in other partitions and could not be brought here in time. Nothing was \
+                 spent; try again soon.",
+            )
+            .caused_by(&error),
+        }
     }
 }
 

@@ -3,6 +3,8 @@
 //! position. `GET …/redemptions/{id}` finds one, also one that the ledger does not have yet. `POST
 //! …/redemptions/{id}/rollback` takes one back.
 
+use std::collections::HashMap;
+
 use actix_web::{HttpResponse, http::header, web};
 use serde::Serialize;
 use serde_json::value::RawValue;
@@ -13,15 +15,15 @@ use super::{
     State,
     body::{Body, stored_metadata},
     guard::IdempotencyKey,
-    page::{Page, Query, single},
+    page::{Page, Query},
     problem::{Code, Problem, rate_headers},
     scope::{Room, Scope},
 };
 use crate::{
     domain::{
         Code as InviteCode, Cursor, Durability, EmailDomain, Group, InviteId, Malformed, Millis,
-        Namespace, Outcome, Partition, Position, Redemption, RedemptionId, Refusal, ReservationId,
-        Settings, UserId, command::REASON_BYTES_MAX,
+        Namespace, Outcome, Partition, Position, Positions, RateStatus, Redemption, RedemptionId,
+        Refusal, ReservationId, Settings, UserId, command::REASON_BYTES_MAX, invite::MAX_USES_MAX,
     },
     gate::{
         GateError,
@@ -41,7 +43,7 @@ use crate::{
 #[schema(as = Redemption)]
 pub(super) struct View<'a> {
     id: RedemptionId,
-    namespace: &'a Namespace,
+    namespace: Namespace,
     invite: InviteId,
     code: &'a InviteCode,
     group: &'a Group,
@@ -78,13 +80,14 @@ impl<'a> View<'a> {
         let Redemption { id, namespace, invite, code, group, user, .. } = redemption;
         Self {
             id: *id,
-            namespace,
-            invite: *invite,
+            namespace: namespace.whole(),
+            invite: invite.of_whole(namespace),
             code,
             group,
             user,
             ordinal: redemption.ordinal,
-            remaining: redemption.remaining,
+            // In a shard of a namespace that is spread an unlimited invite has more than any limit.
+            remaining: redemption.remaining.filter(|left| *left <= MAX_USES_MAX),
             redeemed_at: redemption.redeemed_at,
             replayed,
             durability: reached.as_str(),
@@ -221,10 +224,20 @@ async fn deadline_of(
     user: &UserId,
     id: ReservationId,
 ) -> Result<Millis, Problem> {
-    let question =
-        ShowReservation { namespace: namespace.clone(), code: code.clone(), user: user.clone() };
+    let namespace = state.spread.shard_of(namespace, user).await?;
+    let question = ShowReservation { namespace, code: code.clone(), user: user.clone() };
     let live = question.run(&state.gate).await?.filter(|live| live.id == id);
     Ok(live.map(|live| live.until).unwrap_or_default())
+}
+
+/// A use that was spent, now or before.
+pub(super) struct Spent {
+    redemption: Redemption,
+    /// Whether this user had spent it before.
+    pub(super) replayed: bool,
+    /// The level that holds.
+    reached: Durability,
+    rates: Vec<RateStatus>,
 }
 
 /// Spends a use, and answers once what was asked of the answer holds.
@@ -234,6 +247,27 @@ pub(super) async fn spend(
     settings: &Settings,
     asked: Asked,
 ) -> Result<HttpResponse, Problem> {
+    let Spent { redemption, replayed, reached, rates } =
+        decide(state, question, settings, asked).await?;
+    let mut response = if replayed { HttpResponse::Ok() } else { HttpResponse::Created() };
+    for header in rate_headers(&rates) {
+        response.insert_header(header);
+    }
+    if !replayed {
+        let namespace = redemption.namespace.whole();
+        let location = format!("/v1/namespaces/{namespace}/redemptions/{}", redemption.id);
+        response.insert_header((header::LOCATION, location));
+    }
+    Ok(response.json(View::new(&redemption, replayed, reached)))
+}
+
+/// Spends a use, and is done once what was asked of the answer holds.
+pub(super) async fn decide(
+    state: &State,
+    question: Redeem,
+    settings: &Settings,
+    asked: Asked,
+) -> Result<Spent, Problem> {
     let span = trace::part("redeem");
     trace::within(&span, decided(state, question, settings, asked, &span)).await
 }
@@ -244,7 +278,7 @@ async fn decided(
     settings: &Settings,
     Asked { durability, deadline }: Asked,
     span: &Span,
-) -> Result<HttpResponse, Problem> {
+) -> Result<Spent, Problem> {
     // A request may ask for more than its namespace promises, never for less.
     let level = durability.unwrap_or_default().max(settings.durability);
     let namespace = question.namespace.clone();
@@ -255,11 +289,8 @@ async fn decided(
              gate.replicas.",
         ));
     }
-    let (answer, replicated) = if level == Durability::Replicated {
-        state.gate.redeem_replicated(question).await?
-    } else {
-        (state.gate.redeem(question).await?, false)
-    };
+    let replicated = level == Durability::Replicated;
+    let (answer, replicated) = state.spread.redeem(question, replicated, deadline).await?;
     if let Some(word) = outcome_word(&answer.outcome) {
         span.set("redeemer.outcome", word);
         state.outcomes.count(&namespace, word, crate::ids::now());
@@ -268,11 +299,11 @@ async fn decided(
     // Redis again.
     let newest = state.gate.known_settings(&namespace);
     let level = level.max(newest.map_or(level, |settings| settings.durability));
-    let (mut response, redemption, replayed) = match &answer.outcome {
-        Outcome::Granted(redemption) => (HttpResponse::Created(), redemption, false),
-        Outcome::Replayed(redemption) => (HttpResponse::Ok(), redemption, true),
+    let (redemption, replayed) = match answer.outcome {
+        Outcome::Granted(redemption) => (redemption, false),
+        Outcome::Replayed(redemption) => (redemption, true),
         Outcome::Refused(refusal) => {
-            return Err(Problem::from(refusal.clone()).with_rates(answer.rates));
+            return Err(Problem::from(refusal).with_rates(answer.rates));
         }
         Outcome::Allowed | Outcome::Held { .. } => {
             return Err(Problem::unexpected("a redemption was answered like something else"));
@@ -283,24 +314,28 @@ async fn decided(
         Durability::Gate | Durability::Replicated => {}
         Durability::Ledger => {
             span.event("waits for the ledger");
-            wait_for_ledger(state, redemption, deadline).await?;
+            wait_for_ledger(state, &redemption, deadline).await?;
             span.event("the ledger has it");
         }
     }
     span.set("redeemer.durability", level.as_str());
-    for header in rate_headers(&answer.rates) {
-        response.insert_header(header);
-    }
-    if !replayed {
-        let location =
-            format!("/v1/namespaces/{}/redemptions/{}", redemption.namespace, redemption.id);
-        response.insert_header((header::LOCATION, location));
-    }
-    Ok(response.json(View::new(redemption, replayed, level)))
+    Ok(Spent { redemption, replayed, reached: level, rates: answer.rates })
 }
 
 fn missing() -> Problem {
     Problem::new(Code::RedemptionNotFound, "No redemption of this namespace has this id.")
+}
+
+/// Where the users of a namespace are; while the gate can not be asked, as far as the ledger knows.
+pub(super) async fn shards(
+    state: &State,
+    namespace: &Namespace,
+) -> Result<Vec<Namespace>, Problem> {
+    match state.spread.shards(namespace).await {
+        Ok(shards) => Ok(shards),
+        Err(error @ GateError::Unexpected { .. }) => Err(error.into()),
+        Err(_) => Ok(state.ledger.parts(namespace).await?),
+    }
 }
 
 /// A redemption, also one that the ledger does not have yet, and where it was found.
@@ -312,13 +347,15 @@ async fn find(
     if let Some(record) = state.ledger.redemption(namespace, id).await? {
         return Ok((record, Durability::Ledger));
     }
-    if let Some(found) = outbox::find_redemption(&state.gate, namespace, id).await? {
-        let Found { redemption, metadata } = found;
-        let record =
-            RedemptionRecord { redemption, metadata, rolled_back_at: None, rollback_reason: None };
-        return Ok((record, Durability::Gate));
+    for shard in shards(state, namespace).await? {
+        if let Some(found) = outbox::find_redemption(&state.gate, &shard, id).await? {
+            let Found { redemption, metadata } = found;
+            let (rolled_back_at, rollback_reason) = (None, None);
+            let record = RedemptionRecord { redemption, metadata, rolled_back_at, rollback_reason };
+            return Ok((record, Durability::Gate));
+        }
+        gate_is_whole(state, &shard).await?;
     }
-    gate_is_whole(state, namespace).await?;
     // It may have gone across, and out of the outbox, between the two looks.
     let record = state.ledger.redemption(namespace, id).await?.ok_or_else(missing)?;
     Ok((record, Durability::Ledger))
@@ -431,8 +468,10 @@ pub(super) async fn list(
     scope: Scope,
     mut query: Query,
 ) -> Result<HttpResponse, Problem> {
-    let partition = state.gate.keys().partition_of(&scope.namespace);
+    let parts = state.ledger.parts(&scope.namespace).await?;
+    let partitions = state.partitions_of(&parts);
     let parameters = &mut query.parameters;
+    let after_position = parameters.optional("after_position", |text| places_in(&partitions, text));
     let filter = RedemptionFilter {
         code: listed_code(&state, &scope.namespace, parameters).await?,
         invite: parameters.optional("invite", str::parse).value(),
@@ -440,15 +479,20 @@ pub(super) async fn list(
         group: parameters.optional("group", Group::parse).value(),
         after: parameters.time("after").value(),
         before: parameters.time("before").value(),
-        after_position: parameters
-            .optional("after_position", |text| place_in(partition, text))
-            .value(),
+        after_position: None,
         oldest_first: parameters.optional("order", is_ascending).value().unwrap_or_default(),
     };
     let page: Page = query.page()?;
-    let from: Option<Cursor> = page.after(|parts| single(parts)?.parse().ok())?;
-    let found = state.ledger.redemptions(&scope.namespace, &filter, from, page.limit).await?;
-    let as_of = state.ledger.synced_at(partition).await?;
+    let from = page.after(|lines| places(&parts, lines))?.unwrap_or_default();
+    let after_position = after_position.value().unwrap_or_default();
+    let in_part = |part: &Namespace| RedemptionFilter {
+        invite: filter.invite.map(|id| id.of_whole(part)),
+        after_position: after_position.of(state.gate.keys().partition_of(part)),
+        ..filter.clone()
+    };
+    let filters: Vec<_> = parts.iter().map(|part| (part.clone(), in_part(part))).collect();
+    let found = state.ledger.redemptions_of(&filters, &from, page.limit).await?;
+    let as_of = state.as_of(&parts).await?;
     let rows = found
         .rows
         .iter()
@@ -459,23 +503,47 @@ pub(super) async fn list(
             view.with_metadata(metadata.clone())
         })
         .collect::<Result<Vec<_>, Problem>>()?;
-    let next = found.next.map(|cursor| cursor.to_string());
-    Ok(page.answer(
-        &rows,
-        next.as_deref().map(|next| [next]).as_ref().map(<[_; 1]>::as_slice),
-        as_of,
-    ))
+    let next = found.next.map(|next| lines(&parts, &next));
+    let next: Option<Vec<_>> =
+        next.as_ref().map(|lines| lines.iter().map(String::as_str).collect());
+    Ok(page.answer(&rows, next.as_deref(), as_of))
 }
 
-/// The place that a position names, if it is one of this partition: places of two partitions have no order.
-fn place_in(partition: Partition, text: &str) -> Result<Cursor, Malformed> {
-    let position: Position = text.parse()?;
-    if position.partition == partition {
-        Ok(position.cursor)
-    } else {
-        Err(Malformed(format!(
-            "{text} is a position of another partition; those of this namespace begin with {partition}/"
-        )))
+/// Where a page ended in each part of a namespace, as the parts of a cursor: a place in the namespace itself alone, one
+/// in a shard behind what its name has besides.
+pub(super) fn lines(parts: &[Namespace], places: &HashMap<Namespace, Cursor>) -> Vec<String> {
+    let line = |part: &Namespace| {
+        let place = places.get(part)?;
+        let shard = part.as_str().strip_prefix(parts.first()?.as_str())?;
+        Some(if shard.is_empty() { place.to_string() } else { format!("{shard} {place}") })
+    };
+    parts.iter().filter_map(line).collect()
+}
+
+/// What [`lines`] has written.
+pub(super) fn places(parts: &[Namespace], lines: &[String]) -> Option<HashMap<Namespace, Cursor>> {
+    let place = |line: &String| {
+        let (shard, place) = line.split_once(' ').unwrap_or(("", line));
+        let name = format!("{}{shard}", parts.first()?);
+        let part = parts.iter().find(|part| part.as_str() == name)?;
+        Some((part.clone(), place.parse().ok()?))
+    };
+    lines.iter().map(place).collect()
+}
+
+/// The places that positions name, if they are of these partitions: places of two partitions have no order.
+fn places_in(partitions: &[Partition], text: &str) -> Result<Positions, Malformed> {
+    let positions: Positions = text.parse()?;
+    let strange = positions.iter().find(|position| !partitions.contains(&position.partition));
+    match strange {
+        None => Ok(positions),
+        Some(position) => {
+            let own: Vec<_> = partitions.iter().map(|own| format!("{own}/")).collect();
+            Err(Malformed(format!(
+                "{position} is a position of another partition; those of this namespace begin with {}",
+                own.join(", ")
+            )))
+        }
     }
 }
 
@@ -508,7 +576,7 @@ pub(super) mod docs {
     use serde_json::json;
 
     use super::{
-        Durability, Group, InviteId, Millis, Position, REASON_BYTES_MAX, ReservationId, UserId,
+        Durability, Group, InviteId, Millis, Positions, REASON_BYTES_MAX, ReservationId, UserId,
         View,
     };
     use crate::http::{
@@ -621,7 +689,7 @@ pub(super) mod docs {
             json!({"type": "string", "enum": ["desc", "asc"]}),
             "The newest first, or the oldest.",
         )
-        .query("after_position", word::<Position>(), "Behind this one, which is of this namespace.")
+        .query("after_position", word::<Positions>(), "Behind these, each in its own partition.")
         .lists::<View>("Redemptions that the ledger has.")
         .problems(LEDGER)
     }

@@ -48,7 +48,7 @@ enum Now {
 #[schema(as = Reservation)]
 struct View<'a> {
     id: ReservationId,
-    namespace: &'a Namespace,
+    namespace: Namespace,
     invite: InviteId,
     code: &'a InviteCode,
     user: &'a UserId,
@@ -67,8 +67,8 @@ impl<'a> View<'a> {
         let Reservation { id, namespace, invite, code, user, until } = reservation;
         Self {
             id: *id,
-            namespace,
-            invite: *invite,
+            namespace: namespace.whole(),
+            invite: invite.of_whole(namespace),
             code,
             user,
             state,
@@ -106,7 +106,8 @@ pub(super) async fn create(
         caller: scope.caller.actor(),
         mode: Mode::Reserve { ttl_ms: ttl_seconds.unwrap_or(TTL_SECONDS_DEFAULT) * 1000 },
     };
-    let answer = state.gate.redeem(question).await?;
+    let deadline = Instant::now() + state.request_timeout;
+    let (answer, _) = state.spread.redeem(question, false, deadline).await?;
     let (reservation, replayed) = match answer.outcome {
         Outcome::Held { reservation, replayed } => (reservation, replayed),
         Outcome::Refused(refusal) => return Err(Problem::from(refusal).with_rates(answer.rates)),
@@ -119,7 +120,7 @@ pub(super) async fn create(
         response.insert_header(header);
     }
     let Reservation { id, namespace, .. } = &reservation;
-    let location = format!("/v1/namespaces/{namespace}/reservations/{id}");
+    let location = format!("/v1/namespaces/{}/reservations/{id}", namespace.whole());
     response.insert_header((header::LOCATION, location));
     Ok(response.json(View { replayed, ..View::new(&reservation, Now::Held) }))
 }
@@ -133,18 +134,24 @@ async fn find(
 ) -> Result<(Reservation, Held), Problem> {
     let id: ReservationId = id.parse().map_err(|_| missing())?;
     // The outbox first: what is in neither at two moments was never there, since it goes from the one to the other.
-    let asked = match outbox::find_reservation(&state.gate, namespace, id).await {
-        Ok(Some(found)) => return Ok(found),
-        Ok(None) => Ok(()),
-        Err(error @ GateError::Unavailable { .. }) => Err(error),
-        Err(error) => return Err(error.into()),
-    };
+    let shards = redemptions::shards(state, namespace).await?;
+    let mut asked = Ok(());
+    for shard in &shards {
+        match outbox::find_reservation(&state.gate, shard, id).await {
+            Ok(Some(found)) => return Ok(found),
+            Ok(None) => {}
+            Err(error @ GateError::Unavailable { .. }) => asked = Err(error),
+            Err(error) => return Err(error.into()),
+        }
+    }
     if let Some(found) = state.ledger.reservation(namespace, id).await? {
         return Ok(found);
     }
     // The gate may have it, and could not be asked.
     asked?;
-    redemptions::gate_is_whole(state, namespace).await?;
+    for shard in &shards {
+        redemptions::gate_is_whole(state, shard).await?;
+    }
     state.ledger.reservation(namespace, id).await?.ok_or_else(missing)
 }
 

@@ -13,7 +13,7 @@ use super::{
     scope::Scope,
 };
 use crate::{
-    domain::{Malformed, Millis, Namespace, Position},
+    domain::{Malformed, Millis, Namespace, Position, Positions},
     gate::survey,
     outcomes::MINUTE_MS,
 };
@@ -103,12 +103,13 @@ struct Invites {
 #[derive(Serialize, ToSchema)]
 #[schema(as = StatsSync)]
 struct Sync {
-    /// When it last got something of this namespace's partition.
+    /// When it last got something of this namespace's partition; of several, of the one that this was longest ago.
     #[schema(required)]
     as_of: Option<Millis>,
     /// The last change that it has.
-    position: Position,
-    /// Changes of the partition that it does not have yet; null while Redis can not be asked.
+    position: Positions,
+    /// Changes of the partition that it does not have yet, in a namespace that is spread of the one that has most; null
+    /// while Redis can not be asked.
     #[schema(required)]
     behind: Option<u64>,
 }
@@ -153,15 +154,9 @@ pub(super) async fn show(
             last.outcomes.insert(outcome, count);
         }
     }
-    let found = state.ledger.invite_totals(namespace, now).await?;
-    let partition = state.gate.keys().partition_of(namespace);
-    // The gate first: what the ledger has by then is not behind.
-    let gate = survey::run(&state.gate, partition).await.ok().and_then(|survey| survey.meta);
-    let row = state.ledger.partition(partition).await?;
-    let behind = gate.map(|meta| meta.cursor).and_then(|gate| {
-        let is_same = gate.epoch == row.cursor.epoch;
-        is_same.then(|| gate.seq.saturating_sub(row.cursor.seq))
-    });
+    let parts = state.ledger.parts(namespace).await?;
+    let found = state.ledger.invite_totals(namespace, &parts[1..], now).await?;
+    let sync = sync(&state, &parts).await?;
     let shown = View {
         namespace,
         from,
@@ -179,13 +174,27 @@ pub(super) async fn show(
             remaining: found.remaining,
             unlimited: found.unlimited,
         },
-        sync: Sync {
-            as_of: row.synced_at,
-            position: Position { partition, cursor: row.cursor },
-            behind,
-        },
+        sync,
     };
     Ok(HttpResponse::Ok().json(shown))
+}
+
+/// How far the ledger is with these parts of a namespace.
+async fn sync(state: &State, parts: &[Namespace]) -> Result<Sync, Problem> {
+    let mut sync = Sync { as_of: None, position: Positions::default(), behind: Some(0) };
+    for (number, partition) in state.partitions_of(parts).into_iter().enumerate() {
+        // The gate first: what the ledger has by then is not behind.
+        let gate = survey::run(&state.gate, partition).await.ok().and_then(|survey| survey.meta);
+        let row = state.ledger.partition(partition).await?;
+        let behind = gate.map(|meta| meta.cursor).and_then(|gate| {
+            let is_same = gate.epoch == row.cursor.epoch;
+            is_same.then(|| gate.seq.saturating_sub(row.cursor.seq))
+        });
+        sync.as_of = if number == 0 { row.synced_at } else { sync.as_of.min(row.synced_at) };
+        sync.position.set(Position { partition, cursor: row.cursor });
+        sync.behind = sync.behind.zip(behind).map(|(one, other)| one.max(other));
+    }
+    Ok(sync)
 }
 
 fn minus(time: Millis, ms: u64) -> Millis {

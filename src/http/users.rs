@@ -12,7 +12,7 @@ use super::{
     scope::Scope,
 };
 use crate::{
-    domain::{Position, Refusal, UserId},
+    domain::{Namespace, Position, Positions, Refusal, UserId},
     gate::{
         audit,
         erase_user::{EraseUser, Erased},
@@ -43,37 +43,64 @@ pub(super) async fn erase(
 ) -> Result<HttpResponse, Problem> {
     let deadline = Instant::now() + state.request_timeout;
     let user = user_of(&path.1)?;
-    let partition = state.gate.keys().partition_of(&scope.namespace);
+    let parts = state.ledger.parts(&scope.namespace).await?;
+    let partitions = state.partitions_of(&parts);
     // One of them may speak of the person, and would bring the name back when it is replayed.
-    if state.ledger.dead_letters(partition).await? > 0 {
-        return Err(Problem::new(
-            Code::DeadLettersWait,
-            "The ledger could not take some changes of this partition, which may speak of the person. Ask the operator to \
-             replay or drop them (redeemer dead-letters), then try again.",
-        ));
+    for partition in &partitions {
+        if state.ledger.dead_letters(*partition).await? > 0 {
+            return Err(Problem::new(
+                Code::DeadLettersWait,
+                "The ledger could not take some changes of this partition, which may speak of the person. Ask the \
+                 operator to replay or drop them (redeemer dead-letters), then try again.",
+            ));
+        }
     }
     // The ledger knows what is bound to the user once it is as far as the gate is now.
-    let now = audit::read(&state.gate, partition, &[]).await?.at;
-    reach(&state, Position { partition, cursor: now }, deadline).await.map_err(|()| {
-        Problem::new(
-            Code::LedgerUnavailable,
-            "The ledger is behind the gate. Nothing was done; try again soon.",
-        )
-    })?;
-    if !state.ledger.knows_user(&scope.namespace, &user).await? {
+    for partition in partitions {
+        let now = audit::read(&state.gate, partition, &[]).await?.at;
+        reach(&state, Position { partition, cursor: now }, deadline).await.map_err(|()| {
+            Problem::new(
+                Code::LedgerUnavailable,
+                "The ledger is behind the gate. Nothing was done; try again soon.",
+            )
+        })?;
+    }
+    let (home, shards) = (&parts[0], &parts[1..]);
+    let shard = state.spread.shard_of(home, &user).await?;
+    let mut about = Vec::new();
+    for part in &parts {
+        if state.ledger.knows_user(part, &user).await? {
+            about.push(part.clone());
+        }
+    }
+    if about.is_empty() {
         return Err(missing());
     }
-    let actor = scope.caller.actor();
-    for reservation in state.ledger.reservations_of(&scope.namespace, &user).await? {
-        Release { reservation, actor: actor.clone() }.run(&state.gate).await?;
+    // The namespace itself first, whose log says it once for all: an invite that is copied from now on names nobody any
+    // more. Then the user's own shard, also where only a change is under way that the ledger does not have yet.
+    about.retain(|part| part != home && *part != shard);
+    if shard != *home {
+        about.insert(0, shard);
     }
-    let invites = state.ledger.invites_bound_to(&scope.namespace, &user).await?;
+    about.insert(0, home.clone());
     let alias = UserId::erased(crate::ids::random());
-    let erase =
-        EraseUser { namespace: scope.namespace, user, alias: alias.clone(), invites, actor };
-    match erase.run(&state.gate).await? {
-        Erased::Erased { cursor } => {
-            reach(&state, Position { partition, cursor }, deadline).await.map_err(|()| {
+    while !about.is_empty() {
+        let mut reached = Positions::default();
+        for part in &about {
+            match erase_in(&state, part, &user, &alias, &scope.caller.actor()).await? {
+                Erased::Erased { cursor } => {
+                    let partition = state.gate.keys().partition_of(part);
+                    reached.set(Position { partition, cursor });
+                }
+                Erased::NamespaceNotFound if part == home => {
+                    return Err(Refusal::NamespaceNotFound.into());
+                }
+                // A shard that nothing was ever copied to.
+                Erased::NamespaceNotFound => {}
+            }
+        }
+        for position in reached.iter() {
+            reach(&state, position, deadline).await.map_err(|()| {
                 Problem::new(
                     Code::OutcomeUnknown,
                     "The gate has forgotten the user, and the ledger is not known to have done so yet. Repeat the request \
@@ -81,10 +108,37 @@ pub(super) async fn erase(
                 )
                 .with("reached", "gate")
             })?;
-            Ok(HttpResponse::Ok().json(View { alias }))
         }
-        Erased::NamespaceNotFound => Err(Refusal::NamespaceNotFound.into()),
+        // An invite may have been copied meanwhile, by one who had read it before.
+        about.clear();
+        for part in shards {
+            if !state.ledger.invites_bound_to(part, &user).await?.is_empty() {
+                about.push(part.clone());
+            }
+        }
     }
+    Ok(HttpResponse::Ok().json(View { alias }))
+}
+
+/// Puts another name in the place of a user's in a part of the namespace.
+async fn erase_in(
+    state: &State,
+    part: &Namespace,
+    user: &UserId,
+    alias: &UserId,
+    actor: &str,
+) -> Result<Erased, Problem> {
+    for reservation in state.ledger.reservations_of(part, user).await? {
+        Release { reservation, actor: actor.to_owned() }.run(&state.gate).await?;
+    }
+    let erase = EraseUser {
+        namespace: part.clone(),
+        user: user.clone(),
+        alias: alias.clone(),
+        invites: state.ledger.invites_bound_to(part, user).await?,
+        actor: actor.to_owned(),
+    };
+    Ok(erase.run(&state.gate).await?)
 }
 
 /// Waits until the ledger has come to a place.

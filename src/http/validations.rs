@@ -3,6 +3,7 @@
 
 use actix_web::{HttpResponse, web};
 use serde::Serialize;
+use tokio::time::Instant;
 use utoipa::ToSchema;
 
 use super::{
@@ -53,7 +54,8 @@ pub(super) async fn validate(
         caller,
         mode: Mode::Validate,
     };
-    let answer = state.gate.redeem(question).await?;
+    let deadline = Instant::now() + state.request_timeout;
+    let (answer, _) = state.spread.redeem(question, false, deadline).await?;
     let problem = match answer.outcome {
         Outcome::Allowed => None,
         Outcome::Refused(refusal) => Some(Problem::from(refusal)),

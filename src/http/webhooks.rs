@@ -20,10 +20,10 @@ use super::{
 use crate::{
     domain::{
         Cursor, Delivery, DeliveryId, DeliveryState, Malformed, Millis, Namespace, Position,
-        Webhook, WebhookId, event,
+        Positions, Webhook, WebhookId, event,
         webhook::{Secret, WebhookState},
     },
-    ledger::{NewWebhook, WebhookPatch},
+    ledger::{LedgerError, NewWebhook, WebhookPatch},
 };
 
 fn missing() -> Problem {
@@ -49,7 +49,7 @@ struct View<'a> {
     #[schema(required)]
     failing_since: Option<Millis>,
     /// Everything up to here has its delivery.
-    position: Position,
+    position: Positions,
     /// The API key that made it.
     created_by: &'a str,
     created_at: Millis,
@@ -66,10 +66,12 @@ impl<'a> View<'a> {
         self
     }
 
-    fn new(state: &State, webhook: &'a Webhook) -> Self {
+    async fn new(state: &State, webhook: &'a Webhook) -> Result<Self, LedgerError> {
         let partition = state.gate.keys().partition_of(&webhook.namespace);
+        let mut position = state.ledger.webhook_elsewhere(webhook.id).await?;
+        position.set(Position { partition, cursor: webhook.cursor });
         let types = &webhook.event_types;
-        Self {
+        Ok(Self {
             id: webhook.id,
             namespace: &webhook.namespace,
             url: &webhook.url,
@@ -77,12 +79,12 @@ impl<'a> View<'a> {
             state: webhook.state().as_str(),
             reason: webhook.reason.as_deref(),
             failing_since: webhook.failing_since,
-            position: Position { partition, cursor: webhook.cursor },
+            position,
             created_by: &webhook.created_by,
             created_at: webhook.created_at,
             updated_at: webhook.updated_at,
             secret: None,
-        }
+        })
     }
 }
 
@@ -115,7 +117,8 @@ struct DeliveryView<'a> {
 
 impl<'a> DeliveryView<'a> {
     fn new(state: &State, scope: &Scope, delivery: &'a Delivery) -> Self {
-        let partition = state.gate.keys().partition_of(&scope.namespace);
+        let home = || state.gate.keys().partition_of(&scope.namespace);
+        let partition = delivery.partition.unwrap_or_else(home);
         let waits = delivery.state == DeliveryState::Waiting;
         Self {
             id: delivery.id,
@@ -188,15 +191,22 @@ pub(super) async fn create(
     let event_types = event_types(&mut body).value().unwrap_or_default();
     body.finish()?;
     let Some(url) = url.value() else { return Err(body.problem()) };
-    let partition = state.gate.keys().partition_of(&scope.namespace);
     let created_by = scope.caller.actor();
+    let parts = state.ledger.parts(&scope.namespace).await?;
+    let home = state.gate.keys().partition_of(&scope.namespace);
+    let now = state.ledger.cursors().await?;
+    let elsewhere = state.partitions_of(&parts).into_iter().filter(|one| *one != home);
+    let elsewhere = elsewhere
+        .filter_map(|partition| Some(Position { partition, cursor: now.of(partition)? }))
+        .collect();
     let new = NewWebhook {
         id: crate::ids::webhook(&scope.namespace, &created_by, request.0.as_ref()),
         namespace: scope.namespace,
         url,
         event_types,
         created_by,
-        cursor: state.ledger.partition(partition).await?.cursor,
+        cursor: now.of(home).unwrap_or(Cursor { epoch: 0, seq: 0 }),
+        elsewhere,
         secret: crate::ids::webhook_secret(),
     };
     if !state.ledger.insert_webhook(&new, state.webhooks.namespace_max, &scope.caller.by()).await? {
@@ -214,7 +224,7 @@ pub(super) async fn create(
     let location = format!("/v1/namespaces/{}/webhooks/{}", made.namespace, made.id);
     // A repeat, whose first answer was lost, is told the same secret.
     let secret = state.ledger.secrets(made.id).await?.into_iter().next().ok_or_else(missing)?;
-    let shown = View::new(&state, &made).with(&secret);
+    let shown = View::new(&state, &made).await?.with(&secret);
     Ok(HttpResponse::Created().insert_header((header::LOCATION, location)).json(shown))
 }
 
@@ -224,8 +234,11 @@ pub(super) async fn list(
     query: Query,
 ) -> Result<HttpResponse, Problem> {
     let page = query.page()?;
-    let rows = state.ledger.webhooks(&scope.namespace).await?;
-    let rows: Vec<_> = rows.iter().map(|webhook| View::new(&state, webhook)).collect();
+    let mut rows = Vec::new();
+    let webhooks = state.ledger.webhooks(&scope.namespace).await?;
+    for webhook in &webhooks {
+        rows.push(View::new(&state, webhook).await?);
+    }
     Ok(page.answer(&rows, None, None))
 }
 
@@ -234,7 +247,8 @@ pub(super) async fn show(
     scope: Scope,
     path: web::Path<(String, String)>,
 ) -> Result<HttpResponse, Problem> {
-    Ok(HttpResponse::Ok().json(View::new(&state, &find(&state, &scope, &path.1).await?)))
+    let webhook = find(&state, &scope, &path.1).await?;
+    Ok(HttpResponse::Ok().json(View::new(&state, &webhook).await?))
 }
 
 pub(super) async fn change(
@@ -256,7 +270,8 @@ pub(super) async fn change(
     let patch = WebhookPatch { url: url.value(), event_types, disabled: disabled.value() };
     state.ledger.change_webhook(&scope.namespace, webhook.id, &patch, &scope.caller.by()).await?;
     state.webhooks.changed.notify_one();
-    Ok(HttpResponse::Ok().json(View::new(&state, &find(&state, &scope, &path.1).await?)))
+    let webhook = find(&state, &scope, &path.1).await?;
+    Ok(HttpResponse::Ok().json(View::new(&state, &webhook).await?))
 }
 
 pub(super) async fn delete(
@@ -286,7 +301,7 @@ pub(super) async fn rotate_secret(
         .ledger
         .rotate_secret(&scope.namespace, webhook.id, &secret, overlap, &scope.caller.by())
         .await?;
-    let shown = View::new(&state, &webhook).with(&secret);
+    let shown = View::new(&state, &webhook).await?.with(&secret);
     Ok(HttpResponse::Ok().json(shown))
 }
 
@@ -298,12 +313,12 @@ pub(super) async fn deliveries(
 ) -> Result<HttpResponse, Problem> {
     let wanted = query.parameters.optional("state", DeliveryState::parse).value();
     let page = query.page()?;
-    let before: Option<Cursor> = page.after(|parts| single(parts)?.parse().ok())?;
+    let before: Option<DeliveryId> = page.after(|parts| single(parts)?.parse().ok())?;
     let webhook = find(&state, &scope, &path.1).await?;
     let (rows, next) = state.ledger.deliveries(webhook.id, wanted, before, page.limit).await?;
     let rows: Vec<_> =
         rows.iter().map(|delivery| DeliveryView::new(&state, &scope, delivery)).collect();
-    let next = next.map(|cursor| cursor.to_string());
+    let next = next.map(|id| id.to_string());
     let next = next.as_deref().map(|next| [next]);
     Ok(page.answer(&rows, next.as_ref().map(<[_; 1]>::as_slice), None))
 }
@@ -395,7 +410,7 @@ pub(super) mod docs {
     }
 
     pub(in crate::http) fn deliveries() -> Operation {
-        Operation::new("list_deliveries", Tag::Webhooks, "What was sent, the newest event first")
+        Operation::new("list_deliveries", Tag::Webhooks, "What was sent, the newest first")
             .query("state", word::<DeliveryState>(), "Of this state.")
             .lists::<DeliveryView>("Deliveries of the webhook.")
             .problems(&[Code::WebhookNotFound])

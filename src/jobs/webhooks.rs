@@ -18,8 +18,8 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    domain::{Delivery, DeliveryState, Event, Partition, Webhook, WebhookId, webhook},
-    feed::{Feed, Follower},
+    domain::{Delivery, DeliveryState, Event, Partition, Position, Webhook, WebhookId, webhook},
+    feed::Feed,
     gate::Gate,
     ledger::{Attempt, Ledger, LedgerError, WebhookJob},
     outbound::{Called, Outbound},
@@ -236,11 +236,13 @@ impl Server {
     async fn serve(&self) -> Result<(), LedgerError> {
         let Context { ledger, feed, gate, .. } = &self.context;
         let Some(webhook) = ledger.served_webhook(&self.job).await? else { return Ok(()) };
-        let partition = gate.keys().partition_of(&webhook.namespace);
-        let mut follower = feed.follow(webhook.namespace.clone(), partition, webhook.cursor);
+        let home = gate.keys().partition_of(&webhook.namespace);
+        let mut from = ledger.webhook_elsewhere(webhook.id).await?;
+        from.set(Position { partition: home, cursor: webhook.cursor });
+        let mut follower = feed.follow(webhook.namespace, &from).await?;
         loop {
             let (due, waiting, due_in) = ledger.due_deliveries(self.job.webhook.id, ROUND).await?;
-            if !due.is_empty() && !self.round(partition, due).await? {
+            if !due.is_empty() && !self.round(home, due).await? {
                 return Ok(());
             }
             let room = waiting < WAITING_MAX;
@@ -252,8 +254,10 @@ impl Server {
                 }
             };
             tokio::select! {
-                events = follower.next(PAGE, FOREVER), if room => {
-                    if !self.add(&follower, &events?).await? {
+                found = follower.next(PAGE, FOREVER), if room => {
+                    if let Some((events, upto)) = found?
+                        && !self.add(home, &events, upto).await?
+                    {
                         return Ok(());
                     }
                 }
@@ -264,14 +268,20 @@ impl Server {
     }
 
     /// Makes deliveries of events; says whether the webhook is still this node's.
-    async fn add(&self, follower: &Follower, events: &[Event]) -> Result<bool, LedgerError> {
+    async fn add(
+        &self,
+        home: Partition,
+        events: &[Event],
+        upto: Position,
+    ) -> Result<bool, LedgerError> {
         let Some(webhook) = self.context.ledger.served_webhook(&self.job).await? else {
             return Ok(false);
         };
+        let partition = (upto.partition != home).then_some(upto.partition);
         let wanted = events.iter().filter(|event| webhook.wants(event.kind()));
         let deliveries: Vec<_> = wanted
             .map(|event| {
-                let id = crate::ids::delivery(webhook.id, event.position.cursor);
+                let id = crate::ids::delivery(webhook.id, partition, event.position.cursor);
                 (id, event.position.cursor, event.kind().to_owned())
             })
             .collect();
@@ -279,16 +289,16 @@ impl Server {
         if deliveries.is_empty() && events.len() < PAGE as usize {
             return Ok(true);
         }
-        self.context.ledger.add_deliveries(&self.job, &deliveries, follower.position().cursor).await
+        self.context.ledger.add_deliveries(&self.job, partition, &deliveries, upto.cursor).await
     }
 
     /// Tries deliveries and writes down what became of them; says whether the webhook is still this node's.
-    async fn round(&self, partition: Partition, due: Vec<Delivery>) -> Result<bool, LedgerError> {
+    async fn round(&self, home: Partition, due: Vec<Delivery>) -> Result<bool, LedgerError> {
         let ledger = &self.context.ledger;
         let Some(webhook) = ledger.served_webhook(&self.job).await? else { return Ok(false) };
         let secrets = ledger.secrets(webhook.id).await?;
         let tried = stream::iter(due)
-            .map(|delivery| self.attempt(&webhook, &secrets, delivery))
+            .map(|delivery| self.attempt(home, &webhook, &secrets, delivery))
             .buffer_unordered(AT_ONCE)
             .collect::<Vec<_>>()
             .await;
@@ -304,18 +314,20 @@ impl Server {
             let result = if succeeded { "delivered" } else { "failed" };
             metrics::counter!("redeemer_webhook_attempts_total", "result" => result).increment(1);
         }
-        tracing::debug!(webhook = %webhook.id, %partition, attempts = attempts.len(), "tried");
+        tracing::debug!(webhook = %webhook.id, attempts = attempts.len(), "tried");
         ledger.attempted(&self.job, &attempts, gone, failing_max).await
     }
 
     async fn attempt(
         &self,
+        home: Partition,
         webhook: &Webhook,
         secrets: &[webhook::Secret],
         delivery: Delivery,
     ) -> Result<Attempt, LedgerError> {
         let Context { ledger, outbound, options, .. } = &self.context;
-        let event = ledger.event(&webhook.namespace, delivery.event).await?;
+        let partition = delivery.partition.unwrap_or(home);
+        let event = ledger.event(&webhook.namespace, partition, delivery.event).await?;
         let called = match event.as_ref().map(self.context.render) {
             Some(Ok(body)) => {
                 let _turn = self.calls.acquire().await;

@@ -3,14 +3,14 @@
 use super::{
     Lease, Ledger, LedgerError,
     rows::{
-        AuditRow, CampaignRow, CampaignUsesRow, EndedRow, ErasedRow, InviteRow, MemberRow,
+        AuditRow, CampaignRow, CampaignUsesRow, EndedRow, ErasedRow, InviteRow, MemberRow, MoveRow,
         NamespaceRow, RedemptionRow, ReservationRow, RolledBackRow, Rows, UsesRow,
     },
     sql::{Tx, Value, bulk, sql},
 };
 use crate::domain::{
     Acknowledgement, CampaignName, Cursor, EmailDomain, Millis, Partition, Quota, UserId,
-    reservation::Held,
+    change::Moved, reservation::Held,
 };
 
 /// What became of a batch.
@@ -153,6 +153,7 @@ pub(super) async fn write(
     invites(tx, partition, &ended).await?;
     invites(tx, partition, &holding).await?;
     uses(tx, &rows.uses).await?;
+    moves(tx, partition, &rows.moves).await?;
     in_bulk(
         tx,
         "WITH released (namespace, user_id, grp, epoch, seq) AS (",
@@ -277,6 +278,9 @@ async fn namespaces(
             quota(settings.rate_code),
             quota(settings.rate_namespace),
             quota(settings.rate_guess),
+            settings.spread.into(),
+            settings.layouts_text().as_deref().into(),
+            settings.sealed.into(),
             settings.revision.into(),
             settings.created_at.as_ms().into(),
             settings.updated_at.as_ms().into(),
@@ -288,13 +292,13 @@ async fn namespaces(
     in_bulk(
         tx,
         "INSERT INTO namespaces (name, partition, membership, code_case, code_check, durability, error_detail, rate_user, rate_ip,
-         rate_code, rate_namespace, rate_guess, revision, created_at, updated_at, archived_at, epoch, seq) ",
+         rate_code, rate_namespace, rate_guess, spread, layouts, sealed, revision, created_at, updated_at, archived_at, epoch, seq) ",
         values.collect(),
         " ON CONFLICT (name) DO UPDATE SET membership = excluded.membership, code_case = excluded.code_case,
          code_check = excluded.code_check, durability = excluded.durability,
          error_detail = excluded.error_detail, rate_user = excluded.rate_user, rate_ip = excluded.rate_ip,
          rate_code = excluded.rate_code, rate_namespace = excluded.rate_namespace,
-         rate_guess = excluded.rate_guess, revision = excluded.revision, created_at = excluded.created_at,
+         rate_guess = excluded.rate_guess, spread = excluded.spread, layouts = excluded.layouts, sealed = excluded.sealed, revision = excluded.revision, created_at = excluded.created_at,
          updated_at = excluded.updated_at, archived_at = excluded.archived_at, epoch = excluded.epoch,
          seq = excluded.seq
          WHERE (namespaces.epoch, namespaces.seq) <= (excluded.epoch, excluded.seq)",
@@ -317,6 +321,7 @@ async fn invites(
             invite.code.as_str().into(),
             invite.group.as_str().into(),
             invite.max_uses.into(),
+            invite.total.into(),
             invite.uses.into(),
             invite.granted.into(),
             invite.starts_at.map(Millis::as_ms).into(),
@@ -340,11 +345,11 @@ async fn invites(
     // Not INSERT OR REPLACE, which would also throw out another invite that holds the code.
     in_bulk(
         tx,
-        "INSERT INTO invites (id, namespace, partition, code, grp, max_uses, uses, granted, starts_at, expires_at,
+        "INSERT INTO invites (id, namespace, partition, code, grp, max_uses, total, uses, granted, starts_at, expires_at,
          disabled, user_id, email_domains, metadata, batch, imported, max_uses_per_user, campaign, revision,
          created_at, updated_at, holds_code, epoch, seq) ",
         values.collect(),
-        " ON CONFLICT (id) DO UPDATE SET max_uses = excluded.max_uses, uses = excluded.uses,
+        " ON CONFLICT (id) DO UPDATE SET max_uses = excluded.max_uses, total = excluded.total, uses = excluded.uses,
          granted = excluded.granted, starts_at = excluded.starts_at, expires_at = excluded.expires_at,
          disabled = excluded.disabled, user_id = excluded.user_id, email_domains = excluded.email_domains,
          metadata = excluded.metadata, max_uses_per_user = excluded.max_uses_per_user,
@@ -359,19 +364,68 @@ async fn uses(tx: &mut Tx, rows: &[UsesRow]) -> Result<(), sqlx::Error> {
     let values = rows.iter().map(|row| {
         vec![
             row.invite.0.into(),
-            row.uses.into(),
-            row.granted.into(),
+            row.spent.map(|(uses, _)| uses).into(),
+            row.spent.map(|(_, granted)| granted).into(),
+            row.max_uses.into(),
             row.cursor.epoch.into(),
             row.cursor.seq.into(),
         ]
     });
     in_bulk(
         tx,
-        "WITH changed (id, uses, granted, epoch, seq) AS (",
+        "WITH changed (id, uses, granted, max_uses, epoch, seq) AS (",
         values.collect(),
-        ") UPDATE invites SET uses = changed.uses, granted = changed.granted, epoch = changed.epoch,
-         seq = changed.seq FROM changed
+        ") UPDATE invites SET uses = COALESCE(changed.uses, invites.uses),
+         granted = COALESCE(changed.granted, invites.granted),
+         max_uses = COALESCE(changed.max_uses, invites.max_uses), epoch = changed.epoch, seq = changed.seq
+         FROM changed
          WHERE invites.id = changed.id AND (invites.epoch, invites.seq) <= (changed.epoch, changed.seq)",
+    )
+    .await
+}
+
+/// Both amounts only ever grow, so the larger one is the newer.
+async fn moves(tx: &mut Tx, partition: Partition, rows: &[MoveRow]) -> Result<(), sqlx::Error> {
+    let (given, taken): (Vec<_>, Vec<_>) =
+        rows.iter().partition(|row| matches!(row.moved, Moved::Given(_)));
+    let values = |rows: &[&MoveRow]| {
+        let value = |row: &&MoveRow| {
+            let (given, taken) = match row.moved {
+                Moved::Given(amount) => (amount, 0),
+                Moved::Taken(amount) => (0, amount),
+            };
+            let cursor = if taken > 0 { Cursor { epoch: 0, seq: 0 } } else { row.cursor };
+            vec![
+                row.invite.of_whole(&row.namespace).0.into(),
+                row.namespace.participant().into(),
+                row.participant.into(),
+                row.invite.0.into(),
+                row.namespace.as_str().into(),
+                partition.0.into(),
+                given.into(),
+                cursor.epoch.into(),
+                cursor.seq.into(),
+                taken.into(),
+            ]
+        };
+        rows.iter().map(value).collect()
+    };
+    let insert = "INSERT INTO moves (whole, own, participant, invite, namespace, partition, given, given_epoch,
+         given_seq, taken) ";
+    in_bulk(
+        tx,
+        insert,
+        values(&given),
+        " ON CONFLICT (whole, own, participant) DO UPDATE SET given = excluded.given,
+         given_epoch = excluded.given_epoch, given_seq = excluded.given_seq WHERE moves.given < excluded.given",
+    )
+    .await?;
+    in_bulk(
+        tx,
+        insert,
+        values(&taken),
+        " ON CONFLICT (whole, own, participant) DO UPDATE SET taken = excluded.taken
+         WHERE moves.taken < excluded.taken",
     )
     .await
 }

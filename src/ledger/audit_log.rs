@@ -6,6 +6,7 @@ use std::{fmt, str::FromStr};
 use super::{
     Ledger, LedgerError,
     columns::{AUDIT, DEED},
+    events::SHOWN,
     read::cut,
     sql::{Query, Row, Tx, sql},
 };
@@ -149,43 +150,60 @@ impl Ledger {
         let failed = LedgerError::of("reading the audit log");
         // A page of each half, of which the newest lines are a page of both.
         let since = filter.after.map_or(0, Millis::as_ms);
-        let half = |columns: &str, table: &str| {
+        let half = |columns: &str, table: &str, namespace: Option<&Namespace>| {
             let text = format!("SELECT {columns}, {NAME} FROM {table} WHERE at >= $1");
             let mut query = sql(text).bind(since);
-            narrow(&mut query, filter);
+            narrow(&mut query, filter, namespace);
             query
         };
-        let (mut changes, mut deeds) = (half(AUDIT, "audit_log"), half(DEED, "deeds"));
-        if filter.action.is_none() {
-            changes.push(&format!(" AND action NOT IN ({EVERYDAY})"));
-        }
         // Of one moment, deeds come before changes.
+        let mut deeds = half(DEED, "deeds", filter.namespace.as_ref());
         match from {
             None => {}
-            Some((at, AuditPlace::Change(Position { partition, cursor }))) => {
-                changes.push(" AND (at, partition, epoch, seq) < (").push_bind(at.as_ms());
-                for part in [u64::from(partition.0), cursor.epoch, cursor.seq] {
-                    changes.push(", ").push_bind(part);
-                }
-                changes.push(")");
+            Some((at, AuditPlace::Change(_))) => {
                 deeds.push(" AND at < ").push_bind(at.as_ms());
             }
             Some((at, AuditPlace::Deed(number))) => {
-                changes.push(" AND at <= ").push_bind(at.as_ms());
                 deeds.push(" AND (at, id) < (").push_bind(at.as_ms());
                 deeds.push(", ").push_bind(number).push(")");
             }
         }
-        changes.push(" ORDER BY at DESC, partition DESC, epoch DESC, seq DESC LIMIT ");
-        changes.push_bind(limit + 1);
         deeds.push(" ORDER BY at DESC, id DESC LIMIT ").push_bind(limit + 1);
-        let changes = changes.fetch_all(&self.reader).await.map_err(&failed)?;
         let deeds = deeds.fetch_all(&self.reader).await.map_err(&failed)?;
-        let changes = changes.iter().map(|row| line(row, change_place(row)?, None));
         let deeds = deeds.iter().map(|row| {
             line(row, AuditPlace::Deed(row.number("id")?), row.maybe_text("request_id")?)
         });
-        let mut rows = changes.chain(deeds).collect::<Result<Vec<_>, _>>()?;
+        let mut rows = deeds.collect::<Result<Vec<_>, _>>()?;
+        // Each part of a namespace that is spread has lines of its own.
+        let parts = match &filter.namespace {
+            Some(namespace) => self.parts(namespace).await?.into_iter().map(Some).collect(),
+            None => vec![None],
+        };
+        for part in &parts {
+            let mut changes = half(AUDIT, "audit_log", part.as_ref());
+            changes.push(&format!(" AND {SHOWN}"));
+            if filter.action.is_none() {
+                changes.push(&format!(" AND action NOT IN ({EVERYDAY})"));
+            }
+            match from {
+                None => {}
+                Some((at, AuditPlace::Change(Position { partition, cursor }))) => {
+                    changes.push(" AND (at, partition, epoch, seq) < (").push_bind(at.as_ms());
+                    for part in [u64::from(partition.0), cursor.epoch, cursor.seq] {
+                        changes.push(", ").push_bind(part);
+                    }
+                    changes.push(")");
+                }
+                Some((at, AuditPlace::Deed(_))) => {
+                    changes.push(" AND at <= ").push_bind(at.as_ms());
+                }
+            }
+            changes.push(" ORDER BY at DESC, partition DESC, epoch DESC, seq DESC LIMIT ");
+            changes.push_bind(limit + 1);
+            for row in &changes.fetch_all(&self.reader).await.map_err(&failed)? {
+                rows.push(line(row, change_place(row)?, None)?);
+            }
+        }
         rows.sort_by_key(|line| std::cmp::Reverse((line.at, line.place)));
         let more = cut(&mut rows, limit);
         let next = rows.last().filter(|_| more).map(|last| (last.at, last.place));
@@ -193,12 +211,12 @@ impl Ledger {
     }
 }
 
-fn narrow(query: &mut Query, filter: &AuditFilter) {
+fn narrow(query: &mut Query, filter: &AuditFilter, namespace: Option<&Namespace>) {
     if let Some(before) = filter.before {
         query.push(" AND at < ").push_bind(before.as_ms());
     }
     for (column, value) in [
-        ("namespace", filter.namespace.as_ref().map(Namespace::as_str)),
+        ("namespace", namespace.map(Namespace::as_str)),
         ("actor", filter.actor.as_deref()),
         ("action", filter.action.as_deref()),
     ] {
@@ -223,7 +241,7 @@ fn line(
         by: By { actor: row.text("actor")?, request_id },
         actor_name: row.maybe_text("actor_name")?,
         action: row.text("action")?,
-        namespace: row.maybe_parsed("namespace", Namespace::parse)?,
+        namespace: row.maybe_parsed("namespace", Namespace::stored)?.map(|name| name.whole()),
         subject: row.text("subject")?,
     })
 }

@@ -13,8 +13,8 @@ use crate::domain::{
 // Columns by name, never `*`: a newer version may add some while this one runs, and PostgreSQL then refuses every
 // `SELECT *` that it has prepared before ("cached plan must not change result type").
 pub(super) const NAMESPACE: &str = "name, partition, membership, code_case, code_check, durability, error_detail, rate_user, rate_ip, \
-     rate_code, rate_namespace, rate_guess, revision, created_at, updated_at, archived_at, epoch, seq";
-pub(super) const INVITE: &str = "id, namespace, partition, code, grp, max_uses, uses, granted, starts_at, expires_at, \
+     rate_code, rate_namespace, rate_guess, spread, layouts, sealed, revision, created_at, updated_at, archived_at, epoch, seq";
+pub(super) const INVITE: &str = "id, namespace, partition, code, grp, max_uses, total, uses, granted, starts_at, expires_at, \
      disabled, user_id, email_domains, metadata, batch, imported, max_uses_per_user, campaign, revision, created_at, updated_at, \
      holds_code, epoch, seq";
 pub(super) const BATCH: &str = "id, namespace, pattern, alphabet, total, done, grp, max_uses, starts_at, expires_at, \
@@ -60,6 +60,12 @@ impl Row {
     pub(super) fn maybe_number(&self, name: &'static str) -> Result<Option<u64>, LedgerError> {
         let number: Option<i64> = self.get(name)?;
         number.map(|_| self.number(name)).transpose()
+    }
+
+    pub(super) fn small(&self, name: &'static str) -> Result<u16, LedgerError> {
+        let number = self.number(name)?;
+        u16::try_from(number)
+            .map_err(|_| LedgerError::Corrupt(format!("column {name} is {number}")))
     }
 
     pub(super) fn time(&self, name: &'static str) -> Result<Millis, LedgerError> {
@@ -116,6 +122,9 @@ impl Row {
             rate_code: self.maybe_parsed("rate_code", Quota::parse)?,
             rate_namespace: self.maybe_parsed("rate_namespace", Quota::parse)?,
             rate_guess: self.maybe_parsed("rate_guess", Quota::parse)?,
+            spread: self.small("spread")?,
+            layouts: self.maybe_parsed("layouts", Settings::parse_layouts)?.unwrap_or_default(),
+            sealed: self.get("sealed")?,
             revision: self.number("revision")?,
             created_at: self.time("created_at")?,
             updated_at: self.time("updated_at")?,
@@ -132,10 +141,11 @@ impl Row {
             |text: &str| text.split(',').map(EmailDomain::parse).collect::<Result<Vec<_>, _>>();
         Ok(Invite {
             id: InviteId(self.id("id")?),
-            namespace: self.parsed("namespace", Namespace::parse)?,
+            namespace: self.parsed("namespace", Namespace::stored)?,
             code: self.code()?,
             group: self.parsed("grp", Group::parse)?,
             max_uses: self.maybe_number("max_uses")?,
+            total: self.maybe_number("total")?,
             max_uses_per_user: self.maybe_number("max_uses_per_user")?,
             campaign: self.maybe_parsed("campaign", CampaignName::parse)?,
             uses: self.number("uses")?,
@@ -160,7 +170,7 @@ impl Row {
         Ok(Batch {
             order: BatchOrder {
                 id: BatchId(self.id("id")?),
-                namespace: self.parsed("namespace", Namespace::parse)?,
+                namespace: self.parsed("namespace", Namespace::stored)?,
                 count: self.number("total")?,
                 pattern: self.parsed("pattern", Pattern::parse)?,
                 alphabet: self.parsed("alphabet", Alphabet::parse)?,
@@ -186,7 +196,7 @@ impl Row {
     pub(super) fn redemption(&self) -> Result<Redemption, LedgerError> {
         Ok(Redemption {
             id: RedemptionId(self.id("id")?),
-            namespace: self.parsed("namespace", Namespace::parse)?,
+            namespace: self.parsed("namespace", Namespace::stored)?,
             invite: InviteId(self.id("invite")?),
             code: self.code()?,
             group: self.parsed("grp", Group::parse)?,
@@ -201,7 +211,7 @@ impl Row {
     pub(super) fn reservation(&self) -> Result<Reservation, LedgerError> {
         let reservation = Reservation {
             id: ReservationId(self.id("id")?),
-            namespace: self.parsed("namespace", Namespace::parse)?,
+            namespace: self.parsed("namespace", Namespace::stored)?,
             invite: InviteId(self.id("invite")?),
             code: self.code()?,
             user: self.parsed("user_id", UserId::parse)?,
@@ -221,7 +231,7 @@ impl Row {
 
     pub(super) fn campaign(&self) -> Result<Campaign, LedgerError> {
         Ok(Campaign {
-            namespace: self.parsed("namespace", Namespace::parse)?,
+            namespace: self.parsed("namespace", Namespace::stored)?,
             name: self.parsed("name", CampaignName::parse)?,
             max_uses: self.maybe_number("max_uses")?,
             uses: self.number("uses")?,
@@ -233,7 +243,7 @@ impl Row {
 
     pub(super) fn member(&self) -> Result<Member, LedgerError> {
         Ok(Member {
-            namespace: self.parsed("namespace", Namespace::parse)?,
+            namespace: self.parsed("namespace", Namespace::stored)?,
             user: self.parsed("user_id", UserId::parse)?,
             group: self.parsed("grp", Group::parse)?,
             redemption: self.maybe_id("redemption")?.map(RedemptionId),

@@ -9,6 +9,12 @@ use crate::domain::{Cursor, Event, Namespace, Partition, Position, event::What};
 
 const AUDIT: &str = "partition, epoch, seq, at, actor, action, namespace, subject";
 
+/// Of a namespace that is spread people see what was done to it once, where it was done: of its shards only what users do,
+/// and of itself not how uses move.
+pub(super) const SHOWN: &str =
+    "(action IN ('redemption_rolled_back', 'reserved', 'reservation_released', 'joined', 'left')
+     OR namespace NOT LIKE '%+%' AND action NOT IN ('uses_given', 'uses_taken'))";
+
 /// Some events, the oldest first.
 #[derive(Debug, Clone)]
 pub struct EventPage {
@@ -21,7 +27,7 @@ pub struct EventPage {
 }
 
 impl Ledger {
-    /// The events of a namespace after a place, at most `limit`.
+    /// The events of what a namespace has in a partition after a place, at most `limit`.
     ///
     /// # Errors
     /// [`LedgerError`] when they can not be read.
@@ -40,25 +46,30 @@ impl Ledger {
             return Ok(EventPage { events, upto: after, more: false });
         }
         let failed = LedgerError::of("reading events");
-        let between = |columns: &str, table: &str| -> Query {
+        let between = |part: &Namespace, columns: &str, table: &str, which: &str| -> Query {
             sql(format!(
                 "SELECT {columns} FROM {table} WHERE namespace = $1 AND (epoch, seq) > ($2, $3)
-                 AND (epoch, seq) <= ($4, $5) ORDER BY epoch, seq LIMIT $6",
+                 AND (epoch, seq) <= ($4, $5){which} ORDER BY epoch, seq LIMIT $6",
             ))
-            .bind(namespace.as_str())
+            .bind(part.as_str())
             .bind(after.epoch)
             .bind(after.seq)
             .bind(upto.epoch)
             .bind(upto.seq)
             .bind(limit + 1)
         };
-        for row in
-            between(REDEMPTION, "redemptions").fetch_all(&self.reader).await.map_err(&failed)?
-        {
-            events.push(redeemed(&row)?);
-        }
-        for row in between(AUDIT, "audit_log").fetch_all(&self.reader).await.map_err(&failed)? {
-            events.push(changed(&row)?);
+        let shown = format!(" AND {SHOWN}");
+        // A shard is there before anything of it. So of those that are there by now none is missing below that cursor.
+        for part in self.parts_in(namespace, partition).await? {
+            let part = &part;
+            let rows = between(part, REDEMPTION, "redemptions", "").fetch_all(&self.reader);
+            for row in rows.await.map_err(&failed)? {
+                events.push(redeemed(&row)?);
+            }
+            let rows = between(part, AUDIT, "audit_log", &shown).fetch_all(&self.reader);
+            for row in rows.await.map_err(&failed)? {
+                events.push(changed(&row)?);
+            }
         }
         events.sort_by_key(|event| event.position);
         let limit = usize::try_from(limit).unwrap_or(usize::MAX);
@@ -68,31 +79,35 @@ impl Ledger {
         Ok(EventPage { events, upto: last.unwrap_or(upto), more })
     }
 
-    /// The event at a place.
+    /// The event at a place of what a namespace has in a partition.
     ///
     /// # Errors
     /// [`LedgerError`] when it can not be read.
     pub async fn event(
         &self,
         namespace: &Namespace,
+        partition: Partition,
         at: Cursor,
     ) -> Result<Option<Event>, LedgerError> {
         let failed = LedgerError::of("reading an event");
-        let one = |columns: &str, table: &str| {
-            sql(format!(
-                "SELECT {columns} FROM {table} WHERE namespace = $1 AND epoch = $2 AND seq = $3"
-            ))
-            .bind(namespace.as_str())
-            .bind(at.epoch)
-            .bind(at.seq)
-        };
-        if let Some(row) =
-            one(REDEMPTION, "redemptions").fetch_optional(&self.reader).await.map_err(&failed)?
-        {
-            return redeemed(&row).map(Some);
+        for part in self.parts_in(namespace, partition).await? {
+            let one = |columns: &str, table: &str| {
+                sql(format!(
+                    "SELECT {columns} FROM {table} WHERE namespace = $1 AND epoch = $2 AND seq = $3"
+                ))
+                .bind(part.as_str())
+                .bind(at.epoch)
+                .bind(at.seq)
+                .fetch_optional(&self.reader)
+            };
+            if let Some(row) = one(REDEMPTION, "redemptions").await.map_err(&failed)? {
+                return redeemed(&row).map(Some);
+            }
+            if let Some(row) = one(AUDIT, "audit_log").await.map_err(&failed)? {
+                return changed(&row).map(Some);
+            }
         }
-        let row = one(AUDIT, "audit_log").fetch_optional(&self.reader).await.map_err(&failed)?;
-        row.map(|row| changed(&row)).transpose()
+        Ok(None)
     }
 }
 
@@ -109,7 +124,7 @@ fn changed(row: &Row) -> Result<Event, LedgerError> {
             action: row.text("action")?,
             subject: row.text("subject")?,
             actor: row.text("actor")?,
-            namespace: row.parsed("namespace", Namespace::parse)?,
+            namespace: row.parsed("namespace", Namespace::stored)?.whole(),
             at: row.time("at")?,
         },
     })

@@ -115,7 +115,7 @@ fn subject(key: &ApiKey) -> String {
 
 fn api_key(row: &Row) -> Result<ApiKey, LedgerError> {
     let namespaces =
-        |text: &str| text.split(',').map(Namespace::parse).collect::<Result<Vec<_>, _>>();
+        |text: &str| text.split(',').map(Namespace::stored).collect::<Result<Vec<_>, _>>();
     let secret: Vec<u8> = row.get("secret_sha256")?;
     Ok(ApiKey {
         id: row.text("id")?,

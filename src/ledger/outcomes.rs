@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::{Ledger, LedgerError, append::in_bulk, partitions::ms, sql::sql};
-use crate::domain::{Millis, Namespace};
+use crate::domain::{Millis, Namespace, spread::UNLIMITED};
 
 /// Of the oldest counts that are kept no more, so many milliseconds' are removed at a time.
 const REMOVE_MS: u64 = 3_600_000;
@@ -98,23 +98,40 @@ impl Ledger {
             .collect()
     }
 
-    /// What the invites of a namespace hold at `now`. It looks at each of them.
+    /// What the invites of a namespace, with their copies in its shards, hold at `now`. It looks at each of them.
     ///
     /// # Errors
     /// [`LedgerError`] when they can not be read.
     pub async fn invite_totals(
         &self,
         namespace: &Namespace,
+        shards: &[Namespace],
         now: Millis,
     ) -> Result<InviteTotals, LedgerError> {
+        let mut query = sql("WITH all_of_them AS (").bind(now.as_ms()).bind(namespace.as_str());
+        if shards.is_empty() {
+            query.push("SELECT uses, max_uses, disabled, starts_at, expires_at FROM invites");
+        } else {
+            // A copy has its code since the same moment as the invite, and the code stands for one at a time.
+            query.push(&format!(
+                "SELECT invites.uses + COALESCE(copies.uses, 0) AS uses, CASE
+                     WHEN total IS NULL THEN max_uses WHEN total < {UNLIMITED} THEN total END AS max_uses,
+                     disabled, starts_at, expires_at
+                 FROM invites LEFT JOIN (
+                     SELECT code, created_at, CAST(SUM(uses) AS BIGINT) AS uses FROM invites WHERE namespace IN ("
+            ));
+            query.push_list(shards.iter().map(Namespace::as_str));
+            query.push(") GROUP BY code, created_at) AS copies USING (code, created_at)");
+        }
+        query.push(" WHERE namespace = $2");
         // The same order of precedence as `Invite::state`.
-        let row = sql(
-            "WITH states AS (SELECT uses, max_uses, CASE
+        query.push(
+            "), states AS (SELECT uses, max_uses, CASE
                  WHEN disabled THEN 'disabled'
                  WHEN expires_at <= $1 THEN 'expired'
                  WHEN uses >= max_uses THEN 'exhausted'
                  WHEN starts_at > $1 THEN 'scheduled'
-                 ELSE 'active' END AS state FROM invites WHERE namespace = $2)
+                 ELSE 'active' END AS state FROM all_of_them)
              SELECT COUNT(CASE WHEN state = 'active' THEN 1 END) AS active,
                  COUNT(CASE WHEN state = 'scheduled' THEN 1 END) AS scheduled,
                  COUNT(CASE WHEN state = 'exhausted' THEN 1 END) AS exhausted,
@@ -123,12 +140,9 @@ impl Ledger {
                  CAST(COALESCE(SUM(uses), 0) AS BIGINT) AS uses,
                  CAST(COALESCE(SUM(CASE WHEN state = 'active' THEN max_uses - uses END), 0) AS BIGINT) AS remaining,
                  COUNT(CASE WHEN state = 'active' AND max_uses IS NULL THEN 1 END) AS unlimited FROM states",
-        )
-        .bind(now.as_ms())
-        .bind(namespace.as_str())
-        .fetch_one(&self.reader)
-        .await
-        .map_err(LedgerError::of("counting invites"))?;
+        );
+        let row =
+            query.fetch_one(&self.reader).await.map_err(LedgerError::of("counting invites"))?;
         Ok(InviteTotals {
             active: row.number("active")?,
             scheduled: row.number("scheduled")?,

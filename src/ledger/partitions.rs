@@ -39,6 +39,21 @@ pub enum PartitionState {
     Closed,
 }
 
+impl PartitionState {
+    /// Every state.
+    pub const ALL: [Self; 3] = [Self::New, Self::Open, Self::Closed];
+
+    /// The word for it.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::New => "new",
+            Self::Open => "open",
+            Self::Closed => "closed",
+        }
+    }
+}
+
 /// Which side is to be made like the other, by an operator's word.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Rebuild {

@@ -8,7 +8,7 @@ use super::{
 use crate::domain::{
     BatchId, Campaign, CampaignName, Code, Cursor, Group, InviteId, InviteState, Member, Millis,
     Namespace, Partition, Redemption, RedemptionId, Reservation, ReservationId, Settings, UserId,
-    invite::Shown, reservation::Held,
+    invite::Shown, reservation::Held, spread::UNLIMITED,
 };
 
 /// A redemption and what the application said about it.
@@ -106,8 +106,12 @@ pub struct NamespacePage {
     pub next: Option<String>,
 }
 
+/// Of the namespace `$2`, or of one of its shards. No name has a character that LIKE takes for something else.
+const WITHIN: &str = "(namespace = $2 OR namespace LIKE $2 || '+%')";
+
 /// How many uses of an invite are held at `$2`.
-const HELD: &str = "(SELECT COUNT(*) FROM reservations WHERE reservations.invite = invites.id
+pub(super) const HELD: &str =
+    "(SELECT COUNT(*) FROM reservations WHERE reservations.invite = invites.id
      AND reservations.state = 'held' AND reservations.held_until > $2) AS held";
 
 fn shown(row: &Row, now: Millis) -> Result<Shown, LedgerError> {
@@ -115,7 +119,7 @@ fn shown(row: &Row, now: Millis) -> Result<Shown, LedgerError> {
 }
 
 impl Ledger {
-    /// One redemption.
+    /// One redemption, in whichever shard of the namespace it is.
     ///
     /// # Errors
     /// [`LedgerError`] when it can not be read.
@@ -124,13 +128,12 @@ impl Ledger {
         namespace: &Namespace,
         id: RedemptionId,
     ) -> Result<Option<RedemptionRecord>, LedgerError> {
-        let row =
-            sql(format!("SELECT {REDEMPTION} FROM redemptions WHERE id = $1 AND namespace = $2"))
-                .bind(id.0)
-                .bind(namespace.as_str())
-                .fetch_optional(&self.reader)
-                .await
-                .map_err(LedgerError::of("reading a redemption"))?;
+        let row = sql(format!("SELECT {REDEMPTION} FROM redemptions WHERE id = $1 AND {WITHIN}"))
+            .bind(id.0)
+            .bind(namespace.as_str())
+            .fetch_optional(&self.reader)
+            .await
+            .map_err(LedgerError::of("reading a redemption"))?;
         row.map(|row| record(&row)).transpose()
     }
 
@@ -258,7 +261,7 @@ impl Ledger {
             query.push(" AND code < ").push_bind(format!("{prefix}\u{7f}"));
         }
         if let Some(state) = filter.state {
-            push_state(&mut query, state, now);
+            push_state(&mut query, state, &self.parts(namespace).await?[1..], now);
         }
         if let Some((code, id)) = after {
             query
@@ -340,7 +343,7 @@ impl Ledger {
         limit: u32,
     ) -> Result<NamespacePage, LedgerError> {
         let rows = sql(format!(
-            "SELECT {NAMESPACE} FROM namespaces WHERE name > $1 ORDER BY name LIMIT $2"
+            "SELECT {NAMESPACE} FROM namespaces WHERE name > $1 AND name NOT LIKE '%+%' ORDER BY name LIMIT $2"
         ))
         .bind(after.unwrap_or_default())
         .bind(limit + 1)
@@ -349,14 +352,14 @@ impl Ledger {
         .map_err(LedgerError::of("listing namespaces"))?;
         let mut rows = rows
             .iter()
-            .map(|row| Ok((row.parsed("name", Namespace::parse)?, row.settings()?)))
+            .map(|row| Ok((row.parsed("name", Namespace::stored)?, row.settings()?)))
             .collect::<Result<Vec<_>, LedgerError>>()?;
         let more = cut(&mut rows, limit);
         let next = rows.last().filter(|_| more).map(|(name, _)| name.to_string());
         Ok(NamespacePage { rows, next })
     }
 
-    /// One reservation, and what became of it.
+    /// One reservation, in whichever shard of the namespace it is, and what became of it.
     ///
     /// # Errors
     /// [`LedgerError`] when it can not be read.
@@ -365,13 +368,12 @@ impl Ledger {
         namespace: &Namespace,
         id: ReservationId,
     ) -> Result<Option<(Reservation, Held)>, LedgerError> {
-        let row =
-            sql(format!("SELECT {RESERVATION} FROM reservations WHERE id = $1 AND namespace = $2"))
-                .bind(id.0)
-                .bind(namespace.as_str())
-                .fetch_optional(&self.reader)
-                .await
-                .map_err(LedgerError::of("reading a reservation"))?;
+        let row = sql(format!("SELECT {RESERVATION} FROM reservations WHERE id = $1 AND {WITHIN}"))
+            .bind(id.0)
+            .bind(namespace.as_str())
+            .fetch_optional(&self.reader)
+            .await
+            .map_err(LedgerError::of("reading a reservation"))?;
         row.map(|row| Ok((row.reservation()?, row.held()?))).transpose()
     }
 
@@ -496,11 +498,26 @@ pub(super) fn cut<T>(rows: &mut Vec<T>, limit: u32) -> bool {
     more
 }
 
+/// Whether all uses of an invite are spent, with those of its copies in these shards.
+fn push_exhausted(query: &mut Query, shards: &[Namespace]) {
+    const HERE: &str = "max_uses IS NOT NULL AND uses >= max_uses";
+    if shards.is_empty() {
+        query.push(&format!("({HERE})"));
+        return;
+    }
+    // A copy has its code since the same moment as the invite, and the code stands for one at a time.
+    query.push(&format!("(CASE WHEN total IS NULL THEN {HERE} ELSE total < {UNLIMITED} AND total <= uses + COALESCE(("));
+    query.push(
+        "SELECT SUM(copies.uses) FROM invites AS copies
+         WHERE copies.code = invites.code AND copies.created_at = invites.created_at AND copies.namespace IN (",
+    );
+    query.push_list(shards.iter().map(Namespace::as_str)).push(")), 0) END)");
+}
+
 /// The same order of precedence as [`Invite::state`].
-fn push_state(query: &mut Query, state: InviteState, now: Millis) {
+fn push_state(query: &mut Query, state: InviteState, shards: &[Namespace], now: Millis) {
     let now = now.as_ms();
     let expired = "(expires_at IS NOT NULL AND expires_at <= ";
-    let exhausted = "(max_uses IS NOT NULL AND uses >= max_uses)";
     if state == InviteState::Disabled {
         query.push(" AND disabled");
         return;
@@ -513,7 +530,8 @@ fn push_state(query: &mut Query, state: InviteState, now: Millis) {
     if state == InviteState::Expired {
         return;
     }
-    query.push(if state == InviteState::Exhausted { " AND " } else { " AND NOT " }).push(exhausted);
+    query.push(if state == InviteState::Exhausted { " AND " } else { " AND NOT " });
+    push_exhausted(query, shards);
     if state == InviteState::Exhausted {
         return;
     }

@@ -2,7 +2,7 @@
 
 use crate::domain::{
     Campaign, CampaignName, Cursor, Group, Invite, InviteId, Millis, Namespace, Redemption,
-    RedemptionId, Reservation, Settings, UserId, reservation::Held,
+    RedemptionId, Reservation, Settings, UserId, change::Moved, reservation::Held,
 };
 
 /// What a batch of changes leaves behind, each row at most once. `append` writes them in an order in which every
@@ -22,6 +22,8 @@ pub struct Rows {
     pub invites: Vec<InviteRow>,
     /// Invites of which only the uses have changed.
     pub uses: Vec<UsesRow>,
+    /// What was moved between shards.
+    pub moves: Vec<MoveRow>,
     /// Memberships that ended at some point of the batch: what was redeemed for them before counts no more.
     pub released: Vec<EndedRow>,
     /// Memberships that do not exist after the batch.
@@ -61,8 +63,22 @@ pub struct InviteRow {
 #[expect(missing_docs, reason = "the fields say it")]
 pub struct UsesRow {
     pub invite: InviteId,
-    pub uses: u64,
-    pub granted: u64,
+    /// How many are spent, and how many were ever granted; nothing where that is as it was.
+    pub spent: Option<(u64, u64)>,
+    /// What may be spent; nothing where that is as it was.
+    pub max_uses: Option<u64>,
+    pub cursor: Cursor,
+}
+
+/// What was ever moved of an invite between two participants, as one of them knows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the fields say it")]
+pub struct MoveRow {
+    pub namespace: Namespace,
+    pub invite: InviteId,
+    /// The other one.
+    pub participant: u16,
+    pub moved: Moved,
     pub cursor: Cursor,
 }
 

@@ -10,8 +10,8 @@ use super::{
     sql::{Row, Tx, sql},
 };
 use crate::domain::{
-    Campaign, CampaignName, Group, Invite, MembershipRule, Namespace, Partition, Reservation,
-    Settings, UserId,
+    Campaign, CampaignName, Cursor, Given, Group, Invite, InviteId, MembershipRule, Moves,
+    Namespace, Partition, Reservation, Settings, UserId,
     member::{Remembered, UserRecord},
 };
 
@@ -31,6 +31,8 @@ enum Next {
     Campaigns,
     /// Invites after this id.
     Invites(Uuid),
+    /// What was moved of invites after this id.
+    Moves(Uuid),
     /// What is held, after this invite and user.
     Reservations(Uuid, String),
     /// Users after this one.
@@ -45,6 +47,8 @@ pub enum Page {
     Namespaces(Vec<(Namespace, Settings)>),
     /// Some invites, and whether their codes stand for them.
     Invites(Vec<(Invite, bool)>),
+    /// What was moved between shards, of some invites.
+    Moves(Vec<Moves>),
     /// All campaigns of the partition.
     Campaigns(Vec<Campaign>),
     /// Some uses that are held, each with the campaign of its invite.
@@ -77,6 +81,7 @@ impl Snapshot {
                 Next::Namespaces => Some(self.namespaces().await?),
                 Next::Campaigns => self.campaigns().await?,
                 Next::Invites(after) => self.invites(*after, limit).await?,
+                Next::Moves(after) => self.moves(*after, limit).await?,
                 Next::Reservations(invite, user) => {
                     let after = (*invite, user.clone());
                     self.reservations(after, limit).await?
@@ -102,7 +107,7 @@ impl Snapshot {
                 .map_err(LedgerError::of("reading a snapshot"))?;
         let mut namespaces = Vec::with_capacity(rows.len());
         for row in &rows {
-            let (name, settings) = (row.parsed("name", Namespace::parse)?, row.settings()?);
+            let (name, settings) = (row.parsed("name", Namespace::stored)?, row.settings()?);
             self.rules.insert(name.clone(), settings.membership);
             namespaces.push((name, settings));
         }
@@ -190,11 +195,47 @@ impl Snapshot {
             .map(|row| Ok((row.invite()?, row.get("holds_code")?)))
             .collect::<Result<_, LedgerError>>()?;
         let last: Option<&(Invite, bool)> = invites.last();
-        self.next = last.map_or_else(
-            || Next::Reservations(Uuid::nil(), String::new()),
-            |(invite, _)| Next::Invites(invite.id.0),
-        );
+        self.next =
+            last.map_or_else(|| Next::Moves(Uuid::nil()), |(invite, _)| Next::Invites(invite.id.0));
         Ok((!invites.is_empty()).then_some(Page::Invites(invites)))
+    }
+
+    async fn moves(&mut self, after: Uuid, limit: u32) -> Result<Option<Page>, LedgerError> {
+        let rows = sql("SELECT invite, namespace, participant, given, given_epoch, given_seq, taken FROM moves
+             WHERE partition = $1 AND invite IN (
+                 SELECT DISTINCT invite FROM moves WHERE partition = $1 AND invite > $2 ORDER BY invite LIMIT $3)
+             ORDER BY invite, participant")
+        .bind(self.partition.0)
+        .bind(after)
+        .bind(limit)
+        .fetch_all(&mut self.tx)
+        .await
+        .map_err(LedgerError::of("reading a snapshot"))?;
+        let mut all: Vec<Moves> = Vec::new();
+        for row in &rows {
+            let invite = InviteId(row.id("invite")?);
+            if all.last().is_none_or(|last| last.invite != invite) {
+                let namespace = row.parsed("namespace", Namespace::stored)?;
+                let (given, taken) = (BTreeMap::new(), BTreeMap::new());
+                all.push(Moves { namespace, invite, given, taken });
+            }
+            let Some(moves) = all.last_mut() else { continue };
+            let participant = row.small("participant")?;
+            let (amount, taken) = (row.number("given")?, row.number("taken")?);
+            if amount > 0 {
+                let at =
+                    Cursor { epoch: row.number("given_epoch")?, seq: row.number("given_seq")? };
+                moves.given.insert(participant, Given { amount, at });
+            }
+            if taken > 0 {
+                moves.taken.insert(participant, taken);
+            }
+        }
+        self.next = all.last().map_or_else(
+            || Next::Reservations(Uuid::nil(), String::new()),
+            |last| Next::Moves(last.invite.0),
+        );
+        Ok((!all.is_empty()).then_some(Page::Moves(all)))
     }
 
     async fn users(
@@ -269,7 +310,7 @@ impl Snapshot {
         .await
         .map_err(LedgerError::of("reading a snapshot"))?;
         let user = |row: &Row| {
-            let namespace = row.parsed("namespace", Namespace::parse)?;
+            let namespace = row.parsed("namespace", Namespace::stored)?;
             let rule = self.rules.get(&namespace).copied().ok_or_else(|| {
                 LedgerError::Corrupt(format!(
                     "namespace {namespace} has members but does not exist"

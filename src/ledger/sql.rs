@@ -167,6 +167,17 @@ impl Query {
         self
     }
 
+    /// Adds values with commas between them.
+    pub(super) fn push_list<V: Into<Value>>(
+        &mut self,
+        values: impl Iterator<Item = V>,
+    ) -> &mut Self {
+        for (place, value) in values.enumerate() {
+            self.push(if place == 0 { "" } else { ", " }).push_bind(value);
+        }
+        self
+    }
+
     /// Runs it; returns how many rows it changed.
     pub(super) async fn execute(self, on: impl Into<On<'_>>) -> Result<u64, Error> {
         let on = on.into();

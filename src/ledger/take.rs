@@ -7,15 +7,15 @@ use super::{
     append::{in_bulk, write},
     claims::holds,
     rows::{
-        AuditRow, CampaignRow, InviteRow, MemberRow, NamespaceRow, RedemptionRow, ReservationRow,
-        Rollback, RolledBackRow, Rows,
+        AuditRow, CampaignRow, InviteRow, MemberRow, MoveRow, NamespaceRow, RedemptionRow,
+        ReservationRow, Rollback, RolledBackRow, Rows,
     },
     sql::sql,
 };
 use crate::domain::{
-    Campaign, CampaignName, Cursor, Invite, MembershipRule, Namespace, RedemptionId, Reservation,
-    Settings,
-    change::exclusive_key,
+    Campaign, CampaignName, Cursor, Invite, MembershipRule, Moves, Namespace, RedemptionId,
+    Reservation, Settings,
+    change::{Moved, exclusive_key},
     member::{Remembered, UserRecord},
     reservation::Held,
 };
@@ -79,6 +79,7 @@ impl Ledger {
             "UPDATE invites SET holds_code = FALSE WHERE partition = $1",
             "UPDATE reservations SET state = 'released' WHERE partition = $1 AND state = 'held'",
             "DELETE FROM campaigns WHERE partition = $1",
+            "DELETE FROM moves WHERE partition = $1",
         ] {
             sql(statement).bind(lease.partition.0).execute(&mut tx).await.map_err(&failed)?;
         }
@@ -115,6 +116,7 @@ impl Ledger {
                 .iter()
                 .map(|campaign| CampaignRow { campaign: campaign.clone(), cursor: at })
                 .collect(),
+            moves: taken.moves.iter().flat_map(move_rows).collect(),
             audit,
             ..Rows::default()
         };
@@ -216,6 +218,23 @@ pub struct TakenRows<'a> {
     /// Whether each has its code.
     pub invites: &'a [(Invite, bool)],
     pub reservations: &'a [(Reservation, Option<CampaignName>)],
+    pub moves: &'a [Moves],
+}
+
+fn move_rows(moves: &Moves) -> Vec<MoveRow> {
+    let row = |participant, moved, cursor| MoveRow {
+        namespace: moves.namespace.clone(),
+        invite: moves.invite,
+        participant,
+        moved,
+        cursor,
+    };
+    let given = moves.given.iter();
+    let given = given.map(|(to, given)| row(*to, Moved::Given(given.amount), given.at));
+    let taken = moves.taken.iter();
+    let taken =
+        taken.map(|(from, amount)| row(*from, Moved::Taken(*amount), Cursor { epoch: 0, seq: 0 }));
+    given.chain(taken).collect()
 }
 
 fn rows(users: &[UserRecord], metadata: impl Fn(RedemptionId) -> Option<String>) -> Rows {

@@ -11,18 +11,23 @@ use super::{
     append::in_bulk,
     audit_log::record,
     partitions::ms,
-    sql::{Row, sql},
+    sql::{Row, Tx, sql},
 };
 use crate::domain::{
-    Cursor, Delivery, DeliveryId, DeliveryState, Malformed, Namespace, Webhook, WebhookId,
-    webhook::Secret,
+    Cursor, Delivery, DeliveryId, DeliveryState, Malformed, Namespace, Partition, Position,
+    Positions, Webhook, WebhookId, webhook::Secret,
 };
 
 const WEBHOOK: &str = "id, namespace, url, event_types, disabled, reason, failing_since, cursor_epoch, cursor_seq, \
      actor, created_at, updated_at, lease_token";
-const DELIVERY: &str = "id, webhook, epoch, seq, kind, state, attempts, due_at, created_at, attempted_at, \
+const DELIVERY: &str = "id, webhook, partition, epoch, seq, kind, state, attempts, due_at, created_at, attempted_at, \
      response_status, error";
 
+/// What a webhook's deliveries are listed by.
+const PLACE: &str = "created_at, epoch, seq, partition";
+/// The partition of a delivery whose event is in that of the namespace itself, as for all of a namespace that is not
+/// spread.
+const HOME: i64 = -1;
 /// The most secrets that sign at the same time.
 const SECRETS_MAX: u32 = 5;
 /// Rows that are removed in one transaction.
@@ -41,6 +46,8 @@ pub struct NewWebhook {
     pub created_by: String,
     /// It gets what comes after this.
     pub cursor: Cursor,
+    /// And what comes after this in the other partitions of its namespace.
+    pub elsewhere: Positions,
     pub secret: Secret,
 }
 
@@ -126,6 +133,9 @@ impl Ledger {
         .execute(&mut tx)
         .await
         .map_err(&failed)?;
+        for position in new.elsewhere.iter() {
+            go_to(&mut tx, new.id, position).await.map_err(&failed)?;
+        }
         let (namespace, subject) = (Some(&new.namespace), new.id.to_string());
         record(&mut tx, by, "webhook_created", namespace, &subject).await.map_err(&failed)?;
         tx.commit().await.map_err(&failed)?;
@@ -148,6 +158,21 @@ impl Ledger {
             .await
             .map_err(LedgerError::of("reading a webhook"))?;
         row.map(|row| webhook(&row)).transpose()
+    }
+
+    /// How far a webhook is in the partitions of its namespace but that of the namespace itself.
+    ///
+    /// # Errors
+    /// [`LedgerError`] when it can not be read.
+    pub async fn webhook_elsewhere(&self, id: WebhookId) -> Result<Positions, LedgerError> {
+        let rows = sql("SELECT partition, epoch, seq FROM webhook_cursors WHERE webhook = $1")
+            .bind(id.0)
+            .fetch_all(&self.reader)
+            .await
+            .map_err(LedgerError::of("reading how far a webhook is"))?;
+        rows.iter()
+            .map(|row| Ok(Position { partition: row.partition()?, cursor: row.cursor()? }))
+            .collect()
     }
 
     /// The webhooks of a namespace, the oldest first; there are few.
@@ -219,11 +244,13 @@ impl Ledger {
             .await
             .map_err(&failed)?;
         if gone == 1 {
-            sql("DELETE FROM webhook_secrets WHERE webhook = $1")
-                .bind(id.0)
-                .execute(&mut tx)
-                .await
-                .map_err(&failed)?;
+            for table in ["webhook_secrets", "webhook_cursors"] {
+                sql(format!("DELETE FROM {table} WHERE webhook = $1"))
+                    .bind(id.0)
+                    .execute(&mut tx)
+                    .await
+                    .map_err(&failed)?;
+            }
             let subject = id.to_string();
             record(&mut tx, by, "webhook_deleted", Some(namespace), &subject)
                 .await
@@ -293,7 +320,7 @@ impl Ledger {
         rows.iter().map(secret).collect()
     }
 
-    /// Deliveries of a webhook, the newest event first, before a place if one is given; and where the next page begins.
+    /// Deliveries of a webhook, the newest first, before one if it is given; and the one that the next page begins behind.
     ///
     /// # Errors
     /// [`LedgerError`] when they can not be read.
@@ -301,24 +328,26 @@ impl Ledger {
         &self,
         webhook: WebhookId,
         state: Option<DeliveryState>,
-        before: Option<Cursor>,
+        before: Option<DeliveryId>,
         limit: u32,
-    ) -> Result<(Vec<Delivery>, Option<Cursor>), LedgerError> {
+    ) -> Result<(Vec<Delivery>, Option<DeliveryId>), LedgerError> {
         let mut query =
             sql(format!("SELECT {DELIVERY} FROM deliveries WHERE webhook = $1")).bind(webhook.0);
         if let Some(state) = state {
             query.push(" AND state = ").push_bind(state.as_str());
         }
-        if let Some(place) = before {
-            query.push(" AND (epoch, seq) < (").push_bind(place.epoch);
-            query.push(", ").push_bind(place.seq).push(")");
+        if let Some(id) = before {
+            query.push(&format!(" AND ({PLACE}) < (SELECT {PLACE} FROM deliveries WHERE id = "));
+            query.push_bind(id.0).push(")");
         }
-        query.push(" ORDER BY epoch DESC, seq DESC LIMIT ").push_bind(limit + 1);
+        query
+            .push(" ORDER BY created_at DESC, epoch DESC, seq DESC, partition DESC LIMIT ")
+            .push_bind(limit + 1);
         let rows =
             query.fetch_all(&self.reader).await.map_err(LedgerError::of("reading deliveries"))?;
         let mut rows = rows.iter().map(delivery).collect::<Result<Vec<_>, _>>()?;
         let more = super::read::cut(&mut rows, limit);
-        let next = rows.last().filter(|_| more).map(|last| last.event);
+        let next = rows.last().filter(|_| more).map(|last| last.id);
         Ok((rows, next))
     }
 
@@ -453,37 +482,45 @@ impl Ledger {
         row.map(|row| webhook(&row)).transpose()
     }
 
-    /// Makes deliveries of these events, each with the id that it will have, and moves the cursor to where they end: both
-    /// or neither. Says whether the lease still held.
+    /// Makes deliveries of these events of a partition, each with the id that it will have, and moves the cursor to where
+    /// they end: both or neither. The partition is not named if it is that of the namespace itself. Says whether the lease
+    /// still held.
     ///
     /// # Errors
     /// [`LedgerError`] when it can not be written.
     pub async fn add_deliveries(
         &self,
         job: &WebhookJob,
+        partition: Option<Partition>,
         events: &[(DeliveryId, Cursor, String)],
         upto: Cursor,
     ) -> Result<bool, LedgerError> {
         let failed = LedgerError::of("writing deliveries");
         let now = self.dialect.now_ms();
         let mut tx = self.writer.begin().await.map_err(&failed)?;
-        let row = sql(format!(
-            "UPDATE webhooks SET cursor_epoch = $1, cursor_seq = $2 WHERE id = $3 AND lease_token = $4
-             RETURNING {now} AS now"
-        ))
-        .bind(upto.epoch)
-        .bind(upto.seq)
-        .bind(job.webhook.id.0)
-        .bind(job.token)
-        .fetch_optional(&mut tx)
-        .await
-        .map_err(&failed)?;
+        let id = job.webhook.id;
+        let mut query = sql("UPDATE webhooks SET ");
+        if partition.is_none() {
+            query.push("cursor_epoch = ").push_bind(upto.epoch);
+            query.push(", cursor_seq = ").push_bind(upto.seq);
+        } else {
+            query.push("lease_token = lease_token");
+        }
+        query.push(" WHERE id = ").push_bind(id.0);
+        query.push(" AND lease_token = ").push_bind(job.token);
+        query.push(&format!(" RETURNING {now} AS now"));
+        let row = query.fetch_optional(&mut tx).await.map_err(&failed)?;
         let Some(row) = row else { return Ok(false) };
         let now: i64 = row.get("now")?;
-        let rows = events.iter().map(|(id, event, kind)| {
+        if let Some(partition) = partition {
+            go_to(&mut tx, id, Position { partition, cursor: upto }).await.map_err(&failed)?;
+        }
+        let partition = partition.map_or(HOME, |partition| partition.0.into());
+        let rows = events.iter().map(|(delivery, event, kind)| {
             vec![
+                delivery.0.into(),
                 id.0.into(),
-                job.webhook.id.0.into(),
+                partition.into(),
                 event.epoch.into(),
                 event.seq.into(),
                 kind.as_str().into(),
@@ -495,7 +532,7 @@ impl Ledger {
         });
         in_bulk(
             &mut tx,
-            "INSERT INTO deliveries (id, webhook, epoch, seq, kind, state, attempts, due_at, created_at) ",
+            "INSERT INTO deliveries (id, webhook, partition, epoch, seq, kind, state, attempts, due_at, created_at) ",
             rows.collect(),
             " ON CONFLICT DO NOTHING",
         )
@@ -655,6 +692,19 @@ impl Ledger {
     }
 }
 
+/// Goes on from a position in the partition of a shard.
+async fn go_to(tx: &mut Tx, webhook: WebhookId, position: Position) -> Result<(), sqlx::Error> {
+    sql("INSERT INTO webhook_cursors (webhook, partition, epoch, seq) VALUES ($1, $2, $3, $4)
+         ON CONFLICT (webhook, partition) DO UPDATE SET epoch = excluded.epoch, seq = excluded.seq")
+    .bind(webhook.0)
+    .bind(position.partition.0)
+    .bind(position.cursor.epoch)
+    .bind(position.cursor.seq)
+    .execute(tx)
+    .await
+    .map(drop)
+}
+
 fn types(types: &[String]) -> Option<String> {
     (!types.is_empty()).then(|| types.join(","))
 }
@@ -666,7 +716,7 @@ fn webhook(row: &Row) -> Result<Webhook, LedgerError> {
     };
     Ok(Webhook {
         id: WebhookId(row.id("id")?),
-        namespace: row.parsed("namespace", Namespace::parse)?,
+        namespace: row.parsed("namespace", Namespace::stored)?,
         url: row.text("url")?,
         event_types: row.maybe_parsed("event_types", types)?.unwrap_or_default(),
         disabled: row.get("disabled")?,
@@ -694,10 +744,12 @@ fn secret(row: &Row) -> Result<Secret, LedgerError> {
 fn delivery(row: &Row) -> Result<Delivery, LedgerError> {
     let status: Option<u64> = row.maybe_number("response_status")?;
     let attempts = row.number("attempts")?;
+    let partition: i64 = row.get("partition")?;
     Ok(Delivery {
         id: DeliveryId(row.id("id")?),
         webhook: WebhookId(row.id("webhook")?),
         event: row.cursor()?,
+        partition: u16::try_from(partition).ok().map(Partition),
         kind: row.text("kind")?,
         state: row.parsed("state", DeliveryState::parse)?,
         attempts: u32::try_from(attempts).unwrap_or(u32::MAX),

@@ -29,9 +29,9 @@ use crate::{
     },
     ledger::{
         Appended, Claim, Claimed, Deployment, Lease, Ledger, LedgerError, PartitionRow,
-        PartitionState, WaitingClaim,
-        rows::{Rows, UsesRow},
+        PartitionState, WaitingClaim, rows::Rows,
     },
+    spread::Spread,
     sync::{Complaint, Context, chain, plan, unquoted},
 };
 
@@ -51,6 +51,8 @@ pub struct Node {
     pub gate: Gate,
     /// SQL.
     pub ledger: Ledger,
+    /// Finds uses in whichever partition they are.
+    pub spread: Spread,
     /// Whose both are.
     pub deployment: Deployment,
     /// The node's own name.
@@ -185,8 +187,9 @@ impl Node {
     }
 
     async fn is_decided(&self, told: &Acknowledgement) -> bool {
-        match self.gate.redeem(again(told)).await {
-            Ok(answer) => match verdict(&answer) {
+        let deadline = Instant::now() + PAUSE_MAX;
+        match self.spread.redeem(again(told), false, deadline).await {
+            Ok((answer, _)) => match verdict(&answer) {
                 Verdict::Kept => true,
                 Verdict::Undecided => false,
                 Verdict::Lost(reason) => self.lose(told, &reason).await,
@@ -231,7 +234,8 @@ fn hand_over(too_late: &UnboundedSender<Acknowledgement>, told: Vec<Acknowledgem
 fn again(told: &Acknowledgement) -> Redeem {
     let redemption = &told.redemption;
     Redeem {
-        namespace: redemption.namespace.clone(),
+        // The user may belong to another shard by now.
+        namespace: redemption.namespace.whole(),
         code: redemption.code.clone(),
         user: Some(redemption.user.clone()),
         ip: None,
@@ -302,6 +306,12 @@ pub(super) async fn collect(
     if claims.is_empty() {
         return Ok(Collected::Applied(0));
     }
+    let invites = claims.iter().map(|waiting| &waiting.claim.redemption);
+    let invites = invites.map(|one| (one.namespace.clone(), one.invite)).collect();
+    if ledger.settle_shards(lease, epoch, &invites).await?.is_err() {
+        return Ok(Collected::Overtaken);
+    }
+    let claims = ledger.waiting_claims(partition, u32::MAX).await?;
     tracing::warn!(%partition, claims = claims.len(), "Redis has lost what nodes had told; writing it down");
     // All at once; where that is refused each alone, so that one that breaks a law does not keep the others out.
     match apply(ledger, lease, epoch, &claims).await? {
@@ -393,7 +403,8 @@ fn rows(claims: &[WaitingClaim], epoch: u64) -> Option<Rows> {
     let mut rows = plan::plan(&entries);
     for row in &mut rows.uses {
         let (uses, granted) = spent.get(&row.invite).copied()?;
-        *row = UsesRow { invite: row.invite, uses, granted, cursor: Cursor { epoch, seq: 0 } };
+        row.spent = Some((uses, granted));
+        row.cursor = Cursor { epoch, seq: 0 };
     }
     Some(rows)
 }
@@ -433,11 +444,10 @@ mod tests {
         let counts = Some((10, 12));
         let rows = rows(&[waiting(6, 11, counts), waiting(7, 12, counts)], 5).unwrap();
         assert_eq!(rows.redemptions.len(), 2);
-        let uses: Vec<_> =
-            rows.uses.iter().map(|row| (row.uses, row.granted, row.cursor)).collect();
-        assert_eq!(uses, [(12, 12, Cursor { epoch: 5, seq: 0 })]);
+        let uses: Vec<_> = rows.uses.iter().map(|row| (row.spent, row.cursor)).collect();
+        assert_eq!(uses, [(Some((12, 12)), Cursor { epoch: 5, seq: 0 })]);
         let later = super::rows(&[waiting(13, 20, counts)], 5).unwrap();
-        assert_eq!((later.uses[0].uses, later.uses[0].granted), (11, 13));
+        assert_eq!(later.uses[0].spent, Some((11, 13)));
     }
 
     #[test]

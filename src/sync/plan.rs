@@ -8,13 +8,14 @@ use std::collections::BTreeMap;
 use crate::{
     domain::{
         CampaignName, Change, Cursor, Entry, Group, InviteId, MembershipRule, Millis, Namespace,
-        RedemptionId, Reservation, ReservationId, UserId,
-        change::{InviteAction, MembershipLeft, RolledBack, exclusive_key},
+        RedemptionId, Reservation, ReservationId, Settings, UserId,
+        change::{InviteAction, MembershipLeft, Moved, RolledBack, exclusive_key},
         reservation::Held,
     },
     ledger::rows::{
         self, AuditRow, CampaignRow, CampaignUsesRow, EndedRow, ErasedRow, InviteRow, MemberRow,
-        NamespaceRow, RedemptionRow, ReservationRow, Rollback, RolledBackRow, Rows, UsesRow,
+        MoveRow, NamespaceRow, RedemptionRow, ReservationRow, Rollback, RolledBackRow, Rows,
+        UsesRow,
     },
 };
 
@@ -68,6 +69,8 @@ struct Fold {
     members: BTreeMap<MemberKey, MemberFold>,
     reservations: BTreeMap<ReservationId, ReservationRow>,
     campaigns: BTreeMap<(Namespace, CampaignName), CampaignFold>,
+    /// By invite and participant; what was given and what was taken apart.
+    moves: BTreeMap<(InviteId, u16, bool), MoveRow>,
     rolled_back: Vec<RolledBackRow>,
     erased: Vec<ErasedRow>,
     redemptions: Vec<RedemptionRow>,
@@ -113,13 +116,12 @@ impl Fold {
     fn apply(&mut self, entry: &Entry) {
         let Entry { cursor, namespace, .. } = entry;
         match &entry.change {
+            Change::NamespaceCopied(settings) => {
+                self.put(entry, settings);
+                self.audit(entry, "namespace_copied", namespace.to_string());
+            }
             Change::Namespace(settings) => {
-                let row = NamespaceRow {
-                    name: namespace.clone(),
-                    settings: settings.clone(),
-                    cursor: *cursor,
-                };
-                self.namespaces.insert(namespace.clone(), row);
+                self.put(entry, settings);
                 let action = if settings.archived_at.is_some() {
                     "namespace_archived"
                 } else {
@@ -147,6 +149,7 @@ impl Fold {
                     InviteAction::Created => "invite_created",
                     InviteAction::Imported => "invite_imported",
                     InviteAction::Changed => "invite_changed",
+                    InviteAction::Copied => "invite_copied",
                 };
                 self.audit(entry, action, invite.id.to_string());
             }
@@ -161,6 +164,26 @@ impl Fold {
                 }
                 let subject = format!("{batch}, {} invites", invites.len());
                 self.audit(entry, "invites_created", subject);
+            }
+            Change::Moved { invite, participant, moved, max_uses } => {
+                self.count(*invite, None, Some(*max_uses), *cursor);
+                let row = MoveRow {
+                    namespace: namespace.clone(),
+                    invite: *invite,
+                    participant: *participant,
+                    moved: *moved,
+                    cursor: *cursor,
+                };
+                let (action, was_given, amount) = match moved {
+                    Moved::Given(amount) => ("uses_given", true, amount),
+                    Moved::Taken(amount) => ("uses_taken", false, amount),
+                };
+                self.moves.insert((*invite, *participant, was_given), row);
+                self.audit(
+                    entry,
+                    action,
+                    format!("{invite}, participant {participant}, {amount} in all"),
+                );
             }
             Change::InviteDeleted { id } => {
                 let fold = self.invites.entry(*id).or_default();
@@ -177,7 +200,8 @@ impl Fold {
                 campaign,
                 reservation,
             } => {
-                self.spend(redemption.invite, *uses, redemption.ordinal, *cursor);
+                let spent = (*uses, redemption.ordinal);
+                self.count(redemption.invite, Some(spent), None, *cursor);
                 self.spend_of_campaign(entry, campaign.as_ref());
                 if let Some(reservation) = reservation {
                     self.hold(*cursor, reservation, Held::Confirmed(redemption.id));
@@ -220,15 +244,39 @@ impl Fold {
         }
     }
 
-    fn spend(&mut self, invite: InviteId, uses: u64, granted: u64, cursor: Cursor) {
+    fn put(&mut self, entry: &Entry, settings: &Settings) {
+        let Entry { cursor, namespace, .. } = entry;
+        let row =
+            NamespaceRow { name: namespace.clone(), settings: settings.clone(), cursor: *cursor };
+        self.namespaces.insert(namespace.clone(), row);
+    }
+
+    /// Notes what is spent of an invite, and how many were ever granted, or what may be spent.
+    fn count(
+        &mut self,
+        invite: InviteId,
+        spent: Option<(u64, u64)>,
+        max_uses: Option<u64>,
+        cursor: Cursor,
+    ) {
         let fold = self.invites.entry(invite).or_default();
         match &mut fold.whole {
             Some(row) => {
-                row.invite.uses = uses;
-                row.invite.granted = granted;
+                if let Some((uses, granted)) = spent {
+                    (row.invite.uses, row.invite.granted) = (uses, granted);
+                }
+                row.invite.max_uses = max_uses.or(row.invite.max_uses);
                 row.cursor = cursor;
             }
-            None => fold.uses = Some(UsesRow { invite, uses, granted, cursor }),
+            None => {
+                let before = fold.uses.take();
+                fold.uses = Some(UsesRow {
+                    invite,
+                    spent: spent.or(before.as_ref().and_then(|row| row.spent)),
+                    max_uses: max_uses.or(before.and_then(|row| row.max_uses)),
+                    cursor,
+                });
+            }
         }
     }
 
@@ -257,7 +305,8 @@ impl Fold {
     fn roll_back(&mut self, entry: &Entry, rolled_back: &RolledBack) {
         let Entry { cursor, namespace, .. } = entry;
         let RolledBack { redemption, reason, invite, user, group, .. } = rolled_back;
-        self.spend(*invite, rolled_back.uses, rolled_back.granted, *cursor);
+        let spent = (rolled_back.uses, rolled_back.granted);
+        self.count(*invite, Some(spent), None, *cursor);
         if rolled_back.reopened {
             self.invites.entry(*invite).or_default().hold_code(true);
         }
@@ -427,6 +476,7 @@ impl Fold {
             rolled_back: self.rolled_back,
             erased: self.erased,
             reservations: self.reservations.into_values().collect(),
+            moves: self.moves.into_values().collect(),
             audit: self.audit,
             ..Rows::default()
         };
@@ -481,6 +531,7 @@ mod tests {
             code: Code::parse("OTHER", CodeCase::Sensitive).unwrap(),
             group: Group::parse("team").unwrap(),
             max_uses: None,
+            total: None,
             max_uses_per_user: None,
             campaign: None,
             uses: 0,

@@ -62,7 +62,7 @@ impl Span {
     pub fn event(&self, _: &'static str) {}
 
     /// Does nothing.
-    pub fn fail(&self, _: &'static str) {}
+    pub fn fail<V>(&self, _: V) {}
 
     /// Nothing.
     #[must_use]

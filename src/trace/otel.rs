@@ -103,8 +103,8 @@ impl Span {
         }
     }
 
-    /// Says that it failed, and in which way. Never with the words of an error: those may hold anything.
-    pub fn fail(&self, kind: &'static str) {
+    /// Says that it failed, and in which of few ways. Never with the words of an error: those may hold anything.
+    pub fn fail(&self, kind: impl Into<Value>) {
         if let Some(context) = &self.0 {
             context.span().set_attribute(KeyValue::new("error.type", kind));
             context.span().set_status(Status::error(""));
@@ -232,6 +232,10 @@ pub fn start(options: &TraceOptions) -> Result<Export, TraceError> {
         .map_err(|error| failed(&error))?;
     exporter.set_resource(&resource);
     let (sender, spans) = mpsc::channel(options.queue_max);
+    // What may grow from nothing is there before.
+    for result in ["sent", "failed", "dropped"] {
+        counter(result).increment(0);
+    }
     let queue = Queue { spans: sender, dropped: counter("dropped") };
     let sampler = Sampler::ParentBased(Box::new(Sampler::TraceIdRatioBased(options.sample_ratio)));
     let provider = SdkTracerProvider::builder()

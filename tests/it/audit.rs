@@ -1,16 +1,20 @@
 //! The audit finds what is wrong, and nothing that is not.
 
-use std::sync::Arc;
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
 
 use redeemer::{
     audit::{self, Mend, Report},
     domain::{
-        Code, CodeCase, Group, InviteId, MembershipRule, Namespace, Partition, RedemptionId,
-        RequestId, UserId,
+        Code, CodeCase, Group, InviteId, MembershipRule, Namespace, Outcome, Partition,
+        RedemptionId, RequestId, UserId,
     },
     gate::{
         create_invite::CreateInvite,
         redeem::{Mode, Redeem},
+        release::{Release, ReleaseAnswer},
     },
     sync::{
         self,
@@ -39,10 +43,26 @@ impl Audited {
     async fn start() -> Self {
         let bench = Bench::start().await;
         let namespace = bench.namespace("acme", MembershipRule::OneGroup).await;
-        let create = CreateInvite {
-            id: InviteId(Uuid::from_u128(5)),
-            namespace: namespace.clone(),
-            code: Code::parse("WELCOME", CodeCase::Sensitive).unwrap(),
+        let progress = Progress::new(1);
+        let mut context = bench.context(std::time::Duration::from_secs(1));
+        context.progress = progress.clone();
+        let stop = tokio_util::sync::CancellationToken::new();
+        tokio::spawn(sync::run(context, stop.clone()));
+        tokio::spawn(progress::look(progress.clone(), bench.ledger.clone()));
+        let it = Self { bench, namespace, progress, stop };
+        let code = Code::parse("WELCOME", CodeCase::Sensitive).unwrap();
+        it.invite(code, InviteId(Uuid::from_u128(5))).run(&it.bench.gate).await.unwrap();
+        for number in 0..20 {
+            it.redeem(number).await;
+        }
+        it
+    }
+
+    fn invite(&self, code: Code, id: InviteId) -> CreateInvite {
+        CreateInvite {
+            id,
+            namespace: self.namespace.clone(),
+            code,
             group: Group::parse("team").unwrap(),
             max_uses: None,
             max_uses_per_user: None,
@@ -52,20 +72,9 @@ impl Audited {
             user: None,
             email_domains: Vec::new(),
             metadata: Some("{\"a\":1}".to_owned()),
+            exhausted: None,
             actor: "test".to_owned(),
-        };
-        create.run(&bench.gate).await.unwrap();
-        let progress = Progress::new(1);
-        let mut context = bench.context(std::time::Duration::from_secs(1));
-        context.progress = progress.clone();
-        let stop = tokio_util::sync::CancellationToken::new();
-        tokio::spawn(sync::run(context, stop.clone()));
-        tokio::spawn(progress::look(progress.clone(), bench.ledger.clone()));
-        let it = Self { bench, namespace, progress, stop };
-        for number in 0..20 {
-            it.redeem(number).await;
         }
-        it
     }
 
     async fn redeem(&self, number: u64) {
@@ -85,6 +94,30 @@ impl Audited {
             },
         };
         self.bench.gate.redeem(request).await.unwrap();
+    }
+
+    /// An invite of its own, of which this user's use alone is held, and then is not.
+    async fn hold_and_give_back(&self, number: u128, turn: i64) {
+        let code = Code::parse(&format!("HELD-{number}"), CodeCase::Sensitive).unwrap();
+        if turn == 0 {
+            let invite = self.invite(code.clone(), InviteId(Uuid::from_u128(100 + number)));
+            invite.run(&self.bench.gate).await.unwrap();
+        }
+        // Each time until another moment, as clocks have it.
+        self.bench.clock.fetch_add(1, Ordering::Relaxed);
+        let request = Redeem {
+            namespace: self.namespace.clone(),
+            code,
+            user: Some(UserId::parse(&format!("holder-{number}")).unwrap()),
+            ip: None,
+            email_domain: None,
+            caller: "test".to_owned(),
+            mode: Mode::Reserve { ttl_ms: 600_000 },
+        };
+        let answer = self.bench.gate.redeem(request).await.unwrap();
+        let Outcome::Held { reservation, .. } = answer.outcome else { panic!("{answer:?}") };
+        let release = Release { reservation, actor: "test".to_owned() };
+        assert_eq!(release.run(&self.bench.gate).await.unwrap(), ReleaseAnswer::Released);
     }
 
     async fn audit(&self) -> Report {
@@ -189,6 +222,33 @@ async fn under_load_nothing_looks_like_drift() {
     }
     let report = it.audit().await;
     assert!(report.is_clean() && report.busy.is_empty(), "{report:?}");
+}
+
+/// What is held and given back between two looks leaves Redis as if nothing had been.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_held_and_given_back_while_the_audit_looks_is_no_drift() {
+    let it = Arc::new(Audited::start().await);
+    let done = Arc::new(AtomicBool::new(false));
+    let holders = (0..4).map(|number| {
+        let (it, done) = (it.clone(), done.clone());
+        tokio::spawn(async move {
+            for turn in 0.. {
+                if done.load(Ordering::Relaxed) {
+                    break;
+                }
+                it.hold_and_give_back(number, turn).await;
+            }
+        })
+    });
+    let holders: Vec<_> = holders.collect();
+    for _ in 0..50 {
+        let report = it.audit().await;
+        assert!(report.is_clean(), "{report:?}");
+    }
+    done.store(true, Ordering::Relaxed);
+    for holder in holders {
+        holder.await.unwrap();
+    }
 }
 
 #[test]

@@ -53,6 +53,7 @@ async fn invite(bench: &Bench, namespace: &Namespace, code: &str, max_uses: Opti
         user: None,
         email_domains: Vec::new(),
         metadata: None,
+        exhausted: None,
         actor: "test".to_owned(),
     };
     assert!(matches!(create.run(&bench.gate).await.unwrap(), Created::Created { .. }));

@@ -100,6 +100,11 @@ async fn what_an_emptied_redis_had_told_comes_back_from_the_nodes() {
     // What the leader had read before may have come over by itself; the rest has not.
     let applied = "SELECT COUNT(*) FROM claims WHERE outcome = 'applied'";
     assert!(it.sql.number(applied).await > 0);
+    let mut counted = 0.0;
+    for node in &it.nodes {
+        counted += node.metric("redeemer_claims_total", &[]).await.unwrap();
+    }
+    assert!(counted > 0.5, "{counted}");
     let report = it.nodes[0].get(AUDIT).await;
     assert_eq!(report.body["consistent"], true, "{}", report.text);
 }
@@ -142,6 +147,14 @@ async fn what_a_node_claims_too_late_is_decided_by_the_gate() {
     let Deployment { sql, .. } = &mut it;
     until_some("the loss is written down", async || (sql.number(lost).await == 1).then_some(()))
         .await;
+    eventually("the loss is counted", async || {
+        let mut counted = 0.0;
+        for node in &it.nodes {
+            counted += node.metric("redeemer_lost_acknowledgements_total", &[]).await.unwrap();
+        }
+        counted > 0.5
+    })
+    .await;
     let mut statuses = Vec::new();
     for (user, id) in &told {
         let again = it.redeemed(0, user).await;

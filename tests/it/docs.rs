@@ -21,7 +21,8 @@ fn blocks(heading: &str, language: &str) -> Vec<String> {
 
 /// The code blocks of a language in a document, from a heading up to the next.
 pub fn blocks_of(text: &str, heading: &str, language: &str) -> Vec<String> {
-    let section = text.split("\n## ").find(|section| section.starts_with(heading)).unwrap();
+    let mut sections = text.split("\n#").map(|section| section.trim_start_matches(['#', ' ']));
+    let section = sections.find(|section| section.lines().next() == Some(heading)).unwrap();
     let mut found = Vec::new();
     for part in section.split("```").skip(1).step_by(2) {
         if let Some(code) = part.strip_prefix(&format!("{language}\n")) {

@@ -16,23 +16,28 @@ use crate::support::{
 const EVENTS: &str = "/v1/namespaces/default/events";
 
 /// A stream that is being read.
-struct Stream {
+pub struct Stream {
     response: reqwest::Response,
     read: String,
     /// The last id, also one without an event.
-    last: String,
+    pub last: String,
 }
 
 #[derive(Debug, Clone, PartialEq)]
-struct Event {
-    id: String,
-    kind: String,
-    data: Value,
+pub struct Event {
+    pub id: String,
+    pub kind: String,
+    pub data: Value,
 }
 
 impl Stream {
     async fn open(node: &Node, query: &str, last: Option<&str>) -> Self {
-        let mut request = node.request(Method::GET, &format!("{EVENTS}{query}"));
+        Self::of(node, &format!("{EVENTS}{query}"), last).await
+    }
+
+    /// Opens the stream of any namespace.
+    pub async fn of(node: &Node, path: &str, last: Option<&str>) -> Self {
+        let mut request = node.request(Method::GET, path);
         if let Some(last) = last {
             request = request.header("last-event-id", last);
         }
@@ -43,7 +48,7 @@ impl Stream {
     }
 
     /// The next event; nothing once the stream has ended.
-    async fn next(&mut self) -> Option<Event> {
+    pub async fn next(&mut self) -> Option<Event> {
         loop {
             while let Some((block, rest)) = self.read.split_once("\n\n") {
                 let (block, rest) = (block.to_owned(), rest.to_owned());
@@ -67,7 +72,7 @@ impl Stream {
         }
     }
 
-    async fn take(&mut self, count: usize) -> Vec<Event> {
+    pub async fn take(&mut self, count: usize) -> Vec<Event> {
         let mut all = Vec::new();
         while all.len() < count {
             all.push(self.next().await.unwrap());

@@ -51,6 +51,9 @@ use crate::{
     },
 };
 
+/// Namespaces that are spread have tests of their own.
+const NOT_SPREAD: &str = "no namespace of these histories is spread";
+
 /// Small, so that histories fill it.
 const OUTBOX_MAX: u64 = 12;
 
@@ -560,6 +563,7 @@ async fn step(world: &mut World<'_>, op: &Op) {
                     Vec::new()
                 },
                 metadata: (*number == 1).then(|| "{\"a\":1}".to_owned()),
+                exhausted: None,
                 actor,
             };
             let (said, meant) =
@@ -649,6 +653,7 @@ async fn step(world: &mut World<'_>, op: &Op) {
                 Deleted::NotFound => "delete: not_found",
                 Deleted::InUse { .. } => "in_use",
                 Deleted::PreconditionFailed { .. } => "delete: precondition_failed",
+                Deleted::UsesElsewhere => unreachable!("{NOT_SPREAD}"),
             });
             assert_eq!(said, meant);
         }
@@ -711,6 +716,7 @@ async fn step(world: &mut World<'_>, op: &Op) {
                             MemberImport::Imported => "member imported",
                             MemberImport::Unchanged => "member unchanged",
                             MemberImport::AlreadyMember { .. } => "import: already_member",
+                            MemberImport::Elsewhere => unreachable!("{NOT_SPREAD}"),
                         });
                     }
                 }
@@ -728,6 +734,7 @@ async fn step(world: &mut World<'_>, op: &Op) {
                 Joined::Already(_) => "already",
                 Joined::AlreadyMember { .. } => "join: already_member",
                 Joined::NamespaceNotFound => "join: namespace_not_found",
+                Joined::Elsewhere => unreachable!("{NOT_SPREAD}"),
             });
             assert_eq!(said, meant);
         }

@@ -55,6 +55,7 @@ impl Deployment {
             user: None,
             email_domains: Vec::new(),
             metadata: None,
+            exhausted: None,
             actor: "test".to_owned(),
         };
         create.run(&bench.gate).await.unwrap();

@@ -449,6 +449,7 @@ async fn hold_spend_and_take_back(bench: &Bench, namespace: &Namespace) {
         user: None,
         email_domains: Vec::new(),
         metadata: None,
+        exhausted: None,
         actor: actor.clone(),
     };
     assert!(matches!(create.run(gate).await.unwrap(), Created::Created(_)));

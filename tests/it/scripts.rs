@@ -44,6 +44,7 @@ async fn namespace_with_an_invite(bench: &Bench) -> Namespace {
         user: None,
         email_domains: Vec::new(),
         metadata: None,
+        exhausted: None,
         actor: "test".to_owned(),
     };
     create.run(&bench.gate).await.unwrap();

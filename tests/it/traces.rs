@@ -13,7 +13,7 @@ use serde_json::json;
 
 use crate::support::{
     eventually,
-    node::{Node, Reply, Settings, json_body, send},
+    node::{Node, Reply, Settings, json_body, send, signal},
     receiver::{Answer, Receiver},
     until_some,
 };
@@ -21,6 +21,7 @@ use crate::support::{
 const NAMESPACE: &str = "/v1/namespaces/default";
 const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
 const CALLER: &str = "00f067aa0ba902b7";
+const SPANS: &str = "redeemer_trace_spans_total";
 
 /// A node whose spans go to a collector.
 struct Traced {
@@ -120,7 +121,7 @@ async fn a_redemption_is_traced_from_its_caller_to_script_and_ledger_and_tells_n
     let told = texts(&server.attributes);
     assert_eq!(told["http.request.method"], "POST");
     assert_eq!(told["http.route"], "/v1/namespaces/{ns}/redemptions");
-    assert_eq!(told["http.response.status_code"], "201");
+    assert_eq!((&*told["http.response.status_code"], &*told["url.scheme"]), ("201", "http"));
     assert_eq!(told["redeemer.request_id"], redeemed.header("x-request-id"));
 
     let redeem = only(&spans, "redeem");
@@ -132,7 +133,7 @@ async fn a_redemption_is_traced_from_its_caller_to_script_and_ledger_and_tells_n
 
     let batch = only(&spans, "batch");
     assert_eq!(batch.parent_span_id, redeem.span_id);
-    assert_eq!(texts(&batch.attributes)["db.operation.batch.size"], "1");
+    assert_eq!(texts(&batch.attributes)["redeemer.batch.requests"], "1");
     let script = only(&spans, "EVALSHA redeem");
     assert_eq!((script.kind(), &script.parent_span_id), (SpanKind::Client, &batch.span_id));
     assert_eq!(texts(&script.attributes)["db.system.name"], "redis");
@@ -211,14 +212,48 @@ async fn a_webhooks_receiver_is_told_of_the_trace() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_fails_is_an_error_of_few_kinds() {
+    let it = Traced::start("1").await;
+    let hook = Receiver::start().await;
+    hook.answer(Answer::Status(503));
+    let body = json!({"url": hook.url, "event_types": ["redeemed"]});
+    assert_eq!(it.node.post(&format!("{NAMESPACE}/webhooks"), &body).await.status, 201);
+    it.node.invite("CODE", "team", 5).await;
+    assert_eq!(it.node.redeem("CODE", "alice").await.status, 201);
+    until_some("the receiver is called", async || hook.received().first().cloned()).await;
+    let redis = std::fs::read_to_string(it.node.directory().join("redis/redis.pid")).unwrap();
+    let redis: u32 = redis.trim().parse().unwrap();
+    signal(redis, "STOP");
+    let refused = it.node.redeem("CODE", "bob").await;
+    signal(redis, "CONT");
+    assert_eq!(refused.status, 503, "{}", refused.text);
+    eventually("it serves again", async || it.node.redeem("CODE", "bob").await.status < 300).await;
+    let (spans, _) = it.stop().await;
+    let failed: Vec<_> = spans
+        .iter()
+        .filter(|span| span.status.clone().unwrap_or_default().code() == StatusCode::Error)
+        .collect();
+    let kind = |span: &Span| texts(&span.attributes)["error.type"].clone();
+    let call = failed.iter().find(|span| span.name == "POST").unwrap();
+    assert_eq!(kind(call), "503");
+    let server = failed.iter().find(|span| span.kind() == SpanKind::Server).unwrap();
+    assert_eq!(kind(server), refused.code());
+    let script = failed.iter().find(|span| span.name == "EVALSHA redeem").unwrap();
+    assert_eq!(kind(script), "_OTHER");
+    // An error's own words may hold anything.
+    assert!(failed.iter().all(|span| span.status.clone().unwrap().message.is_empty()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_collector_that_is_gone_or_says_no_disturbs_nobody() {
     let it = Traced::start("1").await;
     it.collector.answer(Answer::Status(503));
     it.node.invite("CODE", "team", 5).await;
     eventually("the spans have failed", async || {
-        it.node.get("/metrics").await.text.contains("redeemer_trace_spans_total{result=\"failed\"}")
+        it.node.metric(SPANS, &["result=\"failed\""]).await.unwrap() > 0.0
     })
     .await;
+    assert!(it.node.metric(SPANS, &["result=\"sent\""]).await.unwrap() < 0.5);
     assert_eq!(it.node.redeem("CODE", "alice").await.status, 201);
     it.collector.answer(Answer::Silence);
     assert_eq!(it.node.redeem("CODE", "bob").await.status, 201);
@@ -227,7 +262,7 @@ async fn a_collector_that_is_gone_or_says_no_disturbs_nobody() {
     assert_eq!(it.node.redeem("CODE", "carol").await.status, 201);
     it.collector.answer(Answer::Status(200));
     eventually("they are sent again", async || {
-        it.node.get("/metrics").await.text.contains("redeemer_trace_spans_total{result=\"sent\"}")
+        it.node.metric(SPANS, &["result=\"sent\""]).await.unwrap() > 0.0
     })
     .await;
     it.stop().await;

@@ -14,11 +14,12 @@ use utoipa::{
 use crate::domain::{
     Alphabet, BatchId, BatchState, CampaignName, Code, CodeCase, DeliveryId, DeliveryState,
     Durability, EmailDomain, ErrorDetail, Group, InviteId, InviteState, MembershipRule, Millis,
-    Namespace, Policy, Position, Quota, RedemptionId, ReservationId, Role, UserId, WebhookId,
-    event,
+    Namespace, Policy, Position, Positions, Quota, RedemptionId, ReservationId, Role, UserId,
+    WebhookId, event,
     invite::EMAIL_DOMAINS_MAX,
     webhook::{URL_BYTES_MAX, WebhookState},
 };
+use crate::ledger::PartitionState;
 
 /// Text without control characters.
 const TEXT: &str = r"^[^\u0000-\u001f\u007f-\u009f]+$";
@@ -88,10 +89,18 @@ words! {
         "type": "string", "pattern": "^[0-9]+/[0-9]+-[0-9]+$", "examples": ["6/1-3"],
         "description": "partition/epoch-seq: a change's place among all changes.",
     });
+    Positions, "Positions" = json!({
+        "type": "string", "pattern": "^[0-9]+/[0-9]+-[0-9]+(,[0-9]+/[0-9]+-[0-9]+)*$", "examples": ["6/1-3"],
+        "description": "A position; of a namespace that is spread, one of each of its partitions, with commas between them.",
+    });
     Millis, "Time" = json!({
         "type": "string", "format": "date-time", "examples": ["2026-11-23T17:14:52.712Z"],
         "description": "RFC 3339 with an offset, of the years 1970 to 9999. Answers have milliseconds and Z.",
     });
+    PartitionState, "PartitionState" = one_of(
+        PartitionState::ALL.map(PartitionState::as_str),
+        "Whether a partition serves: it was never opened; yes; not until recovery has opened it.",
+    );
     Policy, "Policy" = one_of(Policy::ALL.map(Policy::as_str), "A rate limit.");
     MembershipRule, "MembershipRule" = one_of(
         MembershipRule::ALL.map(MembershipRule::as_str),

@@ -187,5 +187,6 @@ pub fn rules(membership: MembershipRule) -> Rules {
         rate_code: None,
         rate_namespace: None,
         rate_guess: None,
+        spread: 1,
     }
 }

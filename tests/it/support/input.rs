@@ -12,6 +12,7 @@ pub fn filled(path: &str, namespace: &str) -> String {
         .replace("{user}", "nobody")
         .replace("{group}", "nothing")
         .replace("{name}", "spring")
+        .replace("vendor/{file}", "vendor/preact.mjs")
         .replace("{file}", "start.js");
     assert!(!filled.contains('{'), "nothing is known to put into {filled}");
     filled

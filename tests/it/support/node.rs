@@ -204,6 +204,27 @@ impl Node {
         send(self.request(Method::DELETE, path)).await.unwrap()
     }
 
+    /// The sum of all series of a metric that have these labels, such as `outcome="granted"`; nothing if there is none.
+    pub async fn metric(&self, name: &str, labels: &[&str]) -> Option<f64> {
+        let text = self.get("/metrics").await.text;
+        let lines = text.lines().filter(|line| !line.starts_with('#'));
+        let values = lines.filter_map(|line| {
+            let (series, value) = line.rsplit_once(' ')?;
+            let (own, of) = series.split_once('{').unwrap_or((series, ""));
+            let fits = own == name && labels.iter().all(|label| of.contains(label));
+            fits.then(|| value.parse::<f64>().unwrap())
+        });
+        values.reduce(|sum, value| sum + value)
+    }
+
+    /// Waits until a metric is as it should be.
+    pub async fn until_metric(&self, name: &str, labels: &[&str], fits: impl Fn(f64) -> bool) {
+        super::eventually(&format!("{name} is so"), async || {
+            self.metric(name, labels).await.is_some_and(&fits)
+        })
+        .await;
+    }
+
     /// Waits until the ledger has the namespace `default`, which a first start makes.
     pub async fn until_ledger_has_default(&self) {
         super::eventually("the ledger has the namespace default", async || {

@@ -1,0 +1,229 @@
+//! The same on a real cluster of three primaries: what each of them has to do, and how long a use takes that lies in
+//! another partition.
+
+use std::{
+    net::TcpListener,
+    process::{Child, Command, Stdio},
+    time::Instant,
+};
+
+use anyhow::{Context, ensure};
+use redeemer::{
+    domain::{Namespace, Partition},
+    gate::key::Keyspace,
+};
+use serde_json::json;
+use tempfile::TempDir;
+
+use crate::{
+    lab::{CONNECTIONS, Effort, Lab, median},
+    load::{Load, Pace, Report, Request, redemption_body},
+    rows::{Bar, Unit},
+    servers::{ADMIN_KEY, CODE, Guarded, Place, Service, cpu_seconds, directory, keys, wait_until},
+};
+
+const PRIMARIES: u16 = 3;
+/// How long each takes, in seconds.
+const SECONDS: f64 = 4.0;
+/// How often a single use is asked for that lies elsewhere.
+const TRIES: u64 = 40;
+
+/// One primary.
+struct Primary {
+    port: u16,
+    child: Guarded,
+    _directory: TempDir,
+}
+
+impl Primary {
+    fn start() -> anyhow::Result<Self> {
+        let directory = directory("cluster")?;
+        // Held until the server takes them.
+        let [port, bus] = [free_port()?, free_port()?];
+        let child: Child = Command::new("redis-server")
+            .args(["--port", &port.to_string(), "--cluster-port", &bus.to_string()])
+            .args(["--bind", "127.0.0.1", "--save", "", "--appendonly", "yes"])
+            .args(["--cluster-enabled", "yes", "--hash-max-listpack-value", "256"])
+            .args(["--auto-aof-rewrite-min-size", "256mb"])
+            .arg("--dir")
+            .arg(directory.path())
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .spawn()
+            .context("starting redis-server")?;
+        let primary = Self { port, child: Guarded(child), _directory: directory };
+        wait_until("redis-server answers", || Ok(primary.ask::<String>(&["PING"]).is_ok()))?;
+        Ok(primary)
+    }
+
+    fn ask<T: redis::FromRedisValue>(&self, words: &[&str]) -> anyhow::Result<T> {
+        let client = redis::Client::open(format!("redis://127.0.0.1:{}", self.port))?;
+        let mut command = redis::cmd(words[0]);
+        command.arg(&words[1..]);
+        Ok(command.query(&mut client.get_connection()?)?)
+    }
+
+    fn bus(&self) -> anyhow::Result<String> {
+        let myself: String = self.ask(&["CLUSTER", "NODES"])?;
+        let bus = myself.split('@').nth(1).and_then(|rest| rest.split([' ', ',']).next());
+        Ok(bus.context("a server that does not know itself")?.to_owned())
+    }
+}
+
+fn free_port() -> anyhow::Result<u16> {
+    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
+}
+
+/// Three primaries, each with a third of the slots.
+fn cluster() -> anyhow::Result<Vec<Primary>> {
+    let primaries = (0..PRIMARIES).map(|_| Primary::start()).collect::<Result<Vec<_>, _>>()?;
+    for (number, primary) in (0..).zip(&primaries) {
+        let [first, last] = [slots(number), slots(number + 1) - 1].map(|slot| slot.to_string());
+        primary.ask::<()>(&["CLUSTER", "ADDSLOTSRANGE", &first, &last])?;
+        primary.ask::<()>(&["CLUSTER", "SET-CONFIG-EPOCH", &(number + 1).to_string()])?;
+    }
+    let first = &primaries[0];
+    for other in &primaries[1..] {
+        let (port, bus) = (other.port.to_string(), other.bus()?);
+        first.ask::<()>(&["CLUSTER", "MEET", "127.0.0.1", &port, &bus])?;
+    }
+    wait_until("the cluster is whole", || {
+        let mut whole = true;
+        for primary in &primaries {
+            let info: String = primary.ask(&["CLUSTER", "INFO"])?;
+            whole &= info.contains("cluster_state:ok") && info.contains("cluster_known_nodes:3");
+        }
+        Ok(whole)
+    })?;
+    Ok(primaries)
+}
+
+/// The first slot of a primary.
+fn slots(primary: u16) -> u16 {
+    u16::try_from(u32::from(primary) * 16_384 / u32::from(PRIMARIES)).unwrap_or(16_384)
+}
+
+/// A namespace whose shards lie on three primaries.
+fn balanced(keys: &Keyspace, word: &str) -> anyhow::Result<Namespace> {
+    let primary = |partition: Partition| {
+        (0..PRIMARIES).rev().find(|number| keys.slot(partition) >= slots(*number))
+    };
+    for number in 0..1000 {
+        let namespace = Namespace::parse(&format!("{word}-{number}"))?;
+        let mut on: Vec<_> =
+            namespace.shards(PRIMARIES).map(|shard| primary(keys.partition_of(&shard))).collect();
+        on.sort_unstable();
+        on.dedup();
+        if on.len() == usize::from(PRIMARIES) {
+            return Ok(namespace);
+        }
+    }
+    anyhow::bail!("no name spreads over all primaries")
+}
+
+/// A service on a cluster.
+struct Spread {
+    service: Service,
+    primaries: Vec<Primary>,
+}
+
+impl Spread {
+    fn make(
+        &self,
+        namespace: &Namespace,
+        spread: u16,
+        max_uses: Option<u64>,
+    ) -> anyhow::Result<()> {
+        let path = format!("/v1/namespaces/{namespace}");
+        let (status, body) = self.service.ask("PUT", &path, Some(&json!({"spread": spread})))?;
+        ensure!(status == 201, "the namespace was not made: {status} {body}");
+        let invite = json!({"code": CODE, "group": "team", "max_uses": max_uses});
+        let (status, body) = self.service.ask("POST", &format!("{path}/invites"), Some(&invite))?;
+        ensure!(status == 201, "the invite was not made: {status} {body}");
+        Ok(())
+    }
+
+    fn load(&self, namespace: &Namespace, effort: Effort, seconds: f64) -> anyhow::Result<Report> {
+        let path = format!("/v1/namespaces/{namespace}/redemptions");
+        Load {
+            address: self.service.address,
+            request: &Request::new(&path, ADMIN_KEY, &redemption_body(CODE, None))?,
+            connections: CONNECTIONS,
+            pace: Pace::Closed,
+            warm_up: effort.warm_up(),
+            duration: effort.seconds(seconds),
+        }
+        .run()
+    }
+
+    /// Processor time of each primary, in seconds.
+    fn cpu(&self) -> anyhow::Result<Vec<f64>> {
+        self.primaries.iter().map(|primary| cpu_seconds(primary.child.0.id())).collect()
+    }
+
+    /// Processor time of the busiest primary for each redemption, in seconds.
+    fn busiest(&self, namespace: &Namespace, effort: Effort) -> anyhow::Result<f64> {
+        let before = self.cpu()?;
+        let report = self.load(namespace, effort, SECONDS)?.all_granted()?;
+        let after = self.cpu()?;
+        let spent = after.iter().zip(before).map(|(after, before)| after - before);
+        #[expect(clippy::cast_precision_loss, reason = "for people")]
+        let granted = report.granted() as f64;
+        Ok(spent.fold(0.0, f64::max) / granted)
+    }
+}
+
+pub(super) fn run(lab: &mut Lab) -> anyhow::Result<()> {
+    let effort = lab.effort;
+    let primaries = cluster()?;
+    let mut place = Place::new(None, Some(lab.database()?))?.without_limits();
+    let url = format!("redis-cluster://127.0.0.1:{}", primaries[0].port);
+    place.settings.push(("REDEEMER_REDIS__URL", url));
+    let it = Spread { service: Service::start(place)?, primaries };
+
+    let ratios = (0..effort.rounds()).map(|round| {
+        let (one, three) = (
+            balanced(&keys(), &format!("one-{round}"))?,
+            balanced(&keys(), &format!("three-{round}"))?,
+        );
+        it.make(&one, 1, None)?;
+        it.make(&three, PRIMARIES, None)?;
+        Ok(it.busiest(&one, effort)? / it.busiest(&three, effort)? / f64::from(PRIMARIES))
+    });
+    let ratios = ratios.collect::<anyhow::Result<Vec<_>>>()?;
+    lab.row(
+        "Redis CPU per redemption on the busiest of three primaries, spread 1 over spread 3, of linear",
+        Bar::AtLeast(0.85),
+        Unit::Ratio,
+        median(ratios),
+    );
+
+    lab.row(
+        "a use that lies in another partition, from request to answer",
+        Bar::None,
+        Unit::Millis,
+        elsewhere(&it, effort)?,
+    );
+    Ok(())
+}
+
+/// How long it takes to get the only use of an invite, which is at the home.
+fn elsewhere(it: &Spread, effort: Effort) -> anyhow::Result<f64> {
+    let namespace = balanced(&keys(), "elsewhere")?;
+    it.make(&namespace, PRIMARIES, Some(1))?;
+    let path = format!("/v1/namespaces/{namespace}");
+    let mut took = Vec::new();
+    for number in 0..effort.count(TRIES).max(1) {
+        let code = format!("LAST-{number}");
+        let invite = json!({"code": code, "group": code, "max_uses": 1});
+        let (status, body) = it.service.ask("POST", &format!("{path}/invites"), Some(&invite))?;
+        ensure!(status == 201, "the invite was not made: {status} {body}");
+        let redemption = json!({"code": code, "user": format!("user-{number}")});
+        let begun = Instant::now();
+        let (status, body) =
+            it.service.ask("POST", &format!("{path}/redemptions"), Some(&redemption))?;
+        took.push(begun.elapsed().as_secs_f64() * 1e3);
+        ensure!(status == 201, "the last use was not found: {status} {body}");
+    }
+    Ok(median(took))
+}
