@@ -2,8 +2,9 @@
 //!
 //! A *spread* namespace consists of shards, each an ordinary namespace in a partition of its own. A user belongs to one
 //! of them, an invite to all: each shard has a [`Part`] of it, and its share, `max_uses`, is what it may spend. A shard
-//! spends from its share in one script call and asks nobody. Shard 0 is the [`HOME`]: it has the whole limit at first,
-//! and alone knows it. A share that runs dry gets uses from other shards by *moves*.
+//! spends from its share in one script call and asks nobody. Number 0 is the [`HOME`], the namespace that people know: it
+//! has the whole limit at first, and alone knows it; where it has users of its own, they spend from its share like others.
+//! A share that runs dry gets uses from other shards by *moves*.
 //!
 //! # A move
 //!
@@ -31,6 +32,10 @@
 //!
 //! Step 2 asks for the *row*: the ledger says that `j` has given `k` so much. That the ledger's cursor has passed the
 //! place of the entry is not enough: a later epoch is past all places of the one before, those too that were lost.
+//!
+//! How much a giver gives is chosen so that few moves are needed: the home has an equal portion for each shard, so that
+//! people who come once each find a use in their own shard until about 95 % are spent. After that a shard that runs dry
+//! gets half of what another one has: the home first, then the one that gave it least so far.
 //!
 //! # When none is left
 //!
@@ -139,10 +144,10 @@ impl Part {
         self.taken.get(&giver).copied().unwrap_or_default()
     }
 
-    /// `lua/give.lua`: gives a portion of what is free, unless more was given before than the taker is `known` to have
-    /// taken. With a `divisor` of 1 the portion is all. Else there is one portion for each of so many participants that
-    /// was not given anything yet, and there are at least two; so the first ones are equal, and the giver keeps one. `at`
-    /// is the place of the change, if it becomes one.
+    /// `lua/give_uses.lua`: gives a portion of what is free, unless more was given before than the taker is `known` to
+    /// have taken. With a `divisor` of 1 the portion is all. Else there is one portion for each of so many participants
+    /// that was not given anything yet, and there are at least two; so the first ones are equal, and the giver keeps one.
+    /// `at` is the place of the change, if it becomes one.
     pub fn give(&mut self, taker: u16, known: u64, divisor: u64, at: Cursor) -> Gave {
         if let Some(outstanding) = self.given.get(&taker).filter(|given| given.amount > known) {
             return Gave::Given(*outstanding);
@@ -158,8 +163,8 @@ impl Part {
         Gave::Given(given)
     }
 
-    /// `lua/take.lua`: comes up to what the giver has ever given, and says whether that was a change. Only for amounts
-    /// that the ledger has.
+    /// `lua/take_uses.lua`: comes up to what the giver has ever given, and says whether that was a change. Only for
+    /// amounts that the ledger has.
     pub fn take(&mut self, giver: u16, given: u64) -> bool {
         let more = given.saturating_sub(self.taken_from(giver));
         if more > 0 {
@@ -182,7 +187,7 @@ pub fn divisor(giver: u16, shards: u16) -> u64 {
 pub enum Step {
     /// Read this shard's part: [`Search::looked`].
     Look(u16),
-    /// Call `give.lua` at the giver: [`Search::gave`].
+    /// Call `give_uses.lua` at the giver: [`Search::gave`].
     Give {
         /// Where.
         giver: u16,
@@ -191,9 +196,9 @@ pub enum Step {
         /// See [`Part::give`].
         divisor: u64,
     },
-    /// Wait until the ledger's row says that the giver has given the taker this amount, then call `take.lua` at the taker:
-    /// [`Search::took`]. If the ledger has passed the place and the row does not say so, then the giver has forgotten it:
-    /// [`Search::lost`].
+    /// Wait until the ledger's row says that the giver has given the taker this amount, then call `take_uses.lua` at the
+    /// taker: [`Search::took`]. If the ledger has passed the place and the row does not say so, then the giver has
+    /// forgotten it: [`Search::lost`].
     Take {
         /// Where.
         taker: u16,
