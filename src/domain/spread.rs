@@ -33,9 +33,9 @@
 //! Step 2 asks for the *row*: the ledger says that `j` has given `k` so much. That the ledger's cursor has passed the
 //! place of the entry is not enough: a later epoch is past all places of the one before, those too that were lost.
 //!
-//! How much a giver gives is chosen so that few moves are needed: the home has an equal portion for each shard, so that
-//! people who come once each find a use in their own shard until about 95 % are spent. After that a shard that runs dry
-//! gets half of what another one has: the home first, then the one that gave it least so far.
+//! How much a giver gives is chosen so that few moves are needed: the home has an equal portion for each shard and keeps
+//! one, so that people who come once each find a use in their own shard until most are spent. After that a shard that
+//! runs dry gets half of what another one has: the home first, then the one that gave it least so far.
 //!
 //! # When none is left
 //!
