@@ -14,7 +14,8 @@
 -- ARGV[7] id of the invite here
 -- ARGV[8] taker    the participant that is to get them
 -- ARGV[9] known    how much of what was given to it the taker has got
--- ARGV[10] divisor what is free is divided by it, rounded up; 0 to give nothing and only look
+-- ARGV[10] divisor what is free is divided into a portion for each of so many that was not given anything yet, and into
+--                  at least two; 1 to give everything, 0 to give nothing and only look
 -- ARGV[11] 1 at the home: an invite that was made before the namespace was spread gets its total
 -- replies   {'fenced'} | {'absent'}
 --           | {'part', epoch, revision, max_uses, total or '', uses, granted, uses that are held, sum of their deadlines,
@@ -72,8 +73,14 @@ local deadlines = 0
 for i = 2, #held, 2 do deadlines = deadlines + held[i] end
 local moved = redis.call('HGET', KEYS[6], 'given:' .. ARGV[8])
 local given = moved and tonumber(string.match(moved, '^%d+')) or 0
+local takers = 0
+for _, field in ipairs(redis.call('HKEYS', KEYS[6])) do
+  if string.sub(field, 1, 6) == 'given:' then takers = takers + 1 end
+end
+local divisor = tonumber(ARGV[10])
+local portions = math.max(divisor - takers, math.min(divisor, 2))
 local free, amount = max_uses - uses - #held / 2, 0
-if tonumber(ARGV[10]) > 0 and given == tonumber(ARGV[9]) and free > 0 then amount = math.ceil(free / ARGV[10]) end
+if portions > 0 and given == tonumber(ARGV[9]) and free > 0 then amount = math.ceil(free / portions) end
 -- Nothing above writes; nothing below refuses.
 if is_old then
   redis.call('HSET', key, 'max_uses', invite[2], 'total', invite[3])

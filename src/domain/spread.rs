@@ -2,8 +2,9 @@
 //!
 //! A *spread* namespace consists of shards, each an ordinary namespace in a partition of its own. A user belongs to one
 //! of them, an invite to all: each shard has a [`Part`] of it, and its share, `max_uses`, is what it may spend. A shard
-//! spends from its share in one script call and asks nobody. Shard 0 is the [`HOME`]: it has the whole limit at first,
-//! and alone knows it. A share that runs dry gets uses from other shards by *moves*.
+//! spends from its share in one script call and asks nobody. Number 0 is the [`HOME`], the namespace that people know: it
+//! has the whole limit at first, and alone knows it; where it has users of its own, they spend from its share like others.
+//! A share that runs dry gets uses from other shards by *moves*.
 //!
 //! # A move
 //!
@@ -32,6 +33,10 @@
 //! Step 2 asks for the *row*: the ledger says that `j` has given `k` so much. That the ledger's cursor has passed the
 //! place of the entry is not enough: a later epoch is past all places of the one before, those too that were lost.
 //!
+//! How much a giver gives is chosen so that few moves are needed: the home has an equal portion for each shard and keeps
+//! one, so that people who come once each find a use in their own shard until most are spent. After that a shard that
+//! runs dry gets half of what another one has: the home first, then the one that gave it least so far.
+//!
 //! # When none is left
 //!
 //! Looking at one shard after the other proves nothing: a use may move, or come back by a rollback, behind the looker's
@@ -40,7 +45,7 @@
 //! moment nobody had a free use, and `exhausted` is the truth. For this a part that was changed and changed back must not
 //! look the same, hence its counters that only grow, and the epoch (see [`Part`]).
 
-use std::{collections::BTreeMap, iter};
+use std::collections::BTreeMap;
 
 use super::{Cursor, Millis};
 
@@ -139,13 +144,16 @@ impl Part {
         self.taken.get(&giver).copied().unwrap_or_default()
     }
 
-    /// `lua/give.lua`: gives one of `divisor` portions of what is free, rounded up, unless more was given before than the
-    /// taker is `known` to have taken. `at` is the place of the change, if it becomes one.
+    /// `lua/give_uses.lua`: gives a portion of what is free, unless more was given before than the taker is `known` to
+    /// have taken. With a `divisor` of 1 the portion is all. Else there is one portion for each of so many participants
+    /// that was not given anything yet, and there are at least two; so the first ones are equal, and the giver keeps one.
+    /// `at` is the place of the change, if it becomes one.
     pub fn give(&mut self, taker: u16, known: u64, divisor: u64, at: Cursor) -> Gave {
         if let Some(outstanding) = self.given.get(&taker).filter(|given| given.amount > known) {
             return Gave::Given(*outstanding);
         }
-        let portion = self.free().div_ceil(divisor);
+        let portions = divisor.saturating_sub(self.given.len() as u64).max(divisor.min(2));
+        let portion = self.free().div_ceil(portions);
         if portion == 0 {
             return Gave::Nothing;
         }
@@ -155,8 +163,8 @@ impl Part {
         Gave::Given(given)
     }
 
-    /// `lua/take.lua`: comes up to what the giver has ever given, and says whether that was a change. Only for amounts
-    /// that the ledger has.
+    /// `lua/take_uses.lua`: comes up to what the giver has ever given, and says whether that was a change. Only for
+    /// amounts that the ledger has.
     pub fn take(&mut self, giver: u16, given: u64) -> bool {
         let more = given.saturating_sub(self.taken_from(giver));
         if more > 0 {
@@ -167,11 +175,11 @@ impl Part {
     }
 }
 
-/// Into how many portions a giver divides what it has free. The home keeps one for each shard; between two others it is
-/// half and half.
+/// Into how many portions a giver divides what it has free (see [`Part::give`]): the home has one for each, so that
+/// nobody has to come again before most uses are spent; between two others it is half and half.
 #[must_use]
 pub fn divisor(giver: u16, shards: u16) -> u64 {
-    if giver == HOME { u64::from(shards.max(2)) } else { 2 }
+    if giver == HOME { u64::from(shards) } else { 2 }
 }
 
 /// What is to be done next, and how the answer is told.
@@ -179,18 +187,18 @@ pub fn divisor(giver: u16, shards: u16) -> u64 {
 pub enum Step {
     /// Read this shard's part: [`Search::looked`].
     Look(u16),
-    /// Call `give.lua` at the giver: [`Search::gave`].
+    /// Call `give_uses.lua` at the giver: [`Search::gave`].
     Give {
         /// Where.
         giver: u16,
-        /// What the taker is known to have taken from it.
+        /// How much the taker is known to have taken from it.
         known: u64,
         /// See [`Part::give`].
         divisor: u64,
     },
-    /// Wait until the ledger's row says that the giver has given the taker this amount, then call `take.lua` at the taker:
-    /// [`Search::took`]. If the ledger has passed the place and the row does not say so, then the giver has forgotten it:
-    /// [`Search::lost`].
+    /// Wait until the ledger's row says that the giver has given the taker this amount, then call `take_uses.lua` at the
+    /// taker: [`Search::took`]. If the ledger has passed the place and the row does not say so, then the giver has
+    /// forgotten it: [`Search::lost`].
     Take {
         /// Where.
         taker: u16,
@@ -229,7 +237,7 @@ pub struct Search {
     goal: Goal,
     taker: u16,
     shards: u16,
-    /// The parts seen in this round, in the order of [`order`].
+    /// The parts seen in this round, the taker's first.
     seen: Vec<Part>,
     /// Those of the round before, if nothing was moved since.
     before: Vec<Part>,
@@ -318,19 +326,21 @@ impl Search {
             if self.seen.len() < usize::from(self.shards) { self.ask() } else { self.judge() };
     }
 
-    /// The next of a round.
+    /// The next of a round: the taker, the home, and of the others the one that gave it least so far. One that has given
+    /// a half has less than one that has given nothing.
     fn ask(&self) -> Step {
-        let mut order = order(self.taker, self.shards).skip(self.seen.len());
-        match (order.next(), self.seen.first()) {
-            (Some(giver), Some(taker)) => {
-                let divisor = match self.goal {
-                    Goal::Some => divisor(giver, self.shards),
-                    Goal::All => 1,
-                };
-                Step::Give { giver, known: taker.taken_from(giver), divisor }
-            }
-            _ => Step::Look(self.taker),
-        }
+        let Some(taker) = self.seen.first() else { return Step::Look(self.taker) };
+        let others = (1..self.shards).map(|distance| (self.taker + distance) % self.shards);
+        let open = others.filter(|shard| self.seen.iter().all(|part| part.shard != *shard));
+        let next = open.min_by_key(|shard| (*shard != HOME, taker.taken_from(*shard)));
+        // A whole round is judged, so there is one unless the taker is alone.
+        next.map_or(Step::Look(self.taker), |giver| {
+            let divisor = match self.goal {
+                Goal::Some => divisor(giver, self.shards),
+                Goal::All => 1,
+            };
+            Step::Give { giver, known: taker.taken_from(giver), divisor }
+        })
     }
 
     /// What a whole round means in which nobody had anything to give.
@@ -357,14 +367,6 @@ impl Search {
         self.before = round;
         self.ask()
     }
-}
-
-/// In which order a round goes: the taker, the home, and the others beginning behind the taker, so that not all takers
-/// come to the same one.
-fn order(taker: u16, shards: u16) -> impl Iterator<Item = u16> {
-    let others = (1..shards).map(move |distance| (taker + distance) % shards);
-    let home = (taker != HOME).then_some(HOME);
-    iter::once(taker).chain(home).chain(others.filter(|shard| *shard != HOME))
 }
 
 /// The step that completes a move of which only the debit is seen.
@@ -486,6 +488,18 @@ mod tests {
     }
 
     #[test]
+    fn the_first_portions_are_equal_then_come_halves_and_one_is_everything() {
+        let mut shards = Shards::new(4, 40);
+        let mut given = |taker, known, divisor| match shards.give(0, taker, known, divisor) {
+            Gave::Given(given) => given.amount - known,
+            Gave::Nothing => 0,
+        };
+        assert_eq!([given(1, 0, 4), given(2, 0, 4), given(3, 0, 4)], [10, 10, 10]);
+        assert_eq!([given(1, 10, 4), given(2, 10, 4)], [5, 3]);
+        assert_eq!([given(3, 10, 1), given(3, 12, 1)], [2, 0]);
+    }
+
+    #[test]
     fn what_was_given_and_not_taken_is_repeated_and_nothing_is_added() {
         let mut shards = Shards::new(2, 10);
         let first = shards.give(0, 1, 0, 2);
@@ -523,8 +537,8 @@ mod tests {
     }
 
     #[test]
-    fn the_home_keeps_a_portion_for_each_shard_and_others_share_by_halves() {
-        assert_eq!([divisor(0, 1), divisor(0, 16), divisor(3, 16)], [2, 16, 2]);
+    fn the_home_has_a_portion_for_each_and_others_share_by_halves() {
+        assert_eq!([divisor(0, 2), divisor(0, 16), divisor(3, 16)], [2, 16, 2]);
     }
 
     #[test]
@@ -548,13 +562,17 @@ mod tests {
     }
 
     #[test]
-    fn then_the_others_beginning_behind_the_taker() {
+    fn then_the_others_beginning_behind_the_taker_and_with_those_that_gave_it_least() {
         let mut shards = Shards::new(5, 5);
         shards.spend(0, 5);
         let (end, steps) = shards.run(&mut Search::new(2, 5));
         assert_eq!(end, EXHAUSTED);
         assert_eq!(asked(&steps), [2, 0, 3, 4, 1, 2, 0, 3, 4, 1]);
-        assert_eq!(order(0, 4).collect::<Vec<_>>(), [0, 1, 2, 3]);
+        shards.part(2).taken = [(0, 9), (3, 5), (1, 2)].into();
+        shards.part(0).given = [(2, Given { amount: 9, at: Cursor { epoch: 1, seq: 1 } })].into();
+        let mut search = Search::new(2, 5);
+        let steps: Vec<_> = (0..5).map(|_| shards.follow(&mut search)).collect();
+        assert_eq!(asked(&steps), [2, 0, 4, 1, 3]);
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 
 use redeemer::domain::{
     Cursor,
-    spread::{Gave, Part, Search, Step},
+    spread::{Gave, HOME, Part, Search, Step},
 };
 use stateright::{Checker, Model, Property};
 
@@ -19,6 +19,8 @@ struct Case {
     shards: Vec<(u64, u64)>,
     /// At which shard each user asks for a use.
     users: Vec<u16>,
+    /// Whether somebody brings all free uses home meanwhile.
+    gathers: bool,
     /// How many uses may be given in all. Two searches can take the last one from each other for ever, so what comes after
     /// that is not looked at.
     moves: u64,
@@ -148,6 +150,12 @@ impl Shard {
     }
 }
 
+impl User {
+    fn searches(search: Search) -> Self {
+        Self::Searches { search, dry: false, dry_between: false, memory: Vec::new() }
+    }
+}
+
 impl State {
     fn shard(&mut self, shard: u16) -> &mut Shard {
         &mut self.shards[usize::from(shard)]
@@ -270,7 +278,7 @@ impl Case {
     }
 
     fn ask(&self, state: &mut State, user: usize) {
-        let at = self.users[user];
+        let at = self.at(user);
         if state.gate(at).free() > 0 {
             state.shard(at).change(|part| {
                 part.uses += 1;
@@ -278,10 +286,13 @@ impl Case {
             });
             state.users[user] = User::Granted;
         } else {
-            let search = Search::new(at, self.count());
-            state.users[user] =
-                User::Searches { search, dry: false, dry_between: false, memory: Vec::new() };
+            state.users[user] = User::searches(Search::new(at, self.count()));
         }
+    }
+
+    /// For which shard a user searches; who gathers does so for the home.
+    fn at(&self, user: usize) -> u16 {
+        self.users.get(user).copied().unwrap_or(HOME)
     }
 
     /// One step of a user's search. Nothing where it has to wait for the ledger.
@@ -291,7 +302,7 @@ impl Case {
         else {
             return None;
         };
-        let at = self.users[user];
+        let at = self.at(user);
         let second = memory.len() >= self.shards.len();
         let seen = |state: &State, memory: &mut Vec<Part>, shard: u16| {
             if self.planted != Some(Fault::OneLook) {
@@ -328,6 +339,7 @@ impl Case {
         state.users[user] = match search.step() {
             Step::Moved => User::Asks,
             Step::Exhausted { .. } => User::Exhausted { dry, dry_between },
+            Step::Gathered(_) => User::Gone,
             _ => User::Searches { search, dry, dry_between, memory },
         };
         Some(())
@@ -339,7 +351,7 @@ impl Case {
             Action::Step(user) => self.step(state, user)?,
             Action::LoseAnswer(user) => {
                 let User::Searches { search, .. } = &state.users[user] else { return None };
-                let call = self.call(state, self.users[user], &search.step())?;
+                let call = self.call(state, self.at(user), &search.step())?;
                 state.left.lost_answers -= 1;
                 state.late.insert(call);
             }
@@ -390,9 +402,10 @@ impl Model for Case {
     fn init_states(&self) -> Vec<State> {
         let total = |shard: u16| (shard == 0).then(|| self.total());
         let shards = (0_u16..).zip(&self.shards);
+        let gathers = self.gathers.then(|| User::searches(Search::gather(self.count())));
         vec![State {
             shards: shards.map(|(shard, uses)| Shard::new(shard, *uses, total(shard))).collect(),
-            users: vec![User::Asks; self.users.len()],
+            users: self.users.iter().map(|_| User::Asks).chain(gathers).collect(),
             late: BTreeSet::new(),
             left: self.chaos,
         }]
@@ -517,7 +530,8 @@ const CALM: Chaos = Chaos { crashes: 0, failovers: 0, lost_answers: 0, rollbacks
 impl Case {
     /// Users who ask at these shards, where each shard has this share and has spent that much of it.
     fn new<const S: usize>(shards: [(u64, u64); S], users: &[u16], chaos: Chaos) -> Self {
-        Self { shards: shards.into(), users: users.into(), moves: 3, chaos, planted: None }
+        let (shards, users) = (shards.into(), users.into());
+        Self { shards, users, gathers: false, moves: 3, chaos, planted: None }
     }
 
     fn holds(self) {
@@ -549,6 +563,13 @@ fn the_same_among_three_shards() {
     Case::new([(1, 0), (0, 0), (1, 0)], &[1, 2], chaos).holds();
     let chaos = Chaos { crashes: 1, failovers: 1, lost_answers: 1, ..CALM };
     Case::new([(1, 0), (0, 0), (0, 0)], &[1, 2], chaos).holds();
+}
+
+#[test]
+fn uses_are_gathered_while_others_search() {
+    let chaos = Chaos { crashes: 1, failovers: 1, ..CALM };
+    let case = Case::new([(1, 0), (1, 1)], &[1, 1], chaos);
+    Case { gathers: true, ..case }.holds();
 }
 
 #[test]
