@@ -18,8 +18,8 @@
 --                  at least two; 1 to give everything, 0 to give nothing and only look
 -- ARGV[11] 1 at the home: an invite that was made before the namespace was spread gets its total
 -- replies   {'fenced'} | {'absent'}
---           | {'part', epoch, revision, max_uses, total or '', uses, granted, uses that are held, sum of their deadlines,
---              first of their deadlines or '', fields of moves}
+--           | {'part', epoch, revision, max_uses, total or '', uses, granted, uses that are held, how often any
+--              was, first of the deadlines or '', fields of moves}
 -- What was given and is not known to have been got is never given a second time: whoever reads given:<taker> in the reply
 -- may bring it there.
 -- The head, the same in every fenced script: KEYS[1] meta, KEYS[2] outbox, ARGV[1] deployment, ARGV[2] lineage,
@@ -58,7 +58,7 @@ local key = KEYS[4]
 for i = 3, 4 do
   if redis.call('HGET', KEYS[i], 'id') == ARGV[7] then key = KEYS[i] break end
 end
-local invite = redis.call('HMGET', key, 'id', 'max_uses', 'total', 'uses', 'granted', 'code', 'revision')
+local invite = redis.call('HMGET', key, 'id', 'max_uses', 'total', 'uses', 'granted', 'code', 'revision', 'holds')
 if invite[1] ~= ARGV[7] then return {'absent'} end
 -- One that was made before its namespace was spread.
 local is_old = ARGV[11] == '1' and not invite[3]
@@ -69,8 +69,6 @@ end
 local max_uses, uses = tonumber(invite[2]), tonumber(invite[4])
 -- What has lost its code has lost what was held of it.
 local held = key == KEYS[3] and redis.call('ZRANGEBYSCORE', KEYS[5], '(' .. at, '+inf', 'WITHSCORES') or {}
-local deadlines = 0
-for i = 2, #held, 2 do deadlines = deadlines + held[i] end
 local moved = redis.call('HGET', KEYS[6], 'given:' .. ARGV[8])
 local given = moved and tonumber(string.match(moved, '^%d+')) or 0
 local takers = 0
@@ -96,6 +94,6 @@ if amount > 0 then
   if key == KEYS[3] then redis.call('ZREMRANGEBYSCORE', KEYS[5], '-inf', at) end
 end
 return {
-  'part', epoch, invite[7], int(max_uses), invite[3] or '', invite[4], invite[5], #held / 2, int(deadlines),
+  'part', epoch, invite[7], int(max_uses), invite[3] or '', invite[4], invite[5], #held / 2, invite[8] or '0',
   held[2] or '', redis.call('HGETALL', KEYS[6])
 }

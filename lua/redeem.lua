@@ -134,11 +134,12 @@ local function rules_of(key)
   if not rules then
     local names = {'revision', 'membership', 'archived_at'}
     for i, policy in ipairs(POLICIES) do names[3 + i] = 'rate_' .. policy end
-    names[#names + 1] = 'sealed'
+    for _, name in ipairs({'shard', 'spread', 'sealed'}) do names[#names + 1] = name end
     names[#names + 1] = 'error_detail'
     local values = read('HMGET', key, unpack(names))
     rules = {live = values[1] and not values[3], revision = values[1], membership = values[2], quotas = {}}
     rules.coarse, rules.sealed = values[#names] == 'coarse', values[#names - 1]
+    rules.is_spread = values[#names - 2] or values[#names - 3]
     for i in ipairs(POLICIES) do
       if values[3 + i] then
         local count, window = string.match(values[3 + i], '^(%d+)/(%d+)$')
@@ -504,12 +505,14 @@ local function grant(kind, rule, invite, held, own, member, id, redemption, user
 end
 
 -- Holds a use on the tables, never past the end of the invite's window.
-local function hold(kind, invite, held, user, ttl_ms)
+local function hold(kind, rules, invite, held, user, ttl_ms)
   local deadline = now + ttl_ms
   if invite.expires_at then deadline = math.min(deadline, tonumber(invite.expires_at)) end
   changed, entry, kind.told = changed + 1, nil, invite
   held.any, held.live, held.until_of[user], held.changed[user] = true, held.live + 1, deadline, deadline
   writes[#writes + 1] = {'ZADD', kind.held, text(deadline), user}
+  -- Who looks at a part twice must see that something was held in between, also by the same user until the same moment.
+  if rules.is_spread then writes[#writes + 1] = {'HINCRBY', kind.invite, 'holds', '1'} end
   local fields = {
     'ns', kind.space.name, 'actor', kind.actor, 'at', at, 'user', user, 'invite', invite.id, 'code', kind.code,
     'until', text(deadline)
@@ -606,7 +609,7 @@ local function decide(a, k)
   elseif redeeming then
     reply = grant(kind, rule, invite, held, own, member, id, redemption, user, ARGV[a + 4])
   elseif mode == 'reserve' then
-    reply = hold(kind, invite, held, user, tonumber(wanted))
+    reply = hold(kind, rules, invite, held, user, tonumber(wanted))
   else
     reply = {'allowed'}
   end

@@ -14,8 +14,8 @@
 -- ARGV[8] giver  the participant that has given
 -- ARGV[9] given  how much it has ever given to this one
 -- replies   {'fenced'} | {'absent'}
---           | {'part', epoch, revision, max_uses, total or '', uses, granted, uses that are held, sum of their deadlines,
---              first of their deadlines or '', fields of moves}
+--           | {'part', epoch, revision, max_uses, total or '', uses, granted, uses that are held, how often any
+--              was, first of the deadlines or '', fields of moves}
 -- What was got before is not got again, however late a repeat comes.
 -- The head, the same in every fenced script: KEYS[1] meta, KEYS[2] outbox, ARGV[1] deployment, ARGV[2] lineage,
 -- ARGV[3] epoch (all three from the ledger), ARGV[4] now (ms; empty for the clock of Redis).
@@ -51,13 +51,11 @@ local key = KEYS[4]
 for i = 3, 4 do
   if redis.call('HGET', KEYS[i], 'id') == ARGV[7] then key = KEYS[i] break end
 end
-local invite = redis.call('HMGET', key, 'id', 'max_uses', 'total', 'uses', 'granted', 'code', 'revision')
+local invite = redis.call('HMGET', key, 'id', 'max_uses', 'total', 'uses', 'granted', 'code', 'revision', 'holds')
 if invite[1] ~= ARGV[7] then return {'absent'} end
 local max_uses, given = tonumber(invite[2]), tonumber(ARGV[9])
 -- What has lost its code has lost what was held of it.
 local held = key == KEYS[3] and redis.call('ZRANGEBYSCORE', KEYS[5], '(' .. at, '+inf', 'WITHSCORES') or {}
-local deadlines = 0
-for i = 2, #held, 2 do deadlines = deadlines + held[i] end
 local amount = given - (redis.call('HGET', KEYS[6], 'taken:' .. ARGV[8]) or 0)
 -- Nothing above writes; nothing below refuses.
 if amount > 0 then
@@ -68,6 +66,6 @@ if amount > 0 then
   redis.call('HSET', KEYS[6], 'taken:' .. ARGV[8], int(given))
 end
 return {
-  'part', epoch, invite[7], int(max_uses), invite[3] or '', invite[4], invite[5], #held / 2, int(deadlines),
+  'part', epoch, invite[7], int(max_uses), invite[3] or '', invite[4], invite[5], #held / 2, invite[8] or '0',
   held[2] or '', redis.call('HGETALL', KEYS[6])
 }

@@ -231,7 +231,8 @@ fn difference(key: &str, gate: &Held, ledger: &Held) -> Option<Difference> {
     })
 }
 
-/// What a key holds without what the ledger does not keep: what makes a repeated change recognisable, the moment of a
+/// What a key holds without what the ledger does not keep: what makes a repeated change recognisable, how often uses
+/// were held, the moment of a
 /// joining that a redemption has replaced, and whether a use whose deadline has come is still written down as held.
 fn compared(what: Option<&Named>, mut held: Held, now: Millis) -> Held {
     let is_over = |deadline: Option<&str>| {
@@ -242,6 +243,7 @@ fn compared(what: Option<&Named>, mut held: Held, now: Millis) -> Held {
         Some(Named::CampaignHeld(_)) => held.retain(|member, _| !is_over(member.split(':').nth(1))),
         Some(Named::Invite(_) | Named::Retired(_) | Named::Settings(_)) => {
             held.remove("last_change");
+            held.remove("holds");
         }
         Some(Named::Member(..)) => return without_replaced_joinings(held),
         Some(Named::Campaigns(_) | Named::InviteId | Named::Moves(..)) | None => {}
