@@ -11,7 +11,7 @@ pub mod progress;
 use std::{
     collections::HashMap,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -101,6 +101,8 @@ pub async fn run(context: Context, stop: CancellationToken) {
     let leads = metrics::gauge!("redeemer_partitions_led");
     let mut leaders = JoinSet::new();
     let mut led: HashMap<Partition, Led> = HashMap::new();
+    // Of a partition, not of a leader: one that can not go on loses its lease, and the next one has the same to say.
+    let mut complaints: HashMap<Partition, Arc<Mutex<Complaint>>> = HashMap::new();
     let mut complaint = Complaint::default();
     let mut steal = context.options.steal_leases;
     let mut tick = tokio::time::interval(context.options.lease_ttl / 4);
@@ -132,6 +134,7 @@ pub async fn run(context: Context, stop: CancellationToken) {
                         lease: lease.clone(),
                         stop: stop.clone(),
                         alive: alive.clone(),
+                        complaint: complaints.entry(lease.partition).or_default().clone(),
                         measured: Measured::new(lease.partition),
                     };
                     leaders.spawn(leader.run());
@@ -200,6 +203,7 @@ struct Leader {
     lease: Lease,
     stop: CancellationToken,
     alive: Arc<AtomicBool>,
+    complaint: Arc<Mutex<Complaint>>,
     measured: Measured,
 }
 
@@ -259,17 +263,17 @@ impl Leader {
     async fn run(self) -> Partition {
         let partition = self.lease.partition;
         let mut pause = Duration::from_millis(20);
-        let mut complaint = Complaint::default();
+        let complaint = || self.complaint.lock().unwrap_or_else(PoisonError::into_inner);
         loop {
             match self.lead().await {
                 Ok(Ended::ForGood) => return partition,
                 Ok(Ended::Reopen) => {
-                    complaint.settle();
+                    complaint().settle();
                     pause = Duration::from_millis(20);
                 }
-                Ok(Ended::Stuck) => complaint.settle(),
+                Ok(Ended::Stuck) => complaint().settle(),
                 Err(error) => {
-                    if let Some(error) = complaint.news(&error) {
+                    if let Some(error) = complaint().news(&error) {
                         tracing::warn!(%partition, error, "the sync can not go on; trying again");
                     }
                 }

@@ -80,13 +80,24 @@ struct Visit<'a> {
     ip: Option<IpAddr>,
 }
 
+/// The namespace, if it has a page.
+fn namespace_of(state: &State, request: &HttpRequest) -> Result<Namespace, Problem> {
+    Namespace::parse(request.match_info().query("ns"))
+        .ok()
+        .filter(|namespace| state.page.namespaces.contains(namespace))
+        .ok_or_else(nowhere)
+}
+
+fn nowhere() -> Problem {
+    Problem::new(Code::RouteNotFound, "There is no page here.")
+}
+
 impl<'a> Visit<'a> {
-    async fn of(state: &'a State, request: &HttpRequest) -> Result<Self, Problem> {
-        let nowhere = || Problem::new(Code::RouteNotFound, "There is no page here.");
-        let namespace = Namespace::parse(request.match_info().query("ns"))
-            .ok()
-            .filter(|namespace| state.page.namespaces.contains(namespace))
-            .ok_or_else(nowhere)?;
+    async fn of(
+        state: &'a State,
+        request: &HttpRequest,
+        namespace: Namespace,
+    ) -> Result<Self, Problem> {
         let settings = settings_of(state, &namespace).await?;
         if settings.rate_guess.is_none() {
             // Anybody could try code after code.
@@ -96,11 +107,6 @@ impl<'a> Visit<'a> {
         let code = code.map_err(|error| Problem::new(Code::CodeMalformed, format!("{error}.")))?;
         let ip = address(request, state.page.proxies);
         Ok(Self { state, namespace, settings, code, ip })
-    }
-
-    fn path(&self) -> String {
-        // Neither has anything that would have to be encoded.
-        format!("/i/{}/{}", self.namespace, self.code)
     }
 
     /// A URL of the host application, for this invite.
@@ -167,19 +173,16 @@ impl<'a> Visit<'a> {
         Ok(page(response, &state.page.title, &words, self.done().as_ref(), ""))
     }
 
-    /// What is to be offered to a person who is refused.
-    fn after(&self, problem: &Problem, token: Option<&str>) -> Option<Next> {
-        match problem.code {
+    /// Where a person may go on who is refused for good.
+    fn after(&self, problem: Problem) -> Problem {
+        let next = match problem.code {
             Code::AlreadyMember => self.done(),
             Code::UserTokenInvalid | Code::IdempotencyKeyReused | Code::AlreadyRolledBack => {
                 self.sign_in()
             }
-            code if !code.is_retryable() => None,
-            _ => Some(match token {
-                Some(token) => Next::Send { path: self.path(), token: token.into() },
-                None => Next::Look { path: self.path() },
-            }),
-        }
+            _ => None,
+        };
+        problem.then(next)
     }
 }
 
@@ -187,9 +190,11 @@ pub(super) async fn show(
     state: web::Data<State>,
     request: HttpRequest,
 ) -> Result<HttpResponse, Problem> {
-    let visit = Visit::of(&state, &request).await?;
-    visit.look().await.map_err(|problem| {
-        let next = visit.after(&problem, None);
+    let namespace = namespace_of(&state, &request)?;
+    let looked = async { Visit::of(&state, &request, namespace).await?.look().await };
+    looked.await.map_err(|problem| {
+        let path = request.path().to_owned();
+        let next = problem.code.is_retryable().then_some(Next::Look { path });
         problem.then(next)
     })
 }
@@ -197,16 +202,24 @@ pub(super) async fn show(
 pub(super) async fn redeem(
     state: web::Data<State>,
     request: HttpRequest,
-    form: Form,
+    form: Result<Form, Problem>,
 ) -> Result<HttpResponse, Problem> {
-    let visit = Visit::of(&state, &request).await?;
-    let mut fields = form.0;
+    // Where there is no page, nobody is told what it would take.
+    let namespace = namespace_of(&state, &request)?;
+    let mut fields = form?.0;
     let token = fields.required("token", |text| Ok(text.to_owned()));
     fields.finish()?;
     let Some(token) = token else { return Err(fields.problem()) };
-    visit.redeem(&token).await.map_err(|problem| {
-        let next = visit.after(&problem, Some(&token));
-        problem.then(next)
+    let redeemed = async {
+        let visit = Visit::of(&state, &request, namespace).await?;
+        visit.redeem(&token).await.map_err(|problem| visit.after(problem))
+    };
+    redeemed.await.map_err(|problem| {
+        if !problem.code.is_retryable() {
+            return problem;
+        }
+        let path = request.path().to_owned();
+        problem.then(Some(Next::Send { path, token: token.into() }))
     })
 }
 

@@ -84,10 +84,6 @@ pub const DESCRIBED: &[(&str, &str)] = &[
         "redeemer_drift",
         "by partition: keys that do not hold what the ledger says and laws that its rows break, at the last audit (sync.audit_every_seconds)",
     ),
-    (
-        "redeemer_trace_spans_total",
-        "by result: sent, failed (the collector did not take them) or dropped (trace.queue_max were waiting)",
-    ),
     ("redeemer_batch_codes_total", "codes of batches that this node has made"),
     ("redeemer_webhook_attempts_total", "by result: delivered or failed"),
 ];

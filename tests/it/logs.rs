@@ -1,12 +1,17 @@
 //! The log: lines that programs can read, and what is in none of them.
 
+use std::collections::BTreeMap;
+
+use redeemer::domain::Millis;
 use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::support::{
     eventually,
+    ledger::Sql,
     node::{ADMIN_KEY, Node, Settings, json_body, send},
     receiver::Receiver,
+    redis::RedisServer,
 };
 
 const NAMESPACE: &str = "/v1/namespaces/default";
@@ -73,6 +78,51 @@ async fn every_request_has_one_line_with_its_id_and_no_path() {
     let line = line_of(&node, "stranger").await;
     assert_eq!((&line["key"], &line["code"]), (&json!("none"), &json!("unauthorized")));
     assert!(!node.log().contains("livez") && !node.log().contains("secret-user"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failure_is_told_once_where_it_ends_and_a_state_when_it_begins() {
+    let mut redis = RedisServer::start().await;
+    let quick = [
+        ("REDEEMER_LOG__FORMAT", "json"),
+        ("REDEEMER_GATE__DEADLINE_MS", "300"),
+        ("REDEEMER_SYNC__LEASE_TTL_MS", "500"),
+        ("REDEEMER_SYNC__BLOCK_MS", "100"),
+    ];
+    let env = quick.map(|(name, value)| (name, value.to_owned())).to_vec();
+    let settings = Settings { redis_url: Some(redis.url()), env, ..Settings::default() };
+    let node = tokio::task::spawn_blocking(move || Node::start(&settings)).await.unwrap();
+    node.invite("CODE", "team", 100).await;
+    let ask = async |number: u32| {
+        let request = node.request(Method::POST, &format!("{NAMESPACE}/redemptions"));
+        let request = request.header("x-request-id", format!("lost-{number}"));
+        send(json_body(request, &json!({"code": "CODE", "user": "alice"}))).await.unwrap()
+    };
+    redis.kill();
+    for number in 0..10 {
+        let failed = ask(number).await;
+        assert_eq!(failed.status, 503, "{}", failed.text);
+        let line = line_of(&node, &format!("lost-{number}")).await;
+        assert_eq!((&line["level"], &line["code"]), (&json!("WARN"), &failed.body["code"]));
+        // The whole chain, and what the client was told is no part of it.
+        assert!(line["cause"].as_str().is_some_and(|cause| cause.contains(": ")), "{line}");
+    }
+    eventually("the node is not ready", async || node.get("/readyz").await.status == 503).await;
+    // Each leader that can not go on is followed by another one, which has nothing new to say.
+    let mut sql = Sql::connect(&node.ledger_url()).await;
+    let leases = "SELECT SUM(lease_token) FROM partitions";
+    let before = sql.number(leases).await;
+    eventually("there were others", async || sql.number(leases).await > before + 64).await;
+    let mut told: BTreeMap<String, Millis> = BTreeMap::new();
+    for mut line in lines(&node).into_iter().filter(|line| line["message"] != "request") {
+        let at = line.as_object_mut().unwrap().remove("timestamp").unwrap();
+        let at = Millis::parse(at.as_str().unwrap()).unwrap();
+        let before = told.insert(line.to_string(), at);
+        // As long as it lasts it is told again after a minute.
+        let is_news = before.is_none_or(|before| at.as_ms() - before.as_ms() > 59_000);
+        assert!(is_news || line["level"] == "INFO", "told again: {line}");
+    }
+    assert!(told.keys().any(|line| line.contains("the sync can not go on")), "{told:#?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

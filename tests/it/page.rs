@@ -13,6 +13,7 @@ use crate::{
     support::{
         eventually, free_port,
         haproxy::Balancer,
+        ledger,
         node::{Node, Reply, Settings, http_client, json_body, send},
         proxy::{Fault, Proxy},
         redis::RedisServer,
@@ -138,6 +139,8 @@ async fn there_is_no_page_unless_the_operator_wants_one() {
     node.invite("WELCOME", "team", 5).await;
     assert_page(&look(&node, PAGE).await, 404, "There is nothing here");
     let refused = submit(&node, PAGE, &token("alice", "1")).await;
+    assert_page(&refused, 404, "There is nothing here");
+    let refused = send(json_body(node.bare(Method::POST, PAGE), &json!({}))).await.unwrap();
     assert_page(&refused, 404, "There is nothing here");
     drop(node);
 
@@ -521,6 +524,29 @@ async fn the_button_of_a_page_that_does_not_know_asks_with_the_same_token() {
     assert_page(&page, page.status, "You are in");
     assert_eq!(uses(&node, "WELCOME").await, 1);
     drop(redis);
+}
+
+/// A node that has just started does not know the rules of a namespace, and asks the gate for them first.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_knows_no_rules_yet_keeps_the_token_too() {
+    let redis = RedisServer::plain().await;
+    let proxy = Proxy::start(redis.socket()).await;
+    let directory = tempfile::tempdir().unwrap();
+    let ledger = [("REDEEMER_LEDGER__URL", &*ledger::url_in(directory.path()))];
+    let other = start_with(&ledger, Some(redis.url())).await;
+    other.invite("WELCOME", "team", 5).await;
+    let node = start_with(&ledger, Some(proxy.url())).await;
+    proxy.set(Fault::Refuse);
+    let token = token("alice", "1");
+    let page = submit(&node, PAGE, &token).await;
+    assert_page(&page, 503, "One moment, please");
+    assert_eq!(kept_token(&page), token);
+    let looked = look(&node, PAGE).await;
+    assert_page(&looked, 503, "One moment, please");
+    assert!(looked.text.contains("href=\"/i/default/WELCOME\""), "{}", looked.text);
+    proxy.set(Fault::None);
+    eventually("alice is in", async || submit(&node, PAGE, &token).await.status < 300).await;
+    assert_eq!(uses(&other, "WELCOME").await, 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
