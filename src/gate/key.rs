@@ -12,6 +12,7 @@
 //! rdm:{07}:acme:campaign-held          zset    what is held of the campaigns, by name and deadline
 //! rdm:{07}:acme:retired:<invite id>    hash    an ended invite whose code a new one has taken
 //! rdm:{07}:acme:invite-id:<invite id>  string  the invite's code
+//! rdm:{07}:acme:moves:<invite id>      hash    what of that invite was given to and got from other shards
 //! rdm:{07}:acme:member:alice           hash    memberships, and what the user was answered
 //! rdm:{07}:acme:rate:ip:203.0.113.9    string  a rate limit's state, with a TTL
 //! ```
