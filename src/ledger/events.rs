@@ -10,10 +10,11 @@ use crate::domain::{Cursor, Event, Namespace, Partition, Position, event::What};
 const AUDIT: &str = "partition, epoch, seq, at, actor, action, namespace, subject";
 
 /// Of a namespace that is spread people see what was done to it once, where it was done: of its shards only what users do,
-/// and of itself not how uses move.
+/// and of itself not what only its shards need.
 pub(super) const SHOWN: &str =
     "(action IN ('redemption_rolled_back', 'reserved', 'reservation_released', 'joined', 'left')
-     OR namespace NOT LIKE '%+%' AND action NOT IN ('uses_given', 'uses_taken'))";
+     OR namespace NOT LIKE '%+%'
+     AND action NOT IN ('uses_given', 'uses_taken', 'invite_copied', 'namespace_copied'))";
 
 /// Some events, the oldest first.
 #[derive(Debug, Clone)]

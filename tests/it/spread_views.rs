@@ -329,6 +329,62 @@ async fn a_stream_has_what_happens_in_all_partitions() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn those_who_follow_a_namespace_follow_it_to_new_partitions() {
+    let it = Deployment::start().await;
+    let base = "/v1/namespaces/grows";
+    assert_eq!(it.node.send(Method::PUT, base, &json!({})).await.status, 201);
+    let invite = json!({"code": "RUSH", "group": "team", "max_uses": 100});
+    assert_eq!(it.node.post(&format!("{base}/invites"), &invite).await.status, 201);
+    let redeem = async |from: usize, to: usize| {
+        for number in from..to {
+            let body = json!({"code": "RUSH", "user": user(number)});
+            let reply = it.node.post(&format!("{base}/redemptions"), &body).await;
+            assert_eq!(reply.status, 201, "{}", reply.text);
+        }
+    };
+    let receiver = Receiver::start().await;
+    let body = json!({"url": receiver.url, "event_types": ["redeemed"]});
+    assert_eq!(it.node.post(&format!("{base}/webhooks"), &body).await.status, 201);
+    let events = format!("{base}/events");
+    let mut stream = Stream::of(&it.node, &format!("{events}?after=start"), None).await;
+    redeem(0, 10).await;
+    let before = stream.take(12).await;
+    assert!(before.iter().all(|event| !event.id.contains(',')));
+    let (mut partitions_seen, mut count) = (0, 10);
+    for spread in [3, 2] {
+        let changed = it.node.send(Method::PATCH, base, &json!({"spread": spread})).await;
+        assert_eq!((changed.status, &changed.body["spread"]), (200, &json!(spread)));
+        redeem(count, count + 20).await;
+        count += 20;
+        let told = stream.take(21).await;
+        let users: BTreeSet<_> =
+            told.iter().filter_map(|event| event.data["user"].as_str()).collect();
+        assert_eq!(
+            users,
+            (count - 20..count).map(user).collect::<Vec<_>>().iter().map(String::as_str).collect()
+        );
+        let seen = stream.last.split(',').count();
+        assert!(seen > partitions_seen, "{}", stream.last);
+        partitions_seen = seen;
+    }
+    // One who was away meanwhile hears of all of it.
+    let mut again = Stream::of(&it.node, &events, Some(&before[11].id)).await;
+    let told = again.take(42).await;
+    let users: BTreeSet<_> = told.iter().filter_map(|event| event.data["user"].as_str()).collect();
+    assert_eq!((users.len(), told.len()), (40, 42));
+    eventually("the receiver has all", async || receiver.received().len() >= count).await;
+    let told = receiver.received();
+    let users: BTreeSet<_> =
+        told.iter().map(|message| message.body()["data"]["user"].to_string()).collect();
+    assert_eq!((users.len(), told.len()), (count, count), "each once");
+    let listed = it.node.get(&format!("{base}/redemptions?limit=1000")).await.body["data"].clone();
+    let expected: Vec<_> = (0..count).rev().map(user).collect();
+    assert_eq!(column(listed.as_array().unwrap(), "user"), expected);
+    let listed = it.node.get(&format!("{base}/invites")).await.body["data"][0].clone();
+    assert_eq!(listed["uses"], json!(count));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_webhook_is_told_of_all_partitions_once() {
     let it = Deployment::start().await;
     let receiver = Receiver::start().await;
