@@ -12,7 +12,7 @@ run: ## Install what is missing, build, and run the service with its own Redis i
 
 # What must be the same on one server, behind sentinels and on a cluster.
 ON_EVERY_REDIS := api:: audit_log:: batch:: batches:: claims:: coarse:: events:: export:: idempotency:: import:: \
-	leaders:: model:: race:: recovery:: reservations:: scripts:: stats::
+	leaders:: model:: race:: recovery:: reservations:: scripts:: spread:: stats::
 
 test: ## Install what is missing, then check format and lints and run every test, with both ledgers and each kind of Redis
 	@scripts/setup test

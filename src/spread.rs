@@ -28,6 +28,7 @@ use crate::{
         Ask, Asked, Gate, GateError,
         copy_invite::{Copied, CopyInvite},
         copy_namespace::CopyNamespace,
+        delete_invite::{DeleteInvite, Deleted},
         give_uses::GiveUses,
         redeem::{Dry, Redeem},
         show_invite::{ShowInvite, Which},
@@ -38,6 +39,9 @@ use crate::{
     ledger::{Ledger, LedgerError},
     sync::progress::Progress,
 };
+
+/// Who removes copies of what was deleted.
+const ACTOR: &str = "spread";
 
 /// Before the rules of a namespace whose spread is being changed are looked at again.
 const PAUSE: Duration = Duration::from_millis(10);
@@ -85,6 +89,8 @@ enum Found {
     Some,
     /// There was a moment since it began at which there was none anywhere.
     None { may_free_at: Option<Millis> },
+    /// The namespace itself does not have the invite any more.
+    Gone,
 }
 
 impl Spread {
@@ -224,6 +230,15 @@ impl Spread {
                     {
                         continue;
                     }
+                    // It was made since the home was asked and knew no such code: its uses are not here yet.
+                    if is_exhausted(&answer)
+                        && place.participant() != HOME
+                        && last_word.is_none()
+                        && Instant::now() < deadline
+                    {
+                        how.patient = true;
+                        continue;
+                    }
                     return Ok((with_last_word(answer, last_word), replicated));
                 }
                 Asked::Dry { dry, request, unknown } => (dry, request, unknown),
@@ -243,15 +258,28 @@ impl Spread {
                     let parts = settings.parts(&home);
                     let invite = id.of_whole(place);
                     let moving = Moving { parts: &parts, invite, code: &request.code };
-                    if let Found::None { may_free_at } =
-                        self.search(&moving, place, deadline).await?
-                    {
-                        how.patient = false;
-                        last_word = Some(may_free_at);
+                    match self.search(&moving, place, deadline).await? {
+                        Found::Some => {}
+                        Found::None { may_free_at } => {
+                            how.patient = false;
+                            last_word = Some(may_free_at);
+                        }
+                        Found::Gone => {
+                            how.patient = self.forget_copy(place, id).await?;
+                            last_word = (!how.patient).then_some(None);
+                        }
                     }
                 }
             }
         }
+    }
+
+    /// Removes the copy of an invite that was deleted while it was copied; says whether the shard has none now.
+    async fn forget_copy(&self, shard: &Namespace, id: InviteId) -> Result<bool, GateError> {
+        let (namespace, actor) = (shard.clone(), ACTOR.to_owned());
+        let delete = DeleteInvite { id, namespace, expected_revision: None, actor };
+        let deleted = delete.run(&self.inner.gate).await?;
+        Ok(matches!(deleted, Deleted::Deleted | Deleted::NotFound))
     }
 
     /// Makes a shard that is missing; says whether its namespace is there at all.
@@ -473,11 +501,15 @@ impl Spread {
                     if enough(&part) {
                         return Ok(Found::Some);
                     }
+                    if is_gone(&part) {
+                        return Ok(Found::Gone);
+                    }
                     search.looked(part);
                 }
                 Step::Give { giver, known, divisor } => {
                     let taker = search.taker();
                     let part = match self.give(moving, taker, giver, known, divisor).await {
+                        Ok(part) if is_gone(&part) => return Ok(Found::Gone),
                         Ok(part) => part,
                         Err(error) => {
                             unasked = Some(error);
@@ -500,7 +532,12 @@ impl Spread {
                         giver: moving.number(giver),
                         given: given.amount,
                     };
-                    let part = moving.placed(take.run(&self.inner.gate).await?);
+                    let mut part = moving.placed(take.run(&self.inner.gate).await?);
+                    if part.is_absent() {
+                        // Uses are on their way to a shard that has no copy, or whose Redis has lost it.
+                        self.copy_again(moving).await?;
+                        part = moving.placed(take.run(&self.inner.gate).await?);
+                    }
                     metrics::counter!("redeemer_spread_moves_total").increment(1);
                     // It has something; those who could not be asked do not matter now.
                     unasked = None;
@@ -513,6 +550,16 @@ impl Spread {
                 Step::Exhausted { may_free_at } => return Ok(Found::None { may_free_at }),
             }
         }
+    }
+
+    /// Brings an invite to every shard, as its home has it.
+    async fn copy_again(&self, moving: &Moving<'_>) -> Result<(), GateError> {
+        let which = Which::Id(moving.invite);
+        let question = ShowInvite { namespace: moving.parts[0].clone(), which };
+        if let Some(shown) = question.run(&self.inner.gate).await? {
+            self.share(&shown.invite).await?;
+        }
+        Ok(())
     }
 
     /// Calls `give_uses.lua` at a participant.
@@ -589,6 +636,14 @@ impl Moving<'_> {
             ..part
         }
     }
+}
+
+fn is_gone(part: &Part) -> bool {
+    part.shard == HOME && part.is_absent()
+}
+
+fn is_exhausted(answer: &Answer) -> bool {
+    matches!(answer.outcome, Outcome::Refused(Refusal::Exhausted { .. }))
 }
 
 fn too_late(unknown: bool) -> SpreadError {

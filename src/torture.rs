@@ -67,6 +67,8 @@ pub struct Options {
     pub uses: u64,
     /// How many nodes.
     pub nodes: u32,
+    /// Over how many partitions the namespace is spread.
+    pub spread: u16,
     /// What kind of Redis.
     pub redis: redis::Kind,
     /// Whether faults may lose what Redis has and the ledger has not.
@@ -88,6 +90,11 @@ pub struct Options {
 }
 
 impl Options {
+    /// Few, so that more happens to each in a minute.
+    fn partitions(&self) -> u16 {
+        self.spread.max(2)
+    }
+
     /// Whether faults may lose what was told below level `ledger`: where replicas take over, that is what they have
     /// missed.
     fn may_lose(&self) -> bool {
@@ -268,6 +275,7 @@ async fn torture(
         namespace: Namespace::parse(NAMESPACE)?,
         seed: options.seed,
         uses: options.uses,
+        spread: options.spread,
         at_once: options.clients,
         counts,
         started: Instant::now(),

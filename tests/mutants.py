@@ -25,6 +25,7 @@ WORK = ROOT / "target" / "mutants"
 COPY = WORK / "checkout"
 
 HISTORIES = ["model::the_scripts_do_what_the_model_says_on_random_histories"]
+SPREAD = ["spread_model::", "spread::"]
 LEDGER = ["model::the_ledger_knows_all_that_the_gate_knows_on_random_histories"]
 RECOVERY = ["recovery::", "scripts::"]
 REST = ["batch::", "batches::", "race::", "faults::", "durability::", "api::", "audit::"]
@@ -115,6 +116,28 @@ MUTANTS = [
     ("erase_user", "an invite stays bound to who is gone", "redis.call('HSET', key, 'user', ARGV[8])", "local _ = key"),
     ("erase_user", "another's invite is taken", "if invite[1] == ARGV[i] and invite[2] == ARGV[7] then", "if invite[1] == ARGV[i] then"),
     ("erase_user", "attempts are held against the next of that name", "redis.call('DEL', KEYS[6], KEYS[7])\n", ""),
+    ("redeem", "what a share lacks nobody has", "  if kind.is_patient and (reason ==", "  if false and (reason =="),
+    ("redeem", "a code that a shard does not know nobody knows", "(reason == 'not_found' or reason == 'exhausted')", "(reason == 'exhausted')"),
+    ("redeem", "who is not known in an earlier layout comes in there", "  if rules.sealed and member and not known_here(member) then", "  if false then"),
+    ("give_uses", "what is outstanding is given a second time", "given == tonumber(ARGV[9]) and free > 0", "free > 0"),
+    ("give_uses", "what is held is given away", "max_uses - uses - #held / 2, 0", "max_uses - uses, 0"),
+    ("give_uses", "a look gives", "if tonumber(ARGV[10]) > 0 and given ==", "if given =="),
+    ("give_uses", "the giver keeps what it gave", "  redis.call('HSET', key, 'max_uses', int(max_uses))\n", ""),
+    ("give_uses", "the last use is not given", "math.ceil(free / ARGV[10])", "math.floor(free / ARGV[10])"),
+    ("give_uses", "the ledger is told what was given now, not ever", "'given', int(given), 'max_uses'", "'given', int(amount), 'max_uses'"),
+    ("take_uses", "a late repeat is got again", "local amount = given - (redis.call('HGET', KEYS[6], 'taken:' .. ARGV[8]) or 0)", "local amount = given"),
+    ("take_uses", "what was got before is forgotten", "  redis.call('HSET', KEYS[6], 'taken:' .. ARGV[8], int(given))\n", ""),
+    ("take_uses", "the ledger has another share than Redis", "'taken', int(given), 'max_uses', int(max_uses))", "'taken', int(given), 'max_uses', int(max_uses - amount))"),
+    ("copy_invite", "a copy that comes late undoes a change", "if tonumber(invite.revision) >= tonumber(wanted.revision) then return {'copied'} end", ""),
+    ("copy_invite", "a copy begins with uses", "max_uses = '0', uses = '0'", "max_uses = '1', uses = '0'"),
+    ("copy_invite", "an earlier invite gets the code back", "if tonumber(holder[2]) >= tonumber(wanted.created_at) then", "if false then"),
+    ("copy_invite", "what has lost its code comes into another shard", "if not known and ARGV[9] == '0' then return {'copied'} end", ""),
+    ("copy_invite", "what was switched off stays so", "if #removed > 0 then redis.call('HDEL', key, unpack(removed)) end", ""),
+    ("copy_namespace", "rules that come late undo newer ones",
+     "  if flat[i] == 'revision' and tonumber(flat[i + 1]) >= tonumber(wanted.revision) then return {'copied'} end\n", ""),
+    ("copy_namespace", "what was taken away stays", "if #removed > 0 then redis.call('HDEL', KEYS[3], unpack(removed)) end", ""),
+    ("delete_invite", "an invite goes whose uses are elsewhere", "if whole and invite[7] ~= whole then return {'uses_elsewhere'} end", ""),
+    ("create_invite", "the later of two invites looks like the earlier", "if holder[1] and holder[7] + 1 > now then made_at = int(holder[7] + 1) end", ""),
     ("redeem", "an entry hides how many changes it holds", "return seq - first_seq + 1", "return redis.call('XLEN', KEYS[2])"),
     ("survey", "an entry's first change is its last", "first[2][3] == 'first' and first[2][4] or first[1]", "first[1]"),
     ("create_invite", "a live invite loses its code",
@@ -165,7 +188,7 @@ MUTANTS = [
     ("change_invite", "a limit can not be taken away", "if #removed > 0 then redis.call('HDEL', key, unpack(removed)) end\n", ""),
     ("delete_invite", "an invite with redemptions is deleted", "if tonumber(invite[3]) > 0 or held > 0 then", "if held > 0 then"),
     ("delete_invite", "an invite that somebody holds is deleted", "if tonumber(invite[3]) > 0 or held > 0 then", "if tonumber(invite[3]) > 0 then"),
-    ("delete_invite", "the id of what is deleted stays", "redis.call('DEL', key, KEYS[6])", "redis.call('DEL', key)"),
+    ("delete_invite", "the id of what is deleted stays", "redis.call('DEL', key, KEYS[6], KEYS[9])", "redis.call('DEL', key, KEYS[9])"),
     ("join", "a second group where one is the rule", "if not pointer and settings[3] == 'one_group' then", "if false then"),
     ("leave", "the invite stays spent for who has left", "if of == group then removed[#removed + 1] = name end", ""),
     ("leave", "a past join stays with the member",
@@ -214,7 +237,7 @@ def main():
     copy_checkout()
     tests = build()
     check_that_tests_exist(tests)
-    failed = first_failure(tests, [HISTORIES + LEDGER + RECOVERY + REST])
+    failed = first_failure(tests, [HISTORIES + LEDGER + RECOVERY + REST + SPREAD])
     if failed:
         sys.exit(f"without any mutant this fails: {failed}")
     survivors = [mutant for mutant in chosen if not is_caught(mutant)]
@@ -239,7 +262,7 @@ def check_that_all_fit():
 def check_that_tests_exist(tests):
     """A filter that fits no test would catch nothing, and nobody would notice."""
     listed = subprocess.run([tests, "--list"], check=True, capture_output=True, text=True).stdout
-    for wanted in HISTORIES + LEDGER + RECOVERY + REST:
+    for wanted in HISTORIES + LEDGER + RECOVERY + REST + SPREAD:
         if not any(line.startswith(wanted) for line in listed.splitlines()):
             sys.exit(f"no test is called {wanted}")
 
@@ -262,7 +285,9 @@ def suites_of(script):
     """Every suite, the one that most likely catches a fault of this script first."""
     if script in ("adopt", "close", "rebuild"):
         return [RECOVERY, LEDGER, REST, HISTORIES]
-    return [HISTORIES, LEDGER, RECOVERY, REST]
+    if script in ("give_uses", "take_uses", "copy_invite", "copy_namespace"):
+        return [SPREAD]
+    return [HISTORIES, LEDGER, RECOVERY, REST, SPREAD]
 
 
 def source_of(script):

@@ -33,6 +33,7 @@ Examples:
   redeemer torture --minutes 5
   redeemer torture --seconds 30 --seed 42 --keep ./torture
   redeemer torture --redis cluster --minutes 10
+  redeemer torture --spread 3 --seed 42
   redeemer torture --lossy --ledger postgres://localhost/empty"
 )]
 pub(super) struct Torture {
@@ -54,6 +55,9 @@ pub(super) struct Torture {
     /// How many nodes
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=16))]
     nodes: u32,
+    /// Over how many partitions the namespace is spread; there are as many then, and no less than two
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=256))]
+    spread: u16,
     /// What kind of Redis; where replicas take over, answers of level gate may get lost
     #[arg(long, value_enum, default_value = "standalone")]
     redis: Kind,
@@ -92,6 +96,7 @@ impl Torture {
             clients: usize::from(self.clients),
             uses: self.uses,
             nodes: self.nodes,
+            spread: self.spread,
             redis: self.redis,
             lossy: self.lossy,
             ledger: self.ledger,
@@ -181,6 +186,7 @@ fn tell(
         let all = json!({
             "seed": options.seed,
             "seconds": options.duration.as_secs(),
+            "spread": options.spread,
             "proven": verdict.is_proven(),
             "laws": laws,
             "requests": counts.requests(),

@@ -126,6 +126,12 @@ impl Part {
         }
     }
 
+    /// Whether its shard does not have the invite. Epochs begin with 1.
+    #[must_use]
+    pub fn is_absent(&self) -> bool {
+        self.epoch == 0
+    }
+
     /// How many uses it can spend or give.
     #[must_use]
     pub fn free(&self) -> u64 {

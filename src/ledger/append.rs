@@ -124,6 +124,7 @@ pub(super) async fn write(
         ") DELETE FROM invites WHERE id IN (SELECT id FROM gone)",
     )
     .await?;
+    // An invite that is made anew under its id has moved nothing.
     let ids = rows.deleted_invites.iter().map(|id| vec![id.0.into()]).collect();
     in_bulk(
         tx,

@@ -4,7 +4,7 @@ use super::{Ledger, LedgerError, sql::sql};
 use crate::domain::Partition;
 
 /// Each with what it means when it finds something; each finds a namespace, if it is about one, and a line of text.
-const LAWS: [(&str, &str); 6] = [
+const LAWS: [(&str, &str); 9] = [
     (
         "an invite's uses are not its redemptions",
         "SELECT i.namespace, i.namespace || ' ' || i.code || ' (' || i.id || '): uses ' || i.uses || ', granted ' || i.granted
@@ -18,6 +18,32 @@ const LAWS: [(&str, &str); 6] = [
         "an invite has more uses than its limit",
         "SELECT namespace, namespace || ' ' || code || ' (' || id || '): ' || uses || ' of ' || max_uses AS what
          FROM invites WHERE partition = $1 AND uses > max_uses",
+    ),
+    (
+        "more uses came than were given",
+        // Of an invite that is being deleted one participant may be gone before another; all uses are at home then.
+        "SELECT t.namespace, t.namespace || ' (' || t.invite || '): ' || t.taken || ' from participant ' || t.participant
+             || ', which has given ' || COALESCE(g.given, 0) AS what
+         FROM moves t JOIN invites i ON i.id = t.invite
+             LEFT JOIN moves g ON g.whole = t.whole AND g.own = t.participant AND g.participant = t.own
+         WHERE t.partition = $1 AND t.taken > COALESCE(g.given, 0)
+             AND (g.given IS NOT NULL OR t.own > 0 AND i.max_uses > 0)",
+    ),
+    (
+        "a share is not what has come and gone",
+        "SELECT i.namespace, i.namespace || ' ' || i.code || ' (' || i.id || '): may spend ' || i.max_uses || ' here, total '
+             || COALESCE(i.total, 0) || ', ' || COALESCE(SUM(m.taken), 0) || ' came, ' || COALESCE(SUM(m.given), 0)
+             || ' went' AS what
+         FROM invites i LEFT JOIN moves m ON m.invite = i.id
+         WHERE i.partition = $1 AND (i.total IS NOT NULL OR m.invite IS NOT NULL)
+         GROUP BY i.id
+         HAVING i.max_uses <> COALESCE(i.total, 0) + COALESCE(SUM(m.taken), 0) - COALESCE(SUM(m.given), 0)",
+    ),
+    (
+        "uses of an invite that is not there have moved",
+        "SELECT namespace, namespace || ' (' || invite || '): participant ' || participant || ', ' || taken || ' came, '
+             || given || ' went' AS what
+         FROM moves WHERE partition = $1 AND NOT EXISTS (SELECT 1 FROM invites WHERE invites.id = moves.invite)",
     ),
     (
         "a campaign's uses are not those of its invites",

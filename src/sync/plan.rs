@@ -186,6 +186,7 @@ impl Fold {
                 );
             }
             Change::InviteDeleted { id } => {
+                self.moves.retain(|(invite, ..), _| invite != id);
                 let fold = self.invites.entry(*id).or_default();
                 let displaced = fold.displaced;
                 *fold = InviteFold { deleted: true, displaced, ..InviteFold::default() };

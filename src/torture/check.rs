@@ -15,7 +15,7 @@ use std::{
 };
 
 use self::{
-    evidence::{Evidence, Pair},
+    evidence::{Evidence, Pair, UseNumber},
     span::{Crowd, Span, busiest},
 };
 use super::history::{
@@ -127,7 +127,7 @@ impl<'a> Case<'a> {
 
     fn no_over_redemption(&mut self) {
         let law = Law::NoOverRedemption;
-        let mut standing: BTreeMap<InviteId, Vec<(RedemptionId, u64)>> = BTreeMap::new();
+        let mut standing: BTreeMap<InviteId, Vec<(RedemptionId, UseNumber)>> = BTreeMap::new();
         for (id, (_, invite, ordinal)) in self.evidence.standing() {
             standing.entry(invite).or_default().push((id, ordinal));
         }
@@ -162,9 +162,9 @@ impl<'a> Case<'a> {
     }
 
     /// The numbers of the redemptions of one invite.
-    fn ordinals(&mut self, granted: &[(RedemptionId, u64)], code: &str, max_uses: u64) {
+    fn ordinals(&mut self, granted: &[(RedemptionId, UseNumber)], code: &str, max_uses: u64) {
         let law = Law::NoOverRedemption;
-        let mut ordinals: BTreeMap<u64, Vec<RedemptionId>> = BTreeMap::new();
+        let mut ordinals: BTreeMap<UseNumber, Vec<RedemptionId>> = BTreeMap::new();
         let mut again = 0;
         for (id, ordinal) in granted {
             ordinals.entry(*ordinal).or_default().push(*id);
@@ -172,7 +172,7 @@ impl<'a> Case<'a> {
         }
         // The number of a redemption that was lost is not given out again if nodes brought back later ones.
         let last = if self.evidence.is_lossy() { u64::MAX } else { max_uses + again };
-        for (ordinal, ids) in &ordinals {
+        for ((_, ordinal), ids) in &ordinals {
             if ids.len() > 1 {
                 self.broken(
                     law,

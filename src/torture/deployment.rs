@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     Counts, Options, PATIENCE, TortureError, ended_alone,
     faults::{Fault, Strike, Victim, plan},
-    redis::{PARTITIONS, Redis, Setup, signal_child},
+    redis::{Redis, Setup, signal_child},
 };
 use crate::client::Client;
 
@@ -61,7 +61,8 @@ impl Deployment {
         stop: &CancellationToken,
     ) -> Result<(), TortureError> {
         let Options { seed, lossy, redis: kind, .. } = *options;
-        let redis = self.redis.torment(plan(seed, Victim::Redis(kind), lossy), counts, stop);
+        let strikes = plan(seed, Victim::Redis(kind), lossy);
+        let redis = self.redis.torment(strikes, options.partitions(), counts, stop);
         let nodes = self.nodes.iter_mut().map(|node| {
             let plan = plan(seed, Victim::Node(node.number), lossy);
             node.torment(plan, counts, stop)
@@ -89,6 +90,7 @@ struct Node {
     program: PathBuf,
     directory: PathBuf,
     log_level: &'static str,
+    partitions: u16,
     redis_url: String,
     ledger_url: String,
     key: SecretString,
@@ -104,6 +106,7 @@ impl Node {
             program: options.program.clone(),
             directory: options.directory.join(format!("node-{number}")),
             log_level: options.log_level,
+            partitions: options.partitions(),
             redis_url: redis.url(false, ""),
             ledger_url: options.ledger.clone().unwrap_or_else(ledger),
             key: options.key.clone(),
@@ -180,8 +183,8 @@ impl Node {
             ("REDEEMER_LEDGER__URL", &self.ledger_url),
             ("REDEEMER_RATE_LIMIT__ENABLED", "false"),
             ("REDEEMER_LOG__LEVEL", self.log_level),
-            // Few partitions and short leases, so that more happens in a minute.
-            ("REDEEMER_GATE__PARTITIONS", &PARTITIONS.to_string()),
+            // Short leases too, so that more happens in a minute.
+            ("REDEEMER_GATE__PARTITIONS", &self.partitions.to_string()),
             ("REDEEMER_SYNC__LEASE_TTL_MS", "1000"),
             ("REDEEMER_SYNC__BLOCK_MS", "100"),
         ];

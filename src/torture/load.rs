@@ -47,6 +47,7 @@ pub(super) struct Load<'a> {
     pub(super) namespace: Namespace,
     pub(super) seed: u64,
     pub(super) uses: u64,
+    pub(super) spread: u16,
     pub(super) at_once: usize,
     pub(super) counts: &'a Counts,
     pub(super) started: Instant,
@@ -157,7 +158,7 @@ impl Load<'_> {
 
     /// Makes the namespace, and waits until the ledger has it: what a fault may lose is no ground to stand on.
     pub(super) async fn make_namespace(&self) -> Result<(), TortureError> {
-        self.anybody(Method::PUT, "", Some(&json!({})), None).await?;
+        self.anybody(Method::PUT, "", Some(&json!({"spread": self.spread})), None).await?;
         while self.get("").await.is_err() {
             tokio::time::sleep(LOOK).await;
         }

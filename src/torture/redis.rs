@@ -35,8 +35,6 @@ const LOOKS_WITHIN: Duration = Duration::from_millis(500);
 
 /// As by default.
 const KEY_PREFIX: &str = "rdm";
-/// Few, so that more happens in each.
-pub(super) const PARTITIONS: u16 = 2;
 /// What sentinels call the primary.
 pub const PRIMARY_NAME: &str = "gate";
 /// How many sentinels there are; two of them must agree.
@@ -455,17 +453,18 @@ impl Redis {
     pub(super) async fn torment(
         &mut self,
         plan: impl Iterator<Item = Strike>,
+        partitions: u16,
         counts: &Counts,
         stop: &CancellationToken,
     ) -> Result<(), TortureError> {
-        let keys = Keyspace::new(KEY_PREFIX, PARTITIONS);
+        let keys = Keyspace::new(KEY_PREFIX, partitions);
         for Strike { after, fault, lasts, pick } in plan {
             tokio::select! {
                 () = stop.cancelled() => break,
                 () = tokio::time::sleep(after) => {}
                 ended = self.one_has_ended() => return Err(ended),
             }
-            let partition = Partition(u16::try_from(pick).unwrap_or_default() % PARTITIONS);
+            let partition = Partition(u16::try_from(pick).unwrap_or_default() % partitions);
             // While nobody serves it, it needs no fault.
             let Some(primary) = self.primary(&keys, partition).await else { continue };
             let server = &mut self.servers[primary];

@@ -10,7 +10,7 @@ use super::{
     span::{Span, merged},
 };
 use crate::{
-    domain::{Durability, InviteId, RedemptionId, RequestId, ReservationId, UserId},
+    domain::{Durability, InviteId, Partition, RedemptionId, RequestId, ReservationId, UserId},
     torture::history::{
         Grant, HELD_FOR, History, Hold, HoldTold, Operation, Outcome, RedemptionRow, Release,
         ReleaseTold, Rollback, RollbackTold, Told,
@@ -19,6 +19,8 @@ use crate::{
 
 /// A user and an invite: under the rule of such a history one has at most one use of the other at a time.
 pub(super) type Pair<'a> = (&'a UserId, InviteId);
+/// Which use of an invite a redemption is: each partition counts its own.
+pub(super) type UseNumber = (Partition, u64);
 
 /// A history, ordered for the questions that the laws ask.
 pub(super) struct Evidence<'a> {
@@ -117,12 +119,13 @@ impl<'a> Evidence<'a> {
 
     /// Redemptions that were told or are there, but for those that a fault may have lost; also those that were taken
     /// back.
-    pub(super) fn standing(&self) -> BTreeMap<RedemptionId, (&'a UserId, InviteId, u64)> {
+    pub(super) fn standing(&self) -> BTreeMap<RedemptionId, (&'a UserId, InviteId, UseNumber)> {
         let told = self.grants.iter().filter(|(id, _)| !self.may_be_lost(**id)).map(|(id, all)| {
             let (operation, grant) = all[0];
-            (*id, (&operation.user, operation.invite, grant.ordinal))
+            (*id, (&operation.user, operation.invite, (grant.position.partition, grant.ordinal)))
         });
-        let there = self.rows.values().map(|row| (row.id, (&row.user, row.invite, row.ordinal)));
+        let number = |row: &RedemptionRow| (row.position.partition, row.ordinal);
+        let there = self.rows.values().map(|row| (row.id, (&row.user, row.invite, number(row))));
         told.chain(there).collect()
     }
 
