@@ -104,7 +104,8 @@ local reopened = key == KEYS[5] and not ended and not invite.total
 if reopened and holder then return {'code_taken', holder} end
 
 invite.revision = int(invite.revision + 1)
-invite.updated_at = at
+-- Shards tell by it which of two changes is the later one, also where a failover has taken one back here.
+invite.updated_at = invite.total and int(math.max(now, invite.updated_at + 1)) or at
 invite.last_change = ARGV[8]
 local fields = {}
 for name, value in pairs(invite) do

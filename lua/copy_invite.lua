@@ -72,7 +72,7 @@ local invite, removed = {}, {}
 if known then
   local flat = redis.call('HGETALL', key)
   for i = 1, #flat, 2 do invite[flat[i]] = flat[i + 1] end
-  if tonumber(invite.revision) >= tonumber(wanted.revision) then return {'copied'} end
+  if tonumber(invite.updated_at) >= tonumber(wanted.updated_at) then return {'copied'} end
   for _, name in ipairs(OPTIONAL) do
     if invite[name] and not wanted[name] then
       invite[name] = nil

@@ -43,7 +43,7 @@ for i = 7, #ARGV, 2 do wanted[ARGV[i]] = ARGV[i + 1] end
 for i = 7, #ARGV do fields[#fields + 1] = ARGV[i] end
 local flat, removed = redis.call('HGETALL', KEYS[3]), {}
 for i = 1, #flat, 2 do
-  if flat[i] == 'revision' and tonumber(flat[i + 1]) >= tonumber(wanted.revision) then return {'copied'} end
+  if flat[i] == 'updated_at' and tonumber(flat[i + 1]) >= tonumber(wanted.updated_at) then return {'copied'} end
   if not wanted[flat[i]] then removed[#removed + 1] = flat[i] end
 end
 -- Nothing above writes; nothing below refuses.

@@ -87,7 +87,9 @@ elseif action == 'archive' then
 end
 settings.revision = int((settings.revision or 0) + 1)
 settings.created_at = settings.created_at or at
-settings.updated_at = at
+-- Shards tell by it which of two changes is the later one, also where a failover has taken one back here.
+local is_spread = settings.updated_at and (settings.spread or settings.layouts)
+settings.updated_at = is_spread and int(math.max(now, settings.updated_at + 1)) or at
 settings.last_change = ARGV[8]
 local fields = {}
 for name, value in pairs(settings) do

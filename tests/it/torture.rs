@@ -109,6 +109,20 @@ fn tortured(redis: &str) {
 }
 
 #[test]
+fn a_tortured_namespace_that_is_spread_breaks_no_law() {
+    for (spread, seconds) in [("3", 12), ("16", 8)] {
+        let place = Place::new();
+        let seconds = (seconds * effort()).to_string();
+        let args = ["--spread", spread, "--seconds", &seconds, "--seed", "19"];
+        let verdict = place.verdict(&args);
+        assert_eq!(verdict["proven"], true, "{verdict}");
+        for what in ["granted", "refused", "held", "given_back"] {
+            assert!(verdict[what].as_u64().unwrap() > 0, "{what}: {verdict}");
+        }
+    }
+}
+
+#[test]
 fn what_the_ledger_has_promised_survives_a_torture_that_empties_redis() {
     let place = Place::new();
     // With this seed Redis is emptied first of all.
