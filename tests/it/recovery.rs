@@ -144,8 +144,8 @@ pub async fn carry(bench: &Bench) {
 }
 
 /// Every key of the partition and what it holds, but for what a rebuild need not bring back: the state of rate limits,
-/// meta and outbox, what makes repeats of administrators' changes recognisable, moments of joining that a redemption has
-/// replaced, and reservations whose deadline has come at some time.
+/// meta and outbox, what makes repeats of administrators' changes recognisable, how often uses were held, moments of
+/// joining that a redemption has replaced, and reservations whose deadline has come at some time.
 pub async fn contents(bench: &Bench) -> BTreeMap<String, BTreeMap<String, String>> {
     let mut all = BTreeMap::new();
     let keys: Vec<String> = bench.redis.run(&["KEYS", "*"]).await;
@@ -167,6 +167,7 @@ pub async fn contents(bench: &Bench) -> BTreeMap<String, BTreeMap<String, String
             fields.retain(|member, _| is_live(member.split(':').nth(1).unwrap()));
         }
         fields.remove("last_change");
+        fields.remove("holds");
         let groups: Vec<String> = fields
             .iter()
             .filter(|(name, _)| name.starts_with("group:"))

@@ -194,8 +194,7 @@ impl World<'_> {
         let number = self.number(place);
         let model = self.part(place).clone();
         assert_eq!(said.shard, number);
-        assert_eq!(said.holds == 0, said.held == 0);
-        let said = Part { shard: place, epoch: 0, revision: 0, holds: 0, ..said.clone() };
+        let said = Part { shard: place, epoch: 0, revision: 0, ..said.clone() };
         let by_number = |part: &Part, of: &dyn Fn(u16) -> u16| Part {
             given: part.given.iter().map(|(to, given)| (of(*to), *given)).collect(),
             taken: part.taken.iter().map(|(by, taken)| (of(*by), *taken)).collect(),
@@ -380,6 +379,7 @@ impl World<'_> {
                     panic!("{answer:?}")
                 };
                 self.held.push((shard, user, reservation));
+                self.part(shard).holds += 1;
                 self.saw("held");
             }
             Op::Release { back } => {
