@@ -52,7 +52,7 @@ impl Pair {
 
     async fn start_with(spread: u16, rules: Value) -> Self {
         // However busy the machine is, everybody gets the last word.
-        Self::start_patient(spread, rules, 120_000).await
+        Self::start_patient(spread, rules, 60_000).await
     }
 
     /// With nodes that have an answer within so many milliseconds.
