@@ -4,6 +4,7 @@ use redis::{RedisError, Value};
 
 use super::{
     Gate, GateError,
+    key::Keyspace,
     redeem::{self, Mode, Redeem},
     survey,
 };
@@ -65,7 +66,24 @@ impl Inspect {
     /// # Errors
     /// [`GateError::Unavailable`] when Redis does not answer.
     pub async fn run(&self, gate: &Gate) -> Result<Vec<Shown>, GateError> {
-        let keys = gate.keys();
+        let unavailable =
+            |cause: RedisError| GateError::Unavailable { doing: "looking at keys", cause };
+        let partition = gate.keys().partition_of(&self.namespace);
+        let mut connection = gate.pooled(partition).await.map_err(unavailable)?;
+        let commands = self.commands(gate.keys());
+        let mut shown = Vec::with_capacity(commands.len());
+        for command in commands {
+            let mut sent = redis::cmd(&command[0]);
+            sent.arg(&command[1..]);
+            let reply: Value = sent.query_async(&mut connection).await.map_err(unavailable)?;
+            shown.push(Shown { command, reply: lines(&reply) });
+        }
+        Ok(shown)
+    }
+
+    /// The plain reads that show it, each with its words.
+    #[must_use]
+    pub fn commands(&self, keys: &Keyspace) -> Vec<Vec<String>> {
         let partition = keys.partition_of(&self.namespace);
         let mut commands = vec![
             vec!["HGETALL".to_owned(), keys.meta(partition)],
@@ -82,17 +100,7 @@ impl Inspect {
             let rate = keys.rate(&self.namespace, Policy::User, "user", user.as_str());
             commands.extend(["GET", "PTTL"].map(|command| vec![command.to_owned(), rate.clone()]));
         }
-        let unavailable =
-            |cause: RedisError| GateError::Unavailable { doing: "looking at keys", cause };
-        let mut connection = gate.pooled(partition).await.map_err(unavailable)?;
-        let mut shown = Vec::with_capacity(commands.len());
-        for command in commands {
-            let mut sent = redis::cmd(&command[0]);
-            sent.arg(&command[1..]);
-            let reply: Value = sent.query_async(&mut connection).await.map_err(unavailable)?;
-            shown.push(Shown { command, reply: lines(&reply) });
-        }
-        Ok(shown)
+        commands
     }
 
     /// A validation of the code as a call that can be made by hand; nothing when no code is looked at, or the
@@ -129,6 +137,23 @@ impl Inspect {
     }
 }
 
+/// Words as a shell reads them back.
+#[must_use]
+pub fn in_shell(words: &[String]) -> String {
+    words.iter().map(|text| word_in_shell(text)).collect::<Vec<_>>().join(" ")
+}
+
+/// A word as a shell reads it back.
+#[must_use]
+pub fn word_in_shell(text: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-:".contains(c);
+    if !text.is_empty() && text.chars().all(plain) {
+        text.to_owned()
+    } else {
+        format!("'{}'", text.replace('\'', r"'\''"))
+    }
+}
+
 /// A reply as people read it.
 fn lines(reply: &Value) -> Vec<Vec<String>> {
     let text = |value: &Value| match value {
@@ -145,5 +170,18 @@ fn lines(reply: &Value) -> Vec<Vec<String>> {
             lines
         }
         other => vec![vec![text(other)]],
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_word_survives_the_shell() {
+        assert_eq!(word_in_shell("/a/b-c.d"), "/a/b-c.d");
+        assert_eq!(word_in_shell("/a b/it's"), r"'/a b/it'\''s'");
+        assert_eq!(word_in_shell(""), "''");
+        assert_eq!(word_in_shell("rdm:{06a}:meta"), "'rdm:{06a}:meta'");
     }
 }

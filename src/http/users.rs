@@ -69,10 +69,16 @@ pub(super) async fn erase(
     }
     let invites = state.ledger.invites_bound_to(&scope.namespace, &user).await?;
     let alias = UserId::erased(crate::ids::random());
-    let erase =
-        EraseUser { namespace: scope.namespace, user, alias: alias.clone(), invites, actor };
+    let erase = EraseUser {
+        namespace: scope.namespace.clone(),
+        user: user.clone(),
+        alias: alias.clone(),
+        invites,
+        actor,
+    };
     match erase.run(&state.gate).await? {
         Erased::Erased { cursor } => {
+            state.gate.limited().forget(&scope.namespace, &user);
             reach(&state, Position { partition, cursor }, deadline).await.map_err(|()| {
                 Problem::new(
                     Code::OutcomeUnknown,
