@@ -30,7 +30,7 @@ test: ## Install what is missing, then check format and lints and run every test
 	tests/console/run
 	tests/compose --if-possible
 
-console: ## Show the console of a service that has something in it, with the files of this checkout
+console: ## Start a service that has something in it, to look at its console
 	@scripts/setup test
 	tests/console/run --look
 

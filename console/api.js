@@ -122,7 +122,8 @@ export async function download(place, name, type) {
   link.href = URL.createObjectURL(await answer.blob());
   link.download = name;
   link.click();
-  URL.revokeObjectURL(link.href);
+  // The browser has to have begun by then.
+  setTimeout(() => URL.revokeObjectURL(link.href), 60_000);
 }
 
 // Blocks of a stream of server-sent events: {id, event, data}.

@@ -12,8 +12,8 @@ function colour(element, name) {
   return color;
 }
 
-const hours = new Intl.DateTimeFormat("en", { hour: "2-digit", minute: "2-digit", hourCycle: "h23" });
-const days = new Intl.DateTimeFormat("en", { day: "numeric", month: "short" });
+const hours = new Intl.DateTimeFormat("en-GB", { hour: "2-digit", minute: "2-digit", hourCycle: "h23" });
+const days = new Intl.DateTimeFormat("en-GB", { day: "numeric", month: "short" });
 const tickOf = (step) => (tick) => (step < 86_400 ? hours : days).format(new Date(tick * 1000));
 const bars = Plot.paths.bars({ size: [0.8, 40], align: 1 });
 
@@ -46,7 +46,7 @@ export function Bars({ times, step, series, label }) {
         y: { range: (_, __, max) => [0, Math.max(4, max * 1.05)] },
       },
       axes: [
-        { ...axis, grid: { show: false }, space: 64, values: (_, ticks) => ticks.map(tickOf(step)) },
+        { ...axis, grid: { show: false }, space: 64, size: 28, values: (_, ticks) => ticks.map(tickOf(step)) },
         { ...axis, grid: { stroke: line, width: 1 }, size: 48, values: (_, ticks) => ticks.map((tick) => (Number.isInteger(tick) ? brief(tick) : "")) },
       ],
       series: [{}, ...series.toReversed().map(({ tone }) => {
@@ -67,7 +67,7 @@ export function Bars({ times, step, series, label }) {
     <div ref=${place} role="img" aria-label=${label}></div>
     <ul class="legend">
       ${series.map(({ label, tone, values }) => html`<li><i class=${`fill-${tone}`}></i>${label} <b>${count(when ? values[at] : sum(values))}</b></li>`)}
-      <li class="fine">${when ? when.toLocaleString("en", { dateStyle: "medium", timeStyle: "short", hour12: false }) : "in all"}</li>
+      <li class="fine">${when ? when.toLocaleString("en-GB", { dateStyle: "medium", timeStyle: "short" }) : "in all"}</li>
     </ul>
   </div>`;
 }

@@ -1,7 +1,8 @@
 // Invites: look for them, make one.
 
-import { download, inNamespace, path, requestName, send } from "./api.js";
+import { download, inNamespace, requestName, send } from "./api.js";
 import { html, useEffect, useRef, useState } from "./html.js";
+import { useReload } from "./live.js";
 import { Badge, count, Dialog, Empty, Failure, Field, may, Meter, Pager, Select, Table, Time, useHere, usePages, useSubmit, wrongIn } from "./ui.js";
 
 const STATES = ["active", "scheduled", "exhausted", "expired", "disabled"];
@@ -12,7 +13,7 @@ export function Uses({ invite: { uses, held, max_uses: max } }) {
 }
 
 // What was typed, once nothing was typed for a moment.
-function Search({ label, value, change, ...control }) {
+export function Search({ label, value, change, ...control }) {
   const [text, setText] = useState(value);
   const timer = useRef();
   const told = useRef(value);
@@ -45,21 +46,24 @@ export function readFields(form) {
   };
 }
 
-export function SharedFields({ problem, uses = "1" }) {
+// With what they are in an invite that there is.
+export function SharedFields({ problem, invite, toLocal }) {
   const wrong = (field) => wrongIn(problem, field);
+  const known = invite && { ...invite, starts_at: toLocal(invite.starts_at), expires_at: toLocal(invite.expires_at), email_domains: invite.email_domains.join(", ") };
+  const own = (field) => ({ name: field, defaultValue: known?.[field] ?? "", error: wrong(field) });
   return html`
-    <${Field} label="Group" name="group" required hint="What a redemption lets the user into." error=${wrong("group")} />
+    ${!invite && html`<${Field} label="Group" ...${own("group")} required hint="What a redemption lets the user into." />`}
     <div class="pair">
-      <${Field} label="Uses" name="max_uses" type="number" min="1" defaultValue=${uses} hint="Empty: without limit." error=${wrong("max_uses")} />
-      <${Field} label="Uses of one user" name="max_uses_per_user" type="number" min="1" error=${wrong("max_uses_per_user")} />
+      <${Field} label="Uses" type="number" min="1" ...${own("max_uses")} ...${invite ? {} : { defaultValue: "1" }} hint="Empty: without limit." />
+      <${Field} label="Uses of one user" type="number" min="1" ...${own("max_uses_per_user")} />
     </div>
     <div class="pair">
-      <${Field} label="Starts" name="starts_at" type="datetime-local" error=${wrong("starts_at")} />
-      <${Field} label="Ends" name="expires_at" type="datetime-local" error=${wrong("expires_at")} />
+      <${Field} label="Starts" type="datetime-local" ...${own("starts_at")} />
+      <${Field} label="Ends" type="datetime-local" ...${own("expires_at")} />
     </div>
     <div class="pair">
-      <${Field} label="E-mail domains" name="email_domains" hint="Only users of these, with commas between." error=${wrong("email_domains")} />
-      <${Field} label="Campaign" name="campaign" hint="A limit that it shares." error=${wrong("campaign")} />
+      <${Field} label="E-mail domains" ...${own("email_domains")} hint="Only users of these, with commas between." />
+      ${!invite && html`<${Field} label="Campaign" ...${own("campaign")} hint="A limit that it shares." />`}
     </div>`;
 }
 
@@ -91,6 +95,7 @@ export function Invites({ query }) {
   const set = (change) => filter({ ...query, ...change });
   const { prefix, state, group, batch } = query;
   const pages = usePages(inNamespace(ns, "invites"), { prefix, state, group, batch });
+  useReload(pages.reload, ({ type }) => type === "redeemed" || type === "redemption_rolled_back" || type.startsWith("invite"));
   const columns = [
     { head: "Code", cell: ({ id, code }) => html`<a class="code" href=${link("invites", id)}>${code}</a>` },
     { head: "State", cell: ({ state }) => html`<${Badge} word=${state} />` },
@@ -99,10 +104,12 @@ export function Invites({ query }) {
     { head: "Ends", cell: ({ expires_at }) => html`<${Time} at=${expires_at} none="never" />` },
     { head: "Changed", cell: ({ updated_at }) => html`<${Time} at=${updated_at} />` },
   ];
+  const saved = useSubmit(() => download(inNamespace(ns, "export", "invites") + "?spreadsheet=true", `${ns}-invites.csv`, "text/csv"));
   const isFiltered = prefix || state || group || batch;
   return html`
     <div class="head"><h1>Invites</h1>
-      ${may(own, "manage") && html`<div class="actions"><button type="button" class="primary" onClick=${() => setOpen("create")}>New invite</button></div>`}
+      <div class="actions"><button type="button" disabled=${saved.busy} onClick=${saved.submit}>${saved.busy ? "Downloading…" : "Download CSV"}</button>
+        ${may(own, "manage") && html`<a class="button" href=${link("batches")}>Codes in bulk</a><button type="button" class="primary" onClick=${() => setOpen("create")}>New invite</button>`}</div>
     </div>
     <search class="filters">
       <${Search} label="Code begins with" value=${prefix ?? ""} change=${(prefix) => set({ prefix })} />
@@ -110,7 +117,7 @@ export function Invites({ query }) {
       <${Search} label="Group" value=${group ?? ""} change=${(group) => set({ group })} />
       ${isFiltered && html`<button type="button" onClick=${() => filter({})}>All invites</button>`}
     </search>
-    <${Failure} problem=${pages.problem} retry=${pages.reload} />
+    <${Failure} problem=${pages.problem ?? saved.problem} retry=${pages.problem && pages.reload} />
     ${pages.rows?.length > 0 && html`<${Table} label="Invites" columns=${columns} rows=${pages.rows} />`}
     ${pages.rows?.length === 0 && (isFiltered
       ? html`<${Empty} title="No invite is like that">Codes are looked for from their beginning, as they are kept.<//>`

@@ -88,14 +88,15 @@ function Tiles({ stats, rate, partition }) {
 }
 
 // What the service is to be helped with, or that nothing is wrong.
-function Verdict({ ready, status, sync }) {
-  const own = status.data && sync ? status.data.partitions[Number(sync.position.split("/")[0])] : null;
+function Verdict({ ready, status, own, problem }) {
+  const closed = own ?? status.data?.partitions.find(({ state }) => state !== "open");
   const checks = ready.data?.checks ?? [];
   const wrong = checks.filter(({ ok }) => !ok);
-  if (own && own.state !== "open") {
+  if (closed && (own ? own.state !== "open" : problem?.isFenced)) {
     return html`<div class="note bad" role="alert"><div>
       <strong>Fenced: nobody is served in this namespace</strong>
-      <p>Its partition ${own.partition} is ${own.state}${own.reason ? `: ${own.reason}` : ""}. Recovery opens it by itself when nothing can get lost by that; otherwise <code>redeemer status</code> names the command for each way out.</p>
+      <p>${own ? `Its partition ${own.partition}` : "Its partition"} is ${closed.state}${closed.reason ? `: ${closed.reason}` : ""}.</p>
+      <p class="fine">Recovery opens it by itself when nothing can get lost by that; otherwise the reason names the ways out.</p>
     </div></div>`;
   }
   if (wrong.length) {
@@ -115,7 +116,7 @@ function Health({ ready, status, metrics }) {
   const lag = (part) => lasted(quantile(text, "redeemer_sync_lag_seconds", [], part));
   return html`<${Panel} title="Health">
     <${Loaded} of=${ready} rows=${3}>${({ checks }) => html`<ul class="facts">
-      ${checks.map(({ name, ok, detail }) => html`<li><span>${names[name] ?? name}</span><span><${Badge} word=${ok ? "ok" : "not ok"} />${!ok && detail && html` <span class="fine">${detail}</span>`}</span></li>`)}
+      ${checks.map(({ name, ok }) => html`<li><span>${names[name] ?? name}</span><span><${Badge} word=${ok ? "ok" : "not ok"} /></span></li>`)}
     </ul>`}<//>
     ${text && html`<ul class="facts">
       <li><span>Redemptions answered in</span><span class="num">${answer(0.5)} <span class="fine">p50</span> · ${answer(0.99)} <span class="fine">p99</span></span></li>
@@ -177,15 +178,15 @@ export function Overview({ query }) {
   const own = hour.data && status.data?.partitions[Number(hour.data.sync.position.split("/")[0])];
   return html`
     <div class="head"><h1>Overview</h1></div>
-    <${Verdict} ready=${ready} status=${status} sync=${hour.data?.sync} />
-    <${Failure} problem=${hour.problem} retry=${hour.reload} />
+    <${Verdict} ready=${ready} status=${status} own=${own} problem=${hour.problem} />
+    ${!hour.problem?.isFenced && html`<${Failure} problem=${hour.problem} retry=${hour.reload} />`}
     ${hour.data ? html`<${Tiles} stats=${hour.data} rate=${rate} partition=${own} />` : !hour.problem && html`<${Loading} rows=${2} />`}
     <div class="columns">
       <${Panel} title="Outcomes" wide actions=${html`<div class="switch" role="group" aria-label="Time">
         ${Object.entries(SPANS).map(([name, { title }]) => html`<button type="button" aria-pressed=${span === SPANS[name]} onClick=${() => filter({ span: name })}>${title}</button>`)}
       </div>`}>
-        <${Loaded} of=${charted}>${(stats) => html`<${Bars} ...${spread(span, stats)} step=${span.seconds}
-          label=${`Outcomes of the last ${span.title}: ${count(stats.totals.granted ?? 0)} granted, ${count(stats.totals.replayed ?? 0)} replayed, ${count(refused(stats.totals))} refused`} />`}<//>
+        ${charted.problem?.isFenced && !charted.data ? html`<${Empty} title="No counts">While the gate serves nobody, they can not be asked for.<//>` : html`<${Loaded} of=${charted}>${(stats) => html`<${Bars} ...${spread(span, stats)} step=${span.seconds}
+          label=${`Outcomes of the last ${span.title}: ${count(stats.totals.granted ?? 0)} granted, ${count(stats.totals.replayed ?? 0)} replayed, ${count(refused(stats.totals))} refused`} />`}<//>`}
       <//>
       ${charted.data && html`<${Refusals} stats=${charted.data} />`}
       <${Health} ready=${ready} status=${status} metrics=${metrics} />

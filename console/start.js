@@ -2,16 +2,31 @@
 // #/<namespace>/<screen>/<id>?<filters>.
 
 import { get, hasKey, ownKey, path, signOut, whenSignedOut, withQuery } from "./api.js";
+import { Audit } from "./audit.js";
+import { Batches } from "./batches.js";
 import { html, render, useEffect, useMemo, useState } from "./html.js";
+import { Invite } from "./invite.js";
 import { Invites } from "./invites.js";
+import { Limits } from "./limits.js";
+import { Live } from "./live.js";
+import { Members } from "./members.js";
 import { Overview } from "./overview.js";
+import { Settings } from "./settings.js";
 import { SignIn } from "./signin.js";
 import { Failure, Here, Loading, may, useLoad } from "./ui.js";
+import { Webhooks } from "./webhooks.js";
 
-// Each with the role that it takes.
+// Each with the role that it takes; one shows a thing of those that show lists.
 const SCREENS = [
   { name: "overview", title: "Overview", role: "read", show: Overview },
-  { name: "invites", title: "Invites", role: "read", show: Invites },
+  { name: "invites", title: "Invites", role: "read", show: Invites, one: Invite },
+  { name: "batches", title: "Batches", role: "manage", show: Batches, one: Batches },
+  { name: "live", title: "Live", role: "read", show: Live },
+  { name: "members", title: "Members", role: "read", show: Members },
+  { name: "limits", title: "Rate limits", role: "read", show: Limits },
+  { name: "webhooks", title: "Webhooks", role: "manage", show: Webhooks, one: Webhooks },
+  { name: "audit", title: "Consistency and audit", role: "manage", show: Audit },
+  { name: "settings", title: "Settings", role: "read", show: Settings },
 ];
 
 const THEME = "redeemer.theme";
@@ -58,7 +73,7 @@ function Frame({ own, leave }) {
   const place = usePlace();
   const known = useLoad((signal) => get("/v1/namespaces?limit=1000", signal), []);
   const names = known.data?.data.map(({ name }) => name);
-  const ns = place.ns || names?.find((name) => name === "default") || names?.[0];
+  const ns = place.ns || names?.find((name) => name === "default") || names?.[0] || own.namespaces?.[0] || "default";
   const screens = SCREENS.filter(({ role }) => may(own, role));
   const screen = screens.find(({ name }) => name === place.screen) ?? screens[0];
   const here = useMemo(
@@ -68,6 +83,7 @@ function Frame({ own, leave }) {
       screen: screen.name,
       link: (name, id, query) => link(ns, name, id, query),
       go: (name, id, query) => (location.hash = link(ns, name, id, query)),
+      goTo: (ns, name) => (location.hash = link(ns, name)),
       // Filters replace each other in the history.
       filter: (query) => location.replace(link(ns, screen.name, place.id, query)),
       reloadNamespaces: known.reload,
@@ -75,11 +91,11 @@ function Frame({ own, leave }) {
     [own, ns, screen.name, place.id],
   );
   useEffect(() => {
-    document.title = `${screen.title} · ${ns ?? ""} · redeemer`;
+    document.title = `${screen.title} · ${ns} · redeemer`;
   }, [screen, ns]);
   useEffect(() => {
-    if (ns && !place.ns) location.replace(link(ns, screen.name));
-  }, [ns, place.ns]);
+    if (!place.ns && names) location.replace(link(ns, screen.name));
+  }, [ns, place.ns, names === undefined]);
   if (!names && !known.problem) return html`<main class="sheet"><${Loading} /></main>`;
   return html`<${Here.Provider} value=${here}>
     <div class="frame">
@@ -101,7 +117,7 @@ function Frame({ own, leave }) {
       </div></header>
       <main id="main" tabindex="-1">
         <${Failure} problem=${known.problem} retry=${known.reload} />
-        <${screen.show} key=${`${ns}/${screen.name}`} id=${place.id} query=${place.query} />
+        <${place.id && screen.one ? screen.one : screen.show} key=${`${ns}/${screen.name}/${place.id ?? ""}`} id=${place.id} query=${place.query} />
       </main>
     </div>
   <//>`;

@@ -14,9 +14,9 @@ export const may = (own, role) => (ROLES[own.role] ?? []).includes(role);
 
 const whole = new Intl.NumberFormat("en");
 const short = new Intl.NumberFormat("en", { notation: "compact", maximumFractionDigits: 1 });
-const exact = new Intl.DateTimeFormat("en", { dateStyle: "medium", timeStyle: "medium" });
-const clock = new Intl.DateTimeFormat("en", { hour: "2-digit", minute: "2-digit", second: "2-digit", hour12: false });
-const day = new Intl.DateTimeFormat("en", { day: "numeric", month: "short", year: "numeric" });
+const exact = new Intl.DateTimeFormat("en-GB", { dateStyle: "medium", timeStyle: "medium" });
+const clock = new Intl.DateTimeFormat("en-GB", { hour: "2-digit", minute: "2-digit", second: "2-digit" });
+const day = new Intl.DateTimeFormat("en-GB", { day: "numeric", month: "short", year: "numeric" });
 
 export const count = (number) => (number === null || number === undefined ? "–" : whole.format(number));
 export const brief = (number) => (number < 10_000 ? whole.format(number) : short.format(number));
@@ -49,8 +49,10 @@ export function useLoad(load, inputs, every) {
   useEffect(() => {
     const stop = new AbortController();
     let timer;
+    let isFirst = true;
     const run = async () => {
-      if (!document.hidden) {
+      if (isFirst || !document.hidden) {
+        isFirst = false;
         try {
           const data = await load(stop.signal);
           if (!stop.signal.aborted) setState({ data, problem: null });
@@ -190,7 +192,7 @@ async function toClipboard(text) {
   if (!done) throw new Error("the browser does not copy");
 }
 
-export function Copy({ text, label = "Copy", what }) {
+export function Copy({ text, label = "Copy", what, large }) {
   const [told, setTold] = useState("");
   useEffect(() => {
     if (!told) return undefined;
@@ -198,7 +200,7 @@ export function Copy({ text, label = "Copy", what }) {
     return () => clearTimeout(timer);
   }, [told]);
   const copy = () => toClipboard(text).then(() => setTold("Copied"), () => setTold("Copy it by hand"));
-  return html`<button type="button" class="small" aria-label=${what && `${label} ${what}`} onClick=${copy}>
+  return html`<button type="button" class=${large ? undefined : "small"} aria-label=${what && `${label} ${what}`} onClick=${copy}>
     <span aria-live="polite">${told || label}</span>
   </button>`;
 }
@@ -250,13 +252,20 @@ export function useSubmit(act) {
 // A dialog over the page; Escape closes it, and the focus goes back to where it was.
 export function Dialog({ title, close, children }) {
   const place = useRef();
+  const gone = useRef(false);
   const id = useId();
+  // Escape, or the browser's own ways.
+  const closed = () => !gone.current && close();
   useLayoutEffect(() => {
-    const before = document.activeElement;
-    place.current.showModal();
-    return () => before?.focus?.();
+    const dialog = place.current;
+    dialog.showModal();
+    // While it is open, nothing else can have the focus.
+    return () => {
+      gone.current = true;
+      dialog.close();
+    };
   }, []);
-  return html`<dialog ref=${place} aria-labelledby=${id} onClose=${close} onCancel=${close}>
+  return html`<dialog ref=${place} aria-labelledby=${id} onClose=${closed}>
     <header><h2 id=${id}>${title}</h2><button type="button" class="small" aria-label="Close" onClick=${close}>✕</button></header>
     ${children}
   </dialog>`;

@@ -489,7 +489,7 @@ impl App {
             "the API keys",
             until(stop_rest.clone(), refresh_keys(keys, ledger.clone(), config.auth.refresh)),
         );
-        rest.spawn("the metrics", until(stop_rest.clone(), upkeep(self.metrics)));
+        rest.spawn("the metrics", until(stop_rest.clone(), upkeep(self.metrics, gate.clone())));
         if let Some(every) = config.sync.audit_every {
             let (gate, ledger) = (gate.clone(), ledger.clone());
             let audit = audit_own(gate, ledger, progress.clone(), audits, id.clone(), every);
@@ -682,9 +682,10 @@ async fn refresh_keys(keys: Arc<Keys>, ledger: Ledger, every: Duration) {
     }
 }
 
-async fn upkeep(metrics: Metrics) {
+async fn upkeep(metrics: Metrics, gate: Gate) {
     loop {
         tokio::time::sleep(Duration::from_secs(5)).await;
         metrics.upkeep();
+        gate.limited().tidy(crate::ids::now());
     }
 }

@@ -33,6 +33,7 @@ mod kept;
 pub mod key;
 mod lane;
 pub mod leave;
+pub mod limited;
 mod link;
 pub mod outbox;
 pub mod put_campaign;
@@ -174,6 +175,7 @@ struct Inner {
     settings: RwLock<HashMap<Namespace, Arc<Settings>>>,
     /// Turns to look through an outbox from end to end.
     scans: Semaphore,
+    limited: limited::Limited,
 }
 
 /// Outboxes that are looked through at the same time.
@@ -253,6 +255,7 @@ impl Gate {
             kept,
             settings,
             scans,
+            limited: limited::Limited::default(),
         });
         let run = |queues: Vec<_>, links: &[Arc<Link>], wait| {
             let run = |(queue, partition): (_, Partition)| {
@@ -377,6 +380,18 @@ impl Gate {
             let lanes = lanes.into_iter().flatten().filter_map(|lanes| lanes.get(number));
             (partition, lanes.map(lane::Lane::waiting).sum())
         })
+    }
+
+    /// Who was refused lately for a rate limit.
+    #[must_use]
+    pub fn limited(&self) -> &limited::Limited {
+        &self.inner.limited
+    }
+
+    /// The command that opens this Redis in a terminal.
+    #[must_use]
+    pub fn redis_cli(&self) -> String {
+        self.inner.options.topology.redis_cli()
     }
 
     /// Whether a redemption or validation in this namespace would be refused now because too many wait already: known

@@ -26,6 +26,7 @@ mod namespaces;
 pub mod openapi;
 mod page;
 pub mod problem;
+mod rate_limited;
 mod redemptions;
 mod reservations;
 mod scope;
@@ -267,6 +268,7 @@ pub(crate) static ENDPOINTS: &[Endpoint] = &[
     endpoint!(GET "/v1/namespaces/{ns}/invites", Some(Role::Read), invites::list),
     endpoint!(GET "/v1/namespaces/{ns}/invites/by-code/{code}", Some(Role::Read), invites::show_by_code),
     endpoint!(GET "/v1/namespaces/{ns}/invites/{id}", Some(Role::Read), invites::show),
+    endpoint!(GET "/v1/namespaces/{ns}/invites/{id}/commands", Some(Role::Manage), invites::commands),
     endpoint!(PATCH "/v1/namespaces/{ns}/invites/{id}", Some(Role::Manage), invites::change),
     endpoint!(DELETE "/v1/namespaces/{ns}/invites/{id}", Some(Role::Manage), invites::delete),
     endpoint!(GET "/v1/namespaces/{ns}/campaigns", Some(Role::Read), campaigns::list),
@@ -283,6 +285,7 @@ pub(crate) static ENDPOINTS: &[Endpoint] = &[
     endpoint!(DELETE "/v1/namespaces/{ns}/members/{user}/{group}", Some(Role::Manage), members::leave),
     endpoint!(DELETE "/v1/namespaces/{ns}/users/{user}", Some(Role::Manage), users::erase),
     endpoint!(GET "/v1/namespaces/{ns}/consistency", Some(Role::Manage), consistency::show),
+    endpoint!(GET "/v1/namespaces/{ns}/rate-limited", Some(Role::Manage), rate_limited::show),
     endpoint!(GET "/v1/namespaces/{ns}/audit", Some(Role::Manage), audit_log::list),
     endpoint!(GET "/v1/audit", Some(Role::Admin), audit_log::list_all),
     endpoint!(GET "/v1/namespaces/{ns}/export/redemptions", Some(Role::Read), export::redemptions),

@@ -324,6 +324,10 @@ impl Spread {
         let Some(Shown { invite, .. }) = question.run(&self.inner.gate).await? else {
             return Ok(false);
         };
+        if invite.campaign.is_some() {
+            // What it shares with others is counted in one partition, and is not to be exceeded in another.
+            return Ok(false);
+        }
         if invite.total.is_none() {
             // It was made before its namespace was spread: a look gives it its total, before any shard has it.
             let parts = [home.clone()];

@@ -14,7 +14,7 @@ use crate::{
     domain::{Code, CodeCase, UserId},
     gate::{
         Gate,
-        inspect::{DryRun, Inspect as Look, Shown},
+        inspect::{DryRun, Inspect as Look, Shown, in_shell, word_in_shell},
     },
     local_server,
 };
@@ -70,7 +70,7 @@ impl Inspect {
         }
         let client = client(&config);
         for Shown { command, reply } in &shown {
-            say(&format!("{client} {}", words(command)));
+            say(&format!("{client} {}", in_shell(command)));
             if reply.is_empty() {
                 say("  (nothing)");
             }
@@ -83,7 +83,7 @@ impl Inspect {
             say(
                 "Whether it would be granted now (from a checkout; spends nothing but the guessing budget):",
             );
-            say(&format!("{client} --eval lua/redeem.lua {} , {}", words(keys), words(args)));
+            say(&format!("{client} --eval lua/redeem.lua {} , {}", in_shell(keys), in_shell(args)));
         }
         Ok(())
     }
@@ -105,35 +105,8 @@ fn client(config: &Config) -> String {
     match &config.redis.place {
         None => format!(
             "redis-cli -s {}",
-            word(&local_server::socket_in(&config.data_dir).display().to_string())
+            word_in_shell(&local_server::socket_in(&config.data_dir).display().to_string())
         ),
         Some(place) => place.topology.redis_cli(),
-    }
-}
-
-fn words(words: &[String]) -> String {
-    words.iter().map(|text| word(text)).collect::<Vec<_>>().join(" ")
-}
-
-/// A word as a shell reads it back.
-pub(super) fn word(text: &str) -> String {
-    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-:".contains(c);
-    if !text.is_empty() && text.chars().all(plain) {
-        text.to_owned()
-    } else {
-        format!("'{}'", text.replace('\'', r"'\''"))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_word_survives_the_shell() {
-        assert_eq!(word("/a/b-c.d"), "/a/b-c.d");
-        assert_eq!(word("/a b/it's"), r"'/a b/it'\''s'");
-        assert_eq!(word(""), "''");
-        assert_eq!(word("rdm:{06a}:meta"), "'rdm:{06a}:meta'");
     }
 }

@@ -9,12 +9,12 @@ use tokio_util::sync::CancellationToken;
 use tracing_appender::non_blocking::WorkerGuard;
 use tracing_subscriber::EnvFilter;
 
-use super::{Common, inspect::word, output::say, reachable};
+use super::{Common, output::say, reachable};
 use crate::{
     app::{self, App},
     config::{Config, Log, masked_url},
     domain::{Code, CodeCase, Namespace},
-    gate::key::Keyspace,
+    gate::{inspect::word_in_shell as word, key::Keyspace},
 };
 
 /// The invite of the three lines that the banner prints.

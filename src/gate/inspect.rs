@@ -6,6 +6,7 @@ use redis::{RedisError, Value};
 
 use super::{
     Gate, GateError,
+    key::Keyspace,
     redeem::{self, Mode, Redeem},
     survey,
 };
@@ -99,16 +100,16 @@ impl Inspect {
         Ok(shown)
     }
 
-    /// Looks at a part of the namespace.
-    async fn look_at(
+    /// The plain reads that show a part of the namespace, each with its words; of a user only where `has_user` says that
+    /// the user may be there.
+    #[must_use]
+    pub fn commands(
         &self,
-        gate: &Gate,
+        keys: &Keyspace,
         part: &Namespace,
         is_spread: bool,
         has_user: bool,
-        shown: &mut Vec<Shown>,
-    ) -> Result<(), GateError> {
-        let keys = gate.keys();
+    ) -> Vec<Vec<String>> {
         let partition = keys.partition_of(part);
         let mut commands = vec![
             vec!["HGETALL".to_owned(), keys.meta(partition)],
@@ -127,6 +128,21 @@ impl Inspect {
             let rate = keys.rate(part, Policy::User, "user", user.as_str());
             commands.extend(["GET", "PTTL"].map(|command| vec![command.to_owned(), rate.clone()]));
         }
+        commands
+    }
+
+    /// Looks at a part of the namespace.
+    async fn look_at(
+        &self,
+        gate: &Gate,
+        part: &Namespace,
+        is_spread: bool,
+        has_user: bool,
+        shown: &mut Vec<Shown>,
+    ) -> Result<(), GateError> {
+        let keys = gate.keys();
+        let partition = keys.partition_of(part);
+        let commands = self.commands(keys, part, is_spread, has_user);
         let unavailable =
             |cause: RedisError| GateError::Unavailable { doing: "looking at keys", cause };
         let mut connection = gate.pooled(partition).await.map_err(unavailable)?;
@@ -192,6 +208,23 @@ async fn admit(gate: &Gate, partition: Partition) -> Result<bool, GateError> {
     Ok(true)
 }
 
+/// Words as a shell reads them back.
+#[must_use]
+pub fn in_shell(words: &[String]) -> String {
+    words.iter().map(|text| word_in_shell(text)).collect::<Vec<_>>().join(" ")
+}
+
+/// A word as a shell reads it back.
+#[must_use]
+pub fn word_in_shell(text: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-:".contains(c);
+    if !text.is_empty() && text.chars().all(plain) {
+        text.to_owned()
+    } else {
+        format!("'{}'", text.replace('\'', r"'\''"))
+    }
+}
+
 /// A reply as people read it.
 fn lines(reply: &Value) -> Vec<Vec<String>> {
     let text = |value: &Value| match value {
@@ -208,5 +241,18 @@ fn lines(reply: &Value) -> Vec<Vec<String>> {
             lines
         }
         other => vec![vec![text(other)]],
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_word_survives_the_shell() {
+        assert_eq!(word_in_shell("/a/b-c.d"), "/a/b-c.d");
+        assert_eq!(word_in_shell("/a b/it's"), r"'/a b/it'\''s'");
+        assert_eq!(word_in_shell(""), "''");
+        assert_eq!(word_in_shell("rdm:{06a}:meta"), "'rdm:{06a}:meta'");
     }
 }

@@ -14,6 +14,7 @@ use tokio::{
 use super::{
     Attempts, GateError, Inner,
     failure::{Failure, classify},
+    limited::Limited,
     link::{Lent, Link},
     redeem::{self, Asked, Decision, Dry, Mode, Redeem},
     reply,
@@ -282,7 +283,7 @@ impl Runner {
                 if !gate.kept.keep(self.partition, fence.epoch, told) {
                     return Attempt::TooLate(jobs);
                 }
-                deliver(jobs, decisions, lent.settled, replicated);
+                deliver(&gate.limited, jobs, decisions, lent.settled, replicated);
             }
             Err(error) => {
                 // The script has run, so what was decided is not known to anybody until they ask again.
@@ -356,10 +357,19 @@ fn acknowledgement(job: &Job, redemption: &Redemption, first: bool) -> Option<Ac
     })
 }
 
-fn deliver(jobs: Vec<Job>, decisions: Vec<Decision>, settled: bool, replicated: bool) {
+fn deliver(
+    limited: &Limited,
+    jobs: Vec<Job>,
+    decisions: Vec<Decision>,
+    settled: bool,
+    replicated: bool,
+) {
     for (job, decision) in jobs.into_iter().zip(decisions) {
         match decision {
             Decision::Answer(answer) => {
+                if let Some((subject, ms)) = redeem::limited_by(&job.request, &answer.outcome) {
+                    limited.note(&job.request.namespace.whole(), subject, crate::ids::now(), ms);
+                }
                 let answer = if job.unknown { as_asked_once(answer, &job.request) } else { answer };
                 // An earlier attempt that may still run could yet be granted: a refusal now is not the last word.
                 let definite =

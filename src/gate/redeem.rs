@@ -1,6 +1,6 @@
 //! `lua/redeem.lua`: spend one use of a code for each request of a batch, once per request id.
 
-use std::collections::HashMap;
+use std::{borrow::Cow, collections::HashMap};
 
 use redis::Value;
 
@@ -8,6 +8,7 @@ use super::{
     GateError,
     fields::{millis, stored_code},
     key::Keyspace,
+    limited::Subject,
     reply::Reply,
     script::{self, Call},
 };
@@ -131,22 +132,39 @@ fn has_subject(request: &Redeem, policy: Policy) -> bool {
     }
 }
 
+/// By what a policy counts a request, and of which kind that is.
+fn subject(request: &Redeem, policy: Policy) -> Option<(&'static str, Cow<'_, str>)> {
+    let Redeem { code, user, ip, caller, .. } = request;
+    let user = || Some(("user", Cow::Borrowed(user.as_ref()?.as_str())));
+    let ip = || Some(("ip", Cow::Owned(rate_limit::address_subject((*ip)?))));
+    match policy {
+        Policy::User => user(),
+        Policy::Ip => ip(),
+        Policy::Code => Some(("code", Cow::Borrowed(code.as_str()))),
+        Policy::Namespace => Some(("namespace", Cow::Borrowed("all"))),
+        Policy::Guess => ip().or_else(user).or(Some(("key", Cow::Borrowed(caller)))),
+    }
+}
+
 /// The key of a rate limit that a request has.
 fn rate_key(keyspace: &Keyspace, request: &Redeem, policy: Policy) -> Option<String> {
-    let Redeem { namespace, code, user, ip, caller, .. } = request;
-    let ip = || ip.map(rate_limit::address_subject);
-    let key = |kind, subject: &str| keyspace.rate(namespace, policy, kind, subject);
-    match policy {
-        Policy::User => user.as_ref().map(|user| key("", user.as_str())),
-        Policy::Ip => ip().map(|ip| key("", &ip)),
-        Policy::Code => Some(key("", code.as_str())),
-        Policy::Namespace => Some(key("", "all")),
-        Policy::Guess => Some(match (ip(), user) {
-            (Some(ip), _) => key("ip", &ip),
-            (None, Some(user)) => key("user", user.as_str()),
-            (None, None) => key("key", caller),
-        }),
-    }
+    let (kind, name) = subject(request, policy)?;
+    Some(keyspace.rate(&request.namespace, policy, kind, &name))
+}
+
+/// The limit that refused a request, by what it counts, and for how long.
+pub(super) fn limited_by(request: &Redeem, outcome: &Outcome) -> Option<(Subject, u64)> {
+    let (policy, retry_after_ms) = match outcome {
+        Outcome::Refused(Refusal::RateLimited { policy, retry_after_ms }) => {
+            (*policy, *retry_after_ms)
+        }
+        Outcome::Refused(Refusal::TooManyAttempts { retry_after_ms }) => {
+            (Policy::Guess, *retry_after_ms)
+        }
+        _ => return None,
+    };
+    let (kind, name) = subject(request, policy)?;
+    Some((Subject { policy, kind, name: name.into_owned() }, retry_after_ms))
 }
 
 /// The kinds of these requests, and the requests with each one's kind, those of one kind next to each other.

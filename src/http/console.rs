@@ -27,7 +27,7 @@ macro_rules! files {
 
 static FILES: LazyLock<Vec<File>> = files!("":
     "index.html" "console.css" "icon.svg" "start.js" "html.js" "api.js" "ui.js" "chart.js" "signin.js" "overview.js"
-    "invites.js"
+    "invites.js" "invite.js" "batches.js" "live.js" "members.js" "limits.js" "webhooks.js" "audit.js" "settings.js"
 );
 
 static VENDORED: LazyLock<Vec<File>> = files!("vendor/":

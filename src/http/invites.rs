@@ -33,6 +33,7 @@ use crate::{
         change_invite::{ChangeInvite, Changed, InvitePatch},
         create_invite::{CreateInvite, Created},
         delete_invite::{DeleteInvite, Deleted},
+        inspect::{Inspect, in_shell},
         show_invite::{ShowInvite, Which},
     },
     ledger::InviteFilter,
@@ -119,6 +120,14 @@ impl<'a> View<'a> {
             stale: false,
         })
     }
+}
+
+/// Commands for a terminal.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Commands)]
+struct CommandsView {
+    /// The last one is this program's own, and tells besides whether a redemption would be granted.
+    commands: Vec<String>,
 }
 
 pub(super) fn etag(revision: u64) -> (header::HeaderName, String) {
@@ -295,6 +304,42 @@ pub(super) async fn show_by_code(
         .map_err(|error| Problem::new(Code::CodeMalformed, format!("In the path, {error}.")))?;
     let from_ledger = state.ledger.invite_by_code(&scope.namespace, &code, crate::ids::now());
     shown(&state, &scope.namespace, Which::Code(code.clone()), from_ledger).await
+}
+
+/// The commands that show what Redis holds of an invite, for people with a terminal.
+pub(super) async fn commands(
+    state: web::Data<State>,
+    scope: Scope,
+    path: web::Path<(String, String)>,
+) -> Result<HttpResponse, Problem> {
+    let Scope { namespace, .. } = scope;
+    let id: InviteId = path.1.parse().map_err(|_| missing())?;
+    let question = ShowInvite { namespace: namespace.clone(), which: Which::Id(id) };
+    let shown = question.run(&state.gate).await?.ok_or_else(missing)?;
+    let code = shown.invite.code;
+    let question = ShowInvite { namespace: namespace.clone(), which: Which::Code(code.clone()) };
+    let current = question.run(&state.gate).await?.map(|shown| shown.invite.id);
+    let keys = state.gate.keys();
+    let command = format!("redeemer inspect --namespace {namespace} --code {code}");
+    let look = Inspect { namespace: namespace.clone(), code: Some(code), user: None };
+    let parts = state.spread.parts(&namespace).await?;
+    let is_spread = parts.len() > 1;
+    let mut words = Vec::new();
+    for part in &parts {
+        let id_there = id.of_whole(part);
+        words.extend(look.commands(keys, part, is_spread, false));
+        if current != Some(id) {
+            // Another invite has its code by now.
+            words.push(vec!["HGETALL".to_owned(), keys.retired(part, id_there)]);
+        }
+        if is_spread {
+            words.push(vec!["HGETALL".to_owned(), keys.moves(part, id_there)]);
+        }
+    }
+    let cli = state.gate.redis_cli();
+    let commands = words.iter().map(|words| format!("{cli} {}", in_shell(words)));
+    let commands = commands.chain([command]).collect();
+    Ok(HttpResponse::Ok().json(CommandsView { commands }))
 }
 
 /// What the gate has, or while it can not be asked, what the ledger has.
@@ -597,7 +642,9 @@ pub(super) fn email_domains(body: &mut Body) -> Option<Vec<EmailDomain>> {
 }
 
 pub(super) mod docs {
-    use super::{BatchId, CampaignName, Group, InviteState, MAX_USES_MAX, Millis, UserId, View};
+    use super::{
+        BatchId, CampaignName, CommandsView, Group, InviteState, MAX_USES_MAX, Millis, UserId, View,
+    };
     use crate::http::{
         openapi::{Fields, GATE, LEDGER, Operation, Tag, count, flag, nullable, reference, word},
         problem::Code,
@@ -680,6 +727,18 @@ pub(super) mod docs {
             .with(&["ETag"])
             .problems(&[Code::InviteNotFound])
             .problems(LEDGER)
+    }
+
+    pub(in crate::http) fn commands() -> Operation {
+        Operation::new(
+            "show_invite_commands",
+            Tag::Invites,
+            "Commands that show what Redis holds of an invite",
+        )
+        .about("They name the place of Redis, and no password.")
+        .answers::<CommandsView>(200, "The commands, for a shell.")
+        .problems(&[Code::InviteNotFound])
+        .problems(GATE)
     }
 
     pub(in crate::http) fn show_by_code() -> Operation {

@@ -99,6 +99,7 @@ pub(super) async fn erase(
                 Erased::NamespaceNotFound => {}
             }
         }
+        state.gate.limited().forget(home, &user);
         for position in reached.iter() {
             reach(&state, position, deadline).await.map_err(|()| {
                 Problem::new(

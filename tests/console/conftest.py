@@ -24,13 +24,13 @@ ARGUMENTS = [
 AXE = Path(axe_playwright_python.__file__).with_name("axe.min.js").read_text()
 TYPES = {"html": "text/html", "css": "text/css", "js": "text/javascript", "mjs": "text/javascript", "svg": "image/svg+xml"}
 
-expect.set_options(timeout=15_000)
+# Only what fails waits for so long, or a machine that is busy.
+expect.set_options(timeout=30_000)
 
 
 def pytest_addoption(parser):
     parser.addoption("--screenshots", action="store_true", help="write docs/images anew")
     parser.addoption("--live", action="store_true", help="take the console's files from the checkout")
-    parser.addoption("--look", action="store_true", help="start a service with something in it, and wait")
 
 
 @pytest.fixture(scope="session")
@@ -56,11 +56,12 @@ def browser():
 class Visitor:
     """Somebody in front of a page of their own, who notices every error, and every request that goes elsewhere."""
 
-    def __init__(self, browser, service, live, **options):
+    def __init__(self, browser, service, live=False, images=None, **options):
         self.service = service
+        self.images = images
         options = {"viewport": {"width": 1280, "height": 800}, "locale": "en-GB", "timezone_id": "UTC"} | options
         self.context = browser.new_context(**options)
-        self.context.set_default_timeout(15_000)
+        self.context.set_default_timeout(30_000)
         self.page = self.context.new_page()
         # Statuses that a test brings about, which the browser complains of.
         self.expected = set()
@@ -72,7 +73,9 @@ class Visitor:
             self.context.route("**/console**", self._from_checkout)
 
     def _said(self, message):
-        is_expected = any(f"status of {status}" in message.text for status in self.expected)
+        # A status, or a failure of the network.
+        words = [f"status of {it}" if isinstance(it, int) else it for it in self.expected]
+        is_expected = any(word in message.text for word in words)
         if message.type in ("error", "warning") and not is_expected:
             self.noticed.append(f"{message.text} ({message.location['url']})")
 
@@ -118,6 +121,12 @@ class Visitor:
         wide = self.page.evaluate("() => document.documentElement.scrollWidth - innerWidth")
         assert wide <= 0, f"{what} is {wide} px too wide"
 
+    def shoot(self, name):
+        """Takes a picture for the documents, if that is asked for."""
+        if self.images:
+            self.images.mkdir(exist_ok=True)
+            self.page.screenshot(path=self.images / f"console-{name}.png", animations="disabled")
+
     def close(self):
         self.context.close()
 
@@ -128,7 +137,9 @@ def visitors(browser, service, request):
     made = []
 
     def make(service=service, **options):
-        made.append(Visitor(browser, service, request.config.getoption("--live"), **options))
+        option = request.config.getoption
+        images = ROOT / "docs/images" if option("--screenshots") else None
+        made.append(Visitor(browser, service, option("--live"), images, **options))
         return made[-1]
 
     yield make

@@ -45,10 +45,10 @@ def furnish(service):
     for number in range(9):
         _try(service, f"GUESS-{number}", f"guesser-{number}", ip="198.51.100.23")
     for number in range(14):
-        _try(service, "WELCOME", "eve", ip="203.0.113.99")
+        _try(service, "OLD-CAMPAIGN", "eve", ip="203.0.113.99")
     for number in range(6):
         _try(service, "BETA-TESTERS", f"late-{number}")
-    here("POST", "batches", {"count": 500, "pattern": "GIFT-####-####", "group": "gifts", "max_uses": 1})
+    here("POST", "batches", {"count": 500, "pattern": "WINTER-####-####", "group": "gifts", "max_uses": 1})
     here("POST", "webhooks", {"url": "http://127.0.0.1:9/hooks/invites", "event_types": ["redeemed"]})
     _past(service, dice)
 

@@ -119,3 +119,78 @@ async fn the_status_has_each_partition_with_its_leader_and_what_the_ledger_lacks
     })
     .await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_is_limited_is_told_by_policy_until_the_person_is_forgotten() {
+    let node = Node::embedded();
+    node.invite("OPEN", "team", 10).await;
+    node.invite("OTHER", "team", 10).await;
+    let limits = json!({"rate_user": "1/3600", "rate_guess": "1/3600"});
+    node.send(Method::PATCH, "/v1/namespaces/default", &limits).await;
+    let ask = async |path: &str, body: Value| {
+        node.post(&format!("/v1/namespaces/default/{path}"), &body).await
+    };
+    assert_eq!(ask("redemptions", json!({"code": "OPEN", "user": "alice"})).await.status, 201);
+    for path in ["redemptions", "reservations"] {
+        let refused = ask(path, json!({"code": "OTHER", "user": "alice"})).await;
+        assert_eq!(refused.code(), "rate_limited", "{path}");
+    }
+    for _ in 0..2 {
+        ask("validations", json!({"code": "NOBODY", "ip": "2001:db8:1:2:3:4:5:6"})).await;
+    }
+    let limited = async || node.get("/v1/namespaces/default/rate-limited").await.body;
+    let found = limited().await;
+    let of = |row: &Value| {
+        let text = |name: &str| row[name].as_str().unwrap().to_owned();
+        (text("policy"), text("kind"), text("subject"), row["refused"].as_u64().unwrap())
+    };
+    let rows: BTreeSet<_> = found["data"].as_array().unwrap().iter().map(of).collect();
+    let expected = [("user", "user", "alice", 2), ("guess", "ip", "2001:db8:1:2::/64", 1)];
+    let expected = expected.map(|(policy, kind, subject, refused)| {
+        (policy.to_owned(), kind.to_owned(), subject.to_owned(), refused)
+    });
+    assert_eq!(rows, BTreeSet::from(expected), "{found}");
+    // The last first, and it is free later than it was refused.
+    assert_eq!(found["data"][0]["policy"], "guess");
+    for row in found["data"].as_array().unwrap() {
+        assert!(row["free_at"].as_str() > row["last_at"].as_str(), "{row}");
+        assert!(row["first_at"].as_str() <= row["last_at"].as_str(), "{row}");
+    }
+    // Another namespace has none of it.
+    node.send(Method::PUT, "/v1/namespaces/acme", &json!({})).await;
+    let other = node.get("/v1/namespaces/acme/rate-limited").await.body;
+    assert_eq!(other["data"], json!([]));
+    eventually("alice is forgotten", async || {
+        node.delete("/v1/namespaces/default/users/alice").await.status == 200
+    })
+    .await;
+    assert!(!limited().await.to_string().contains("alice"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_commands_of_an_invite_show_what_redis_holds_of_it() {
+    let node = Node::embedded();
+    let body = json!({"code": "OPEN", "group": "team", "max_uses": 1});
+    let invite = node.post("/v1/namespaces/default/invites", &body).await.body;
+    let commands = async |id: &Value| {
+        let id = id.as_str().unwrap();
+        let path = format!("/v1/namespaces/default/invites/{id}/commands");
+        let found = node.get(&path).await.body["commands"].as_array().unwrap().clone();
+        found.into_iter().map(|command| command.as_str().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    let found = commands(&invite["id"]).await;
+    assert_eq!(found.last().unwrap(), "redeemer inspect --namespace default --code OPEN");
+    let own = found.iter().find(|command| command.contains(":invite:OPEN")).unwrap();
+    let shown = std::process::Command::new("sh").args(["-c", own]).output().unwrap();
+    let shown = String::from_utf8(shown.stdout).unwrap();
+    assert!(shown.contains(invite["id"].as_str().unwrap()), "{own}: {shown}");
+    // Once another invite has its code, it lies elsewhere.
+    node.redeem("OPEN", "alice").await;
+    let next = node.post("/v1/namespaces/default/invites", &body).await;
+    assert_eq!(next.status, 201, "{}", next.text);
+    let found = commands(&invite["id"]).await;
+    let own = found.iter().find(|command| command.contains(":retired:")).unwrap();
+    let shown = std::process::Command::new("sh").args(["-c", own]).output().unwrap();
+    assert!(String::from_utf8(shown.stdout).unwrap().contains("OPEN"), "{own}");
+    assert_eq!(node.get("/v1/namespaces/default/invites/nothing/commands").await.status, 404);
+}
