@@ -332,10 +332,16 @@ pub(super) async fn list(
 
 pub(super) mod docs {
     use super::{CodeCase, Durability, ErrorDetail, MembershipRule, Quota, View};
+    use crate::domain::name::SPREAD_MAX;
     use crate::http::{
-        openapi::{Fields, GATE, LEDGER, Operation, Tag, flag, word},
+        openapi::{Fields, GATE, LEDGER, Operation, Tag, count, flag, word},
         problem::Code,
     };
+
+    /// Not more than there are partitions.
+    fn spread() -> serde_json::Value {
+        count(SPREAD_MAX.into())
+    }
 
     fn rates(fields: Fields) -> Fields {
         fields
@@ -367,7 +373,8 @@ pub(super) mod docs {
                     .may_be_null("code_case", word::<CodeCase>(), "Fixed when it is made.")
                     .may_be_null("code_check", flag(), "Fixed when it is made.")
                     .may_be_null("durability", word::<Durability>(), "What answers promise at least.")
-                    .may_be_null("error_detail", word::<ErrorDetail>(), "How much refusals tell."),
+                    .may_be_null("error_detail", word::<ErrorDetail>(), "How much refusals tell.")
+                    .may_be_null("spread", spread(), "Over how many partitions users are spread."),
             ))
             .answers::<View>(201, "It was made.")
             .with(&["ETag"])
@@ -393,12 +400,14 @@ pub(super) mod docs {
             .takes(rates(
                 Fields::new()
                     .may_have("durability", word::<Durability>(), "What answers promise at least.")
-                    .may_have("error_detail", word::<ErrorDetail>(), "How much refusals tell."),
+                    .may_have("error_detail", word::<ErrorDetail>(), "How much refusals tell.")
+                    .may_have("spread", spread(), "Over how many partitions new users are spread."),
             ))
             .answers::<View>(200, "The namespace as it is now.")
             .with(&["ETag"])
             .problems(&[Code::DurabilityUnavailable, Code::NamespaceNotFound])
             .problems(GATE)
+            .problems(LEDGER)
     }
 
     pub(in crate::http) fn archive() -> Operation {

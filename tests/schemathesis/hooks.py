@@ -72,6 +72,12 @@ def mend_body(case, body):
         body["code_case"], body["code_check"] = None, None
         if case.path_parameters.get("ns") in made:
             body["membership"] = None
+    # One that a namespace had before can not be chosen again; and there are 16 partitions.
+    if "spread" in body:
+        if case.method.upper() == "PATCH" or case.path_parameters.get("ns") in made:
+            del body["spread"]
+        elif body["spread"] is not None:
+            body["spread"] = min(int(body["spread"]), 16)
     for name in [name for name in body if name.startswith("rate_")]:
         if isinstance(body[name], str):
             body[name] = "100000/60"
