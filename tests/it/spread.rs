@@ -631,15 +631,15 @@ async fn a_move_that_is_repeated_or_comes_late_moves_nothing_more() {
 async fn uses_that_a_dead_node_left_on_their_way_are_found() {
     let pair = Pair::start(3).await;
     let gate = pair.gate().await;
-    for (number, asks) in [1, 2, 3].into_iter().enumerate() {
-        let made = pair.invite(&format!("STRANDED-{number}"), 12).await;
+    for asks in 1..=3 {
+        let made = pair.invite(&format!("STRANDED-{asks}"), 12).await;
         // Half to the first shard, half of the rest to the second; nothing is taken. Then some go on from the third.
         pair.give(&gate, &made, (HOME, 1), 0, 2).await;
         pair.give(&gate, &made, (HOME, 2), 0, 2).await;
         let given = pair.give(&gate, &made, (HOME, 3), 0, 1).await;
         eventually("the ledger has what was given", async || {
             let sql = "SELECT COUNT(*) FROM moves WHERE own = 0 AND given > 0";
-            Sql::connect(&pair.ledger).await.number(sql).await >= 3 * (number as i64 + 1)
+            Sql::connect(&pair.ledger).await.number(sql).await >= 3 * i64::from(asks)
         })
         .await;
         pair.take(&gate, &made, (HOME, 3), pair.given(&given, 3).amount).await;
@@ -676,7 +676,7 @@ async fn uses_on_their_way_to_a_shard_that_has_no_copy_are_found() {
 /// The giver forgets what it gave, which the ledger had not: the uses are where they were, and nobody else has them.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_giver_that_forgets_a_debit_has_credited_nobody() {
-    let pair = Pair::start_patient(3, json!({}), 2000).await;
+    let pair = Pair::start_patient(3, json!({}), 4000).await;
     let made = pair.invite("DEBIT", 8).await;
     eventually("the ledger has the invite", async || {
         let sql = "SELECT COUNT(*) FROM invites WHERE total IS NOT NULL";
@@ -740,7 +740,7 @@ async fn a_taker_that_forgets_a_credit_gets_it_again_and_keeps_what_it_told() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn while_the_ledger_can_not_write_a_dry_share_waits_and_others_go_on() {
-    let pair = Pair::start_patient(2, json!({}), 2000).await;
+    let pair = Pair::start_patient(2, json!({}), 4000).await;
     let made = pair.invite("DRY", 12).await;
     // The first shard gets some; the other has none yet.
     pair.granted("DRY", &pair.user(1, 0)).await;

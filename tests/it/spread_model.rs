@@ -230,9 +230,9 @@ impl World<'_> {
         }
     }
 
-    fn assert_refused(&mut self, shard: u16, word: &'static str, asked: Asked) {
+    fn assert_refused(&mut self, shard: u16, word: &'static str, asked: &Asked) {
         let whole = self.id;
-        let is_so = match (word, &asked) {
+        let is_so = match (word, asked) {
             ("dry: unknown", Asked::Dry { dry: Dry::Unknown, .. }) => true,
             ("dry: exhausted", Asked::Dry { dry: Dry::Exhausted(id), .. }) => {
                 id.of_whole(&self.place(shard)) == whole
@@ -352,7 +352,7 @@ impl World<'_> {
                 let refused = self.refused(shard, patient, holder.is_some());
                 let asked = self.redeem(shard, &user, mode, patient).await;
                 if let Some(word) = refused {
-                    return self.assert_refused(shard, word, asked);
+                    return self.assert_refused(shard, word, &asked);
                 }
                 let Asked::Answer(answer, _) = asked else { panic!("{asked:?}") };
                 let Outcome::Granted(redemption) = answer.outcome else { panic!("{answer:?}") };
@@ -372,7 +372,7 @@ impl World<'_> {
                 let mode = Mode::Reserve { ttl_ms: ttl_s * 1000 };
                 let asked = self.redeem(shard, &user, mode, true).await;
                 if let Some(word) = refused {
-                    return self.assert_refused(shard, word, asked);
+                    return self.assert_refused(shard, word, &asked);
                 }
                 let Asked::Answer(answer, _) = asked else { panic!("{asked:?}") };
                 let Outcome::Held { reservation, .. } = answer.outcome else {
