@@ -46,6 +46,9 @@ const ACTOR: &str = "spread";
 /// Before the rules of a namespace whose spread is being changed are looked at again.
 const PAUSE: Duration = Duration::from_millis(10);
 
+/// How long a change of rules is waited for until the ledger has it.
+const PATIENCE: Duration = Duration::from_secs(5);
+
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
 pub enum SpreadError {
@@ -283,32 +286,70 @@ impl Spread {
     }
 
     /// Makes a shard that is missing; says whether its namespace is there at all.
-    async fn make_shard(&self, home: &Namespace, shard: &Namespace) -> Result<bool, GateError> {
+    async fn make_shard(&self, home: &Namespace, shard: &Namespace) -> Result<bool, SpreadError> {
         let question = ShowNamespace { namespace: home.clone() };
         let Some((settings, _)) = question.run(&self.inner.gate).await? else { return Ok(false) };
-        if settings.archived_at.is_some() {
+        if settings.archived_at.is_some() || !settings.parts(home).contains(shard) {
             return Ok(false);
         }
-        self.copy_settings(shard, settings).await?;
+        self.share_settings(home, &settings).await?;
         Ok(true)
-    }
-
-    async fn copy_settings(&self, shard: &Namespace, settings: Settings) -> Result<(), GateError> {
-        CopyNamespace { shard: shard.clone(), settings }.run(&self.inner.gate).await
     }
 
     /// Brings the rules of a namespace to all its shards. What is answered after that holds everywhere.
     ///
+    /// Nobody comes into a shard of the newest spread before the ledger has that spread, and that all earlier ones are
+    /// sealed: a Redis that loses either would let somebody in who is in another place by then.
+    ///
     /// # Errors
-    /// [`GateError`] when a shard gives no answer; doing it again is safe.
+    /// [`SpreadError`] when a shard, or the ledger, gives no answer in time; doing it again is safe.
     pub async fn share_settings(
         &self,
         home: &Namespace,
         settings: &Settings,
-    ) -> Result<(), GateError> {
+    ) -> Result<(), SpreadError> {
+        if !settings.is_spread() {
+            return Ok(());
+        }
+        let deadline = Instant::now() + PATIENCE;
+        self.until_ledger_has(home, deadline, |known| {
+            (known.spread, &known.layouts) == (settings.spread, &settings.layouts)
+        })
+        .await?;
         let shards = settings.parts(home).split_off(1);
-        let copy = |shard| self.copy_settings(shard, settings.clone());
-        try_join_all(shards.iter().map(copy)).await?;
+        let is_newest =
+            |shard: &&Namespace| shard.shard_number().is_some_and(|(_, of)| of == settings.spread);
+        let (newest, earlier): (Vec<_>, Vec<_>) = shards.iter().partition(is_newest);
+        let copy = |shard: &Namespace| {
+            let copy = CopyNamespace { shard: shard.clone(), settings: settings.clone() };
+            async move { copy.run(&self.inner.gate).await }
+        };
+        try_join_all(earlier.iter().map(|shard| copy(shard))).await?;
+        for shard in earlier {
+            self.until_ledger_has(shard, deadline, |known| known.sealed).await?;
+        }
+        try_join_all(newest.iter().map(|shard| copy(shard))).await?;
+        Ok(())
+    }
+
+    /// Waits until the ledger has the rules of a namespace, or of a shard, as they are wanted.
+    async fn until_ledger_has(
+        &self,
+        namespace: &Namespace,
+        deadline: Instant,
+        is_so: impl Fn(&Settings) -> bool,
+    ) -> Result<(), SpreadError> {
+        let Inner { gate, ledger, progress, .. } = &*self.inner;
+        let partition = gate.keys().partition_of(namespace);
+        while !ledger.namespace(namespace).await?.is_some_and(|known| is_so(&known)) {
+            if Instant::now() >= deadline {
+                return Err(SpreadError::TooLate);
+            }
+            // Somebody waits, so the sync does not gather more.
+            let next = progress.cursor(partition).next();
+            let more = progress.wait(Position { partition, cursor: next });
+            drop(tokio::time::timeout(PAUSE, more).await);
+        }
         Ok(())
     }
 
@@ -318,7 +359,7 @@ impl Spread {
         home: &Namespace,
         shard: &Namespace,
         code: &Code,
-    ) -> Result<bool, GateError> {
+    ) -> Result<bool, SpreadError> {
         let which = Which::Code(code.clone());
         let question = ShowInvite { namespace: home.clone(), which };
         let Some(Shown { invite, .. }) = question.run(&self.inner.gate).await? else {
@@ -344,7 +385,7 @@ impl Spread {
         shard: &Namespace,
         invite: Invite,
         is_current: bool,
-    ) -> Result<(), GateError> {
+    ) -> Result<(), SpreadError> {
         let copy = CopyInvite { shard: shard.clone(), invite, is_current };
         // A shard that is missing is made once.
         if copy.run(&self.inner.gate).await? == Copied::NoShard
@@ -358,8 +399,8 @@ impl Spread {
     /// Brings an invite, as its home has it, to all shards. What is answered after that holds everywhere.
     ///
     /// # Errors
-    /// [`GateError`] when a shard gives no answer; doing it again is safe.
-    pub async fn share(&self, invite: &Invite) -> Result<(), GateError> {
+    /// [`SpreadError`] when a shard gives no answer; doing it again is safe.
+    pub async fn share(&self, invite: &Invite) -> Result<(), SpreadError> {
         if invite.total.is_none() {
             return Ok(());
         }
@@ -557,7 +598,7 @@ impl Spread {
     }
 
     /// Brings an invite to every shard, as its home has it.
-    async fn copy_again(&self, moving: &Moving<'_>) -> Result<(), GateError> {
+    async fn copy_again(&self, moving: &Moving<'_>) -> Result<(), SpreadError> {
         let which = Which::Id(moving.invite);
         let question = ShowInvite { namespace: moving.parts[0].clone(), which };
         if let Some(shown) = question.run(&self.inner.gate).await? {
