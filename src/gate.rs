@@ -344,9 +344,20 @@ impl Gate {
         &self,
         namespace: &Namespace,
     ) -> Result<Option<Arc<Settings>>, GateError> {
-        if let Some(known) = self.known_settings(namespace) {
-            return Ok(Some(known));
+        match self.known_settings(namespace) {
+            Some(known) => Ok(Some(known)),
+            None => self.settings_now(namespace).await,
         }
+    }
+
+    /// The same as Redis has them now, for what no script compares with them.
+    ///
+    /// # Errors
+    /// [`GateError`] when Redis can not be asked.
+    pub async fn settings_now(
+        &self,
+        namespace: &Namespace,
+    ) -> Result<Option<Arc<Settings>>, GateError> {
         let question = show_namespace::ShowNamespace { namespace: namespace.clone() };
         let Some((settings, _)) = question.run(self).await? else { return Ok(None) };
         let settings = Arc::new(settings);

@@ -43,7 +43,7 @@ use crate::{
 /// Who removes copies of what was deleted.
 const ACTOR: &str = "spread";
 
-/// Before the rules of a namespace whose spread is being changed are looked at again.
+/// Before something is looked at again that is being changed or recovered.
 const PAUSE: Duration = Duration::from_millis(10);
 
 /// How long a change of rules is waited for until the ledger has it.
@@ -105,8 +105,8 @@ impl Spread {
 
     /// As [`Self::rules`], but as they are now: what is decided by them is not looked at again.
     async fn rules_now(&self, namespace: &Namespace) -> Result<Option<Arc<Settings>>, GateError> {
-        self.inner.gate.forget_settings(namespace);
-        self.rules(namespace).await
+        let settings = self.inner.gate.settings_now(namespace).await?;
+        Ok(settings.filter(|settings| settings.is_spread()))
     }
 
     /// The rules of a namespace that is, or was, spread over several partitions; nothing if it is not, or does not exist.
@@ -528,6 +528,7 @@ impl Spread {
     ) -> Result<Found, SpreadError> {
         // Why one of them could not be asked: the others may have what is looked for, but what there is in all is not known.
         let mut unasked: Option<GateError> = None;
+        let mut rounds = 0_u32;
         loop {
             if Instant::now() >= deadline {
                 return Err(SpreadError::TooLate);
@@ -542,6 +543,12 @@ impl Spread {
             }
             match step {
                 Step::Look(participant) => {
+                    // Two say whether there is any; more are needed where others move uses meanwhile, or a Redis is
+                    // being recovered.
+                    rounds += 1;
+                    if rounds > 2 {
+                        tokio::time::sleep(PAUSE).await;
+                    }
                     let part = self.give(moving, HOME, participant, 0, 0).await?;
                     if enough(&part) {
                         return Ok(Found::Some);
