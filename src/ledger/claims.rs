@@ -180,7 +180,8 @@ impl Ledger {
     }
 
     /// At most so many claims of a partition that wait, oldest first, each with what its invite has in the ledger now:
-    /// its uses, and how many were ever granted; nothing if there is no such invite.
+    /// its uses, and how many were ever granted; nothing if there is no such invite. None of a redemption that the ledger
+    /// has: a node that counted as dead may claim it at any moment, and it must not be counted a second time.
     ///
     /// # Errors
     /// [`LedgerError`] when they can not be read.
@@ -192,7 +193,9 @@ impl Ledger {
         let rows = sql(format!(
             "SELECT {CLAIM}, (SELECT uses FROM invites WHERE invites.id = claims.invite) AS uses,
                  (SELECT granted FROM invites WHERE invites.id = claims.invite) AS granted
-             FROM claims WHERE partition = $1 AND outcome IS NULL ORDER BY epoch, seq LIMIT $2",
+             FROM claims WHERE partition = $1 AND outcome IS NULL
+                 AND NOT EXISTS (SELECT 1 FROM redemptions WHERE redemptions.id = claims.id)
+             ORDER BY epoch, seq LIMIT $2",
         ))
         .bind(partition.0)
         .bind(limit)

@@ -219,6 +219,41 @@ async fn the_laws_hold_in_the_tables_themselves() {
     }
 }
 
+/// A node that counted as dead hands in what it had told after the others did, and after the leader has looked.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_ledger_has_is_not_waiting_to_be_written_down_again() {
+    let directory = tempfile::tempdir().unwrap();
+    let url = ledger::url_in(directory.path());
+    let (ledger, _lease) = opened(&url).await;
+    let mut sql = Sql::connect(&url).await;
+    let id = |number: u8| format!("'00000000-0000-0000-0000-0000000000{number}'");
+    sql.execute(&format!(
+        "INSERT INTO redemptions (id, namespace, partition, invite, code, grp, user_id, request, ordinal, remaining,
+         redeemed_at, exclusive_key, metadata, epoch, seq)
+         VALUES ({}, 'n', 0, {}, 'CODE', 'g', 'alice', 'r1', 1, 1, 0, '*', NULL, 1, 1)",
+        id(11),
+        id(10)
+    ))
+    .await;
+    for (number, user) in [(11, "alice"), (12, "bob")] {
+        sql.execute(&format!(
+            "INSERT INTO claims (id, node, namespace, partition, invite, code, grp, user_id, request, ordinal, remaining,
+             redeemed_at, rule, actor, metadata, epoch, seq, outcome)
+             VALUES ({}, 'late', 'n', 0, {}, 'CODE', 'g', '{user}', 'r{number}', {number}, 1, 0, 'one_group', 'test',
+             NULL, 1, {number}, NULL)",
+            id(number),
+            id(10)
+        ))
+        .await;
+    }
+    let waiting = ledger.waiting_claims(Partition(0), 10).await.unwrap();
+    let users: Vec<_> = waiting.iter().map(|one| one.claim.redemption.user.as_str()).collect();
+    assert_eq!(users, ["bob"]);
+    ledger.settle_known_claims(Partition(0)).await.unwrap();
+    let known = sql.texts("SELECT user_id FROM claims WHERE outcome = 'known'").await;
+    assert_eq!(known, ["alice"]);
+}
+
 /// A leader that was stopped in the middle of a transaction must not keep its partition from everybody else.
 #[tokio::test(flavor = "multi_thread")]
 async fn postgresql_ends_the_transaction_of_a_paused_leader() {
