@@ -110,7 +110,7 @@ async fn a_failure_is_told_once_where_it_ends_and_a_state_when_it_begins() {
     eventually("the node is not ready", async || node.get("/readyz").await.status == 503).await;
     // Each leader that can not go on is followed by another one, which has nothing new to say.
     let mut sql = Sql::connect(&node.ledger_url()).await;
-    let leases = "SELECT SUM(lease_token) FROM partitions";
+    let leases = "SELECT CAST(SUM(lease_token) AS BIGINT) FROM partitions";
     let before = sql.number(leases).await;
     eventually("there were others", async || sql.number(leases).await > before + 64).await;
     let mut told: BTreeMap<String, Millis> = BTreeMap::new();
