@@ -109,6 +109,10 @@ impl RedisServer {
                 .stdout(Stdio::null())
                 .spawn();
             server.sentinel = Some(child.unwrap());
+            let place = url.as_deref().and_then(|url| url.split(['/', '?']).nth(2)).unwrap();
+            let client = redis::Client::open(format!("redis://{place}")).unwrap();
+            let ask = || client.get_connection();
+            wait_until("the sentinel answers", || ask().is_ok_and(|mut it| it.check_connection()));
         }
         if kind() == Kind::Cluster {
             let mut connection = sync().unwrap();
