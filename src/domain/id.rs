@@ -159,6 +159,22 @@ mod tests {
     use super::*;
 
     #[test]
+    fn the_copy_of_an_invite_has_an_id_of_its_own_in_each_shard_which_leads_back() {
+        let id: InviteId = "0198c3a2-7b1e-7c4d-9a55-0123456789ab".parse().unwrap();
+        let acme = Namespace::parse("acme").unwrap();
+        assert_eq!(id.of_whole(&acme), id);
+        let mut ids = std::collections::BTreeSet::from([id]);
+        for shard in acme.shards(3).chain(acme.shards(16)) {
+            let copy = id.of_whole(&shard);
+            assert!(ids.insert(copy), "{shard}");
+            assert_eq!(copy.of_whole(&shard), id);
+            // It stays a UUID of the same version and variant (RFC 9562 §4).
+            assert_eq!(copy.0.get_version_num(), id.0.get_version_num());
+            assert_eq!(copy.0.get_variant(), id.0.get_variant());
+        }
+    }
+
+    #[test]
     fn only_the_36_character_form_of_a_uuid_is_an_id() {
         let text = "0198c3a2-7b1e-7c4d-9a55-0123456789ab";
         assert_eq!(text.parse::<InviteId>().unwrap().to_string(), text);

@@ -8,10 +8,6 @@ use super::{
 /// The most uses that can be asked for; scripts count in doubles, which are exact far beyond it.
 pub const MAX_USES_MAX: u64 = 1_000_000_000_000;
 
-/// The total of an invite without limit in a namespace that is spread, where uses move between shards: far beyond what
-/// can be asked for, and exact in doubles.
-pub const UNLIMITED: u64 = 1 << 52;
-
 /// The longest metadata of an invite or a redemption, in bytes of JSON.
 pub const METADATA_BYTES_MAX: usize = 4096;
 
@@ -31,7 +27,7 @@ pub struct Invite {
     pub group: Group,
     /// How many uses there are: 1 to [`MAX_USES_MAX`], or without limit.
     pub max_uses: Option<u64>,
-    /// In a namespace that is spread, how many uses there are in all its shards ([`UNLIMITED`] without limit), and
+    /// In a namespace that is spread, how many uses there are in all its shards ([`UNLIMITED`](super::spread::UNLIMITED) without limit), and
     /// `max_uses` is what may be spent here. Copies in shards have none.
     pub total: Option<u64>,
     /// How many of them one user may spend: 1 to [`MAX_USES_MAX`], or without limit. Those that were rolled back do not
