@@ -30,6 +30,14 @@ pub struct Redemption {
     pub position: Position,
 }
 
+impl Redemption {
+    /// The use that its user had held until this moment, and that it has spent.
+    #[must_use]
+    pub fn reservation(&self, until: Millis) -> Reservation {
+        Reservation::new(&self.namespace, self.invite, &self.code, &self.user, until)
+    }
+}
+
 /// A redemption that somebody was told of, with everything that it takes to write it down or to ask for it again.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Acknowledgement {
@@ -39,6 +47,8 @@ pub struct Acknowledgement {
     pub request: RequestId,
     /// Whether this request got it; else it was told again, perhaps to another request of the same user.
     pub first: bool,
+    /// The deadline of the reservation that was named and that it has spent.
+    pub reservation: Option<Millis>,
     /// The rule under which it was granted.
     pub rule: MembershipRule,
     /// The domain of the person's e-mail address, if one was given.

@@ -121,6 +121,7 @@ mod tests {
             },
             request: RequestId::parse("key").unwrap(),
             first: true,
+            reservation: None,
             rule: MembershipRule::Unlimited,
             email_domain: None,
             metadata: None,

@@ -345,11 +345,13 @@ fn grants(jobs: &[Job], decisions: &[Decision], epoch: u64) -> Vec<Acknowledgeme
 
 fn acknowledgement(job: &Job, redemption: &Redemption, first: bool) -> Option<Acknowledgement> {
     let Redeem { email_domain, caller, mode, .. } = &job.request;
-    let Mode::Redeem { request, metadata, .. } = mode else { return None };
+    let Mode::Redeem { request, metadata, reservation, .. } = mode else { return None };
     Some(Acknowledgement {
         redemption: redemption.clone(),
         request: request.clone(),
         first,
+        // Who names one that has ended in time is told of the redemption that ended it.
+        reservation: reservation.filter(|until| *until > redemption.redeemed_at),
         rule: job.settings.membership,
         email_domain: email_domain.clone(),
         metadata: metadata.clone(),

@@ -24,6 +24,7 @@ use crate::{
         Code as InviteCode, Cursor, Durability, EmailDomain, Group, InviteId, Malformed, Millis,
         Namespace, Outcome, Partition, Position, Positions, RateStatus, Redemption, RedemptionId,
         Refusal, ReservationId, Settings, UserId, command::REASON_BYTES_MAX, invite::MAX_USES_MAX,
+        reservation::Held,
     },
     gate::{
         GateError,
@@ -216,7 +217,8 @@ pub(super) async fn redeem(
     spend(&state, question, &settings, Asked { durability, deadline }).await
 }
 
-/// The deadline of a user's reservation; for one that holds nothing a moment that no reservation ever has.
+/// The deadline of a user's reservation, also of one that was spent so lately that the ledger does not know yet: whoever
+/// is told of it answers for that too. For one that holds nothing otherwise a moment that no reservation ever has.
 async fn deadline_of(
     state: &State,
     namespace: &Namespace,
@@ -226,8 +228,13 @@ async fn deadline_of(
 ) -> Result<Millis, Problem> {
     let namespace = state.spread.shard_of(namespace, user).await?;
     let question = ShowReservation { namespace, code: code.clone(), user: user.clone() };
-    let live = question.run(&state.gate).await?.filter(|live| live.id == id);
-    Ok(live.map(|live| live.until).unwrap_or_default())
+    let shard = question.namespace.clone();
+    if let Some(live) = question.run(&state.gate).await?.filter(|live| live.id == id) {
+        return Ok(live.until);
+    }
+    let ended = outbox::find_reservation(&state.gate, &shard, id).await?;
+    let spent = ended.filter(|(one, held)| one.user == *user && matches!(held, Held::Confirmed(_)));
+    Ok(spent.map(|(one, _)| one.until).unwrap_or_default())
 }
 
 /// A use that was spent, now or before.

@@ -660,6 +660,7 @@ pub(super) async fn claim_rows(
             redemption.ordinal.into(),
             redemption.remaining.into(),
             redemption.redeemed_at.as_ms().into(),
+            one.reservation.map(Millis::as_ms).into(),
             one.rule.as_str().into(),
             one.actor.as_str().into(),
             one.metadata.as_deref().into(),
@@ -669,11 +670,11 @@ pub(super) async fn claim_rows(
         ]
     };
     let insert = "INSERT INTO claims (id, node, namespace, partition, invite, code, grp, user_id, request, ordinal,
-         remaining, redeemed_at, rule, actor, metadata, epoch, seq, outcome) ";
+         remaining, redeemed_at, held_until, rule, actor, metadata, epoch, seq, outcome) ";
     let keep = " ON CONFLICT (id) DO NOTHING";
     let replace =
         " ON CONFLICT (id) DO UPDATE SET node = excluded.node, request = excluded.request,
-         actor = excluded.actor, metadata = excluded.metadata, outcome = excluded.outcome
+         held_until = excluded.held_until, actor = excluded.actor, metadata = excluded.metadata, outcome = excluded.outcome
          WHERE claims.outcome IS NULL";
     in_bulk(tx, insert, first.iter().map(row).collect(), replace).await?;
     in_bulk(tx, insert, again.iter().map(row).collect(), keep).await

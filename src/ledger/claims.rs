@@ -4,12 +4,15 @@ use std::time::Duration;
 
 use super::{
     Appended, Lease, LeaseLost, Ledger, LedgerError,
-    append::{claim_rows, write},
+    append::{claim_rows, reservations, write},
     columns::CLAIM,
-    rows::{RedemptionRow, Rows},
+    rows::{RedemptionRow, ReservationRow, Rows},
     sql::{Row, Tx, sql},
 };
-use crate::domain::{Acknowledgement, MembershipRule, Partition, Redemption, RedemptionId};
+use crate::domain::{
+    Acknowledgement, MembershipRule, Partition, Position, Redemption, RedemptionId, Reservation,
+    reservation::Held,
+};
 
 /// How long a node that has not been heard of is remembered.
 const REMEMBERED: Duration = Duration::from_hours(24);
@@ -25,6 +28,8 @@ pub struct Claim {
     pub redemption: Redemption,
     /// The request that it answered, as it is stored.
     pub request: String,
+    /// The reservation that it has spent, if that was named.
+    pub reservation: Option<Reservation>,
     /// The rule under which it was granted.
     pub rule: MembershipRule,
     /// The application's own JSON object, as text.
@@ -312,6 +317,23 @@ impl Ledger {
         tx.commit().await.map_err(&failed)
     }
 
+    /// Writes down by what a reservation was spent, where Redis has lost that.
+    ///
+    /// # Errors
+    /// [`LedgerError`] when it can not be written.
+    pub async fn record_confirmed(
+        &self,
+        reservation: Reservation,
+        redemption: &Redemption,
+    ) -> Result<(), LedgerError> {
+        let failed = LedgerError::of("writing down what a reservation became");
+        let mut tx = self.writer.begin().await.map_err(&failed)?;
+        let Position { partition, cursor } = redemption.position;
+        let row = ReservationRow { reservation, held: Held::Confirmed(redemption.id), cursor };
+        reservations(&mut tx, partition, &[row]).await.map_err(&failed)?;
+        tx.commit().await.map_err(&failed)
+    }
+
     /// Which of these redemptions the ledger does not have.
     ///
     /// # Errors
@@ -357,9 +379,12 @@ fn lost(reason: &str) -> String {
 }
 
 fn claim(row: &Row) -> Result<Claim, LedgerError> {
+    let redemption = row.redemption()?;
+    let reservation = row.maybe_time("held_until")?.map(|until| redemption.reservation(until));
     Ok(Claim {
-        redemption: row.redemption()?,
+        redemption,
         request: row.text("request")?,
+        reservation,
         rule: row.parsed("rule", MembershipRule::parse)?,
         metadata: row.maybe_text("metadata")?,
         actor: row.text("actor")?,

@@ -30,7 +30,7 @@ pub(super) const MEMBER: &str =
 pub(super) const PARTITION: &str = "partition, state, reason, epoch, lineage, cursor_epoch, cursor_seq, lease_owner, \
      lease_expires_at, synced_at, requested, whole_from";
 pub(super) const CLAIM: &str = "id, namespace, partition, invite, code, grp, user_id, request, ordinal, remaining, \
-     redeemed_at, rule, actor, metadata, epoch, seq";
+     redeemed_at, held_until, rule, actor, metadata, epoch, seq";
 pub(super) const AUDIT: &str = "partition, epoch, seq, at, actor, action, namespace, subject";
 pub(super) const DEED: &str = "id, at, actor, action, namespace, subject, request_id";
 pub(super) const DEAD_LETTER: &str = "partition, epoch, seq, entry, reason, at";

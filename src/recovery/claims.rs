@@ -21,7 +21,8 @@ use tokio::{
 use super::refresh_fences;
 use crate::{
     domain::{
-        Acknowledgement, Answer, Change, Cursor, Entry, InviteId, Outcome, Partition, Refusal,
+        Acknowledgement, Answer, Change, Cursor, Entry, InviteId, Outcome, Partition, Redemption,
+        Refusal,
     },
     gate::{
         Gate,
@@ -188,9 +189,18 @@ impl Node {
 
     async fn is_decided(&self, told: &Acknowledgement) -> bool {
         let deadline = Instant::now() + PAUSE_MAX;
+        // First, so that nobody who is told of the use again hears that its reservation does not exist.
+        if !self.keep_confirmed(told, &told.redemption).await {
+            return false;
+        }
         match self.spread.redeem(again(told), false, deadline).await {
             Ok((answer, _)) => match verdict(&answer) {
-                Verdict::Kept => true,
+                Verdict::Kept => match &answer.outcome {
+                    Outcome::Replayed(other) if other.id != told.redemption.id => {
+                        self.keep_confirmed(told, other).await
+                    }
+                    _ => true,
+                },
                 Verdict::Undecided => false,
                 Verdict::Lost(reason) => self.lose(told, &reason).await,
             },
@@ -200,6 +210,21 @@ impl Node {
                     error = chain(&error),
                     "what was told can not be decided yet"
                 );
+                false
+            }
+        }
+    }
+
+    /// Writes down by what a reservation that was named was spent; says whether that was possible.
+    async fn keep_confirmed(&self, told: &Acknowledgement, by: &Redemption) -> bool {
+        let Some(until) = told.reservation else { return true };
+        // It belongs where the user was when it was held.
+        let reservation = told.redemption.reservation(until);
+        match self.ledger.record_confirmed(reservation, by).await {
+            Ok(()) => true,
+            Err(error) => {
+                let (redemption, error) = (by.id, chain(&error));
+                tracing::warn!(%redemption, error, "what a reservation became can not be written down yet");
                 false
             }
         }
@@ -379,7 +404,7 @@ fn rows(claims: &[WaitingClaim], epoch: u64) -> Option<Rows> {
     let mut spent: HashMap<InviteId, (u64, u64)> = HashMap::new();
     let mut entries = Vec::with_capacity(claims.len());
     for WaitingClaim { claim, counts } in claims {
-        let Claim { redemption, request, rule, metadata, actor } = claim.clone();
+        let Claim { redemption, request, reservation, rule, metadata, actor } = claim.clone();
         let (uses, granted) = spent.entry(redemption.invite).or_insert((*counts)?);
         *uses += 1;
         *granted = redemption.ordinal.max(*granted);
@@ -388,7 +413,7 @@ fn rows(claims: &[WaitingClaim], epoch: u64) -> Option<Rows> {
             namespace: redemption.namespace.clone(),
             at: redemption.redeemed_at,
             actor,
-            // The ledger follows the invite in what its campaign has, and what its user held.
+            // The ledger follows the invite in what its campaign has.
             change: Change::Redeemed {
                 redemption,
                 request,
@@ -396,7 +421,7 @@ fn rows(claims: &[WaitingClaim], epoch: u64) -> Option<Rows> {
                 rule,
                 metadata,
                 campaign: None,
-                reservation: None,
+                reservation,
             },
         });
     }
@@ -432,6 +457,7 @@ mod tests {
                 position: Position { partition: Partition(0), cursor: Cursor { epoch: 3, seq } },
             },
             request: "key".to_owned(),
+            reservation: None,
             rule: MembershipRule::OneGroup,
             metadata: None,
             actor: "test".to_owned(),

@@ -6,7 +6,7 @@ use tempfile::TempDir;
 use crate::support::{
     eventually,
     ledger::{self, Sql},
-    node::{Node, Reply, Settings, signal},
+    node::{Node, Reply, Settings, json_body, send, signal},
     redis::RedisServer,
     until_some,
 };
@@ -70,6 +70,18 @@ impl Deployment {
         told
     }
 
+    /// Posts with the key `K`, until the gate answers.
+    async fn post(&self, node: usize, path: &str, body: &Value) -> Reply {
+        let path = format!("/v1/namespaces/default/{path}");
+        until_some("the gate answers", async || {
+            let request = self.nodes[node].request(reqwest::Method::POST, &path);
+            let request = json_body(request.header("Idempotency-Key", "K"), body);
+            let reply = send(request).await.unwrap();
+            (reply.status != 503).then_some(reply)
+        })
+        .await
+    }
+
     async fn redeemed(&self, node: usize, user: &str) -> Reply {
         until_some("the gate answers", async || {
             let reply = self.nodes[node].redeem("TOLD", user).await;
@@ -107,6 +119,50 @@ async fn what_an_emptied_redis_had_told_comes_back_from_the_nodes() {
     assert!(counted > 0.5, "{counted}");
     let report = it.nodes[0].get(AUDIT).await;
     assert_eq!(report.body["consistent"], true, "{}", report.text);
+}
+
+/// Redis loses a hold and the redemption that spent it. Who confirms it again must not hear that there is nothing, but of
+/// the use that is spent; whichever node is left, and whichever way it was asked.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_spent_reservation_that_redis_has_lost_is_answered_by_what_spent_it() {
+    for (repeats, late) in [(false, false), (true, false), (false, true)] {
+        let mut it = Deployment::start(2, 100).await;
+        it.sql.hold().await;
+        // This one alone can the leader have read already.
+        it.tell(0, 0..1).await;
+        let body = json!({"code": "TOLD", "user": "holder"});
+        let held = it.post(1, "reservations", &body).await.body["id"].clone();
+        let confirm = format!("reservations/{}/confirm", held.as_str().unwrap());
+        let spent = it.post(1, &confirm, &json!({})).await;
+        assert_eq!(spent.status, 201, "{}", spent.text);
+        if repeats {
+            // Told again by the other node, which alone is left to tell of it.
+            let body = json!({"code": "TOLD", "user": "holder", "reservation": held});
+            let again = it.post(0, "redemptions", &body).await;
+            assert_eq!((again.status, &again.body["id"]), (200, &spent.body["id"]));
+            it.nodes[1].kill();
+        }
+        if late {
+            signal(it.nodes[1].pid(), "STOP");
+        }
+        it.redis.run::<()>(&["FLUSHALL"]).await;
+        it.sql.let_go().await;
+        assert!(it.redeemed(0, "late").await.status < 300);
+        if late {
+            signal(it.nodes[1].pid(), "CONT");
+        }
+        let node = usize::from(!repeats);
+        if late {
+            // It asks for the use again, by and by.
+            until_some("the ledger has the redemption", async || {
+                let counted = "SELECT COUNT(*) FROM redemptions WHERE user_id = 'holder'";
+                (it.sql.number(counted).await == 1).then_some(())
+            })
+            .await;
+        }
+        let again = it.post(node, &confirm, &json!({})).await;
+        assert_eq!((again.status, &again.body["id"]), (200, &spent.body["id"]), "{}", again.text);
+    }
 }
 
 /// Its own grants are lost: that is what level `gate` does not promise. The others' are not, and nobody waits for long.

@@ -582,6 +582,7 @@ async fn told(it: &Deployment, number: u32, after: Cursor) -> Acknowledgement {
         },
         request: RequestId::parse("told").unwrap(),
         first: true,
+        reservation: None,
         rule: MembershipRule::OneGroup,
         email_domain: None,
         metadata: None,
