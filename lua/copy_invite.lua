@@ -10,6 +10,8 @@
 -- KEYS[7] retired    hash    of the id of an older invite that has the code, where it moves to; KEYS[6] again when none is
 --                            known
 -- KEYS[8] held       zset    of the code: what is held of the older one is held no more
+-- KEYS[9] campaigns  hash    of the shard: that of the invite comes with it, and begins with nothing too
+-- KEYS[10] campaign-held  zset  of the shard
 -- ARGV[1] deployment, ARGV[2] lineage, ARGV[3] epoch, ARGV[4] now: see the head
 -- ARGV[5] namespace
 -- ARGV[6] actor
@@ -18,7 +20,7 @@
 -- ARGV[9] 1 if the code stands for it at the home, where it is copied in any case; else 0, where only what is here is
 --           brought up to date
 -- ARGV[10..] field and value in turn, as the home has them: code, group, revision, created_at, updated_at, and what is set
---           of max_uses_per_user, starts_at, expires_at, disabled, user, email_domains, batch
+--           of max_uses_per_user, campaign, starts_at, expires_at, disabled, user, email_domains, batch
 -- replies   {'fenced'} | {'copied'}   it is as the home says, or newer
 --           | {'newer', id}           a later invite has the code
 --           | {'older', id}           an earlier invite has the code; ask again and name it
@@ -58,7 +60,7 @@ local settings = redis.call('HMGET', KEYS[3], 'revision', 'archived_at')
 if not settings[1] or settings[2] then return {'namespace_not_found'} end
 local wanted = {}
 for i = 10, #ARGV, 2 do wanted[ARGV[i]] = ARGV[i + 1] end
-local holder = redis.call('HMGET', KEYS[4], 'id', 'created_at')
+local holder = redis.call('HMGET', KEYS[4], 'id', 'created_at', 'campaign')
 local key = KEYS[4]
 if holder[1] ~= ARGV[7] and redis.call('EXISTS', KEYS[6]) == 1 then key = KEYS[6] end
 local known = key == KEYS[6] or holder[1] == ARGV[7]
@@ -93,9 +95,22 @@ if displaced then
   entry[#entry + 1] = 'displaced'
   entry[#entry + 1] = displaced
 end
+local campaign = wanted.campaign
 -- Nothing above writes; nothing below refuses.
+if campaign and redis.call('HEXISTS', KEYS[9], campaign .. ':uses') == 0 then
+  append('campaign_copied', ARGV[5], ARGV[6], 'name', campaign, 'uses', '0', 'max_uses', '0', 'revision', '1',
+    'created_at', at, 'updated_at', at)
+  redis.call('HSET', KEYS[9], campaign .. ':uses', '0', campaign .. ':max_uses', '0', campaign .. ':revision', '1',
+    campaign .. ':created_at', at, campaign .. ':updated_at', at)
+end
 record('invite_copied', ARGV[5], ARGV[6], unpack(entry))
 if displaced then
+  if holder[3] then
+    local held, code = redis.call('ZRANGE', KEYS[8], 0, -1, 'WITHSCORES'), wanted.code
+    for i = 1, #held, 2 do
+      redis.call('ZREM', KEYS[10], holder[3] .. ':' .. string.format('%013d', held[i + 1]) .. ':' .. code .. ':' .. held[i])
+    end
+  end
   redis.call('DEL', KEYS[8])
   redis.call('RENAME', KEYS[4], KEYS[7])
 end

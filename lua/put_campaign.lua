@@ -9,7 +9,8 @@
 -- ARGV[5] namespace
 -- ARGV[6] actor
 -- ARGV[7] name of the campaign
--- ARGV[8] max_uses   empty for no limit
+-- ARGV[8] max_uses   empty for no limit. In a namespace that is spread it stands for the total, and what may be spent here
+--           changes by as much
 -- ARGV[9] revision   change only this revision; empty for any
 -- ARGV[10] how many campaigns a namespace may have
 -- replies   {'fenced'} | {'created', fields, uses that are held} | {'changed', fields, uses that are held}
@@ -45,20 +46,30 @@ local function record(...)
   return position
 end
 -- End of the head.
-local settings = redis.call('HMGET', KEYS[3], 'revision', 'archived_at')
+-- Without limit, where uses move between shards.
+local UNLIMITED = '4503599627370496'
+local settings = redis.call('HMGET', KEYS[3], 'revision', 'archived_at', 'spread')
 if not settings[1] or settings[2] then return {'namespace_not_found'} end
 local name = ARGV[7] .. ':'
 local values = redis.call('HMGET', KEYS[4], name .. 'uses', name .. 'max_uses', name .. 'revision', name .. 'created_at',
-  name .. 'updated_at')
+  name .. 'updated_at', name .. 'total')
 local held = redis.call('ZLEXCOUNT', KEYS[5], '[' .. name .. string.format('%013d', now + 1), '(' .. ARGV[7] .. ';')
 local function fields()
   return {
-    'uses', values[1], 'max_uses', values[2] or '', 'revision', values[3], 'created_at', values[4], 'updated_at', values[5]
+    'uses', values[1], 'max_uses', values[2] or '', 'revision', values[3], 'created_at', values[4], 'updated_at', values[5],
+    'total', values[6] or ''
   }
 end
-if values[1] and (values[2] or '') == ARGV[8] then return {'changed', fields(), held} end
+-- One that was made before its namespace was spread gets its total now.
+local is_spread = settings[3]
+local total = is_spread and (values[6] or values[1] and (values[2] or UNLIMITED))
+local wanted = ARGV[8] == '' and is_spread and UNLIMITED or ARGV[8]
+if values[1] and (total or values[2] or '') == wanted and (not is_spread or values[6]) then
+  return {'changed', fields(), held}
+end
 if ARGV[9] ~= '' and ARGV[9] ~= (values[3] or '0') then return {'precondition_failed', tonumber(values[3] or 0)} end
-local max_uses = tonumber(ARGV[8])
+local max_uses = tonumber(wanted)
+if total then max_uses = max_uses + (values[2] or UNLIMITED) - total end
 if values[1] and max_uses and max_uses < values[1] + held then
   return {'limit_below_used', tonumber(values[1]), held}
 end
@@ -71,14 +82,18 @@ if not values[1] and redis.call('HLEN', KEYS[4]) >= 4 * ARGV[10] then
   if count >= tonumber(ARGV[10]) then return {'too_many'} end
 end
 local word = values[1] and 'changed' or 'created'
-values = {values[1] or '0', ARGV[8] ~= '' and ARGV[8], int((values[3] or 0) + 1), values[4] or at, at}
+values = {
+  values[1] or '0', max_uses and int(max_uses), int((values[3] or 0) + 1), values[4] or at, at, is_spread and wanted
+}
 -- Nothing above writes; nothing below refuses.
 record('campaign', ARGV[5], ARGV[6], 'name', ARGV[7], unpack(fields()))
 redis.call('HSET', KEYS[4], name .. 'uses', values[1], name .. 'revision', values[3], name .. 'created_at', values[4],
   name .. 'updated_at', values[5])
-if values[2] then
-  redis.call('HSET', KEYS[4], name .. 'max_uses', values[2])
-else
-  redis.call('HDEL', KEYS[4], name .. 'max_uses')
+for i, field in pairs({[2] = 'max_uses', [6] = 'total'}) do
+  if values[i] then
+    redis.call('HSET', KEYS[4], name .. field, values[i])
+  else
+    redis.call('HDEL', KEYS[4], name .. field)
+  end
 end
 return {word, fields(), held}

@@ -29,8 +29,9 @@
 --   {'held', deadline, 1 if it was held before, else 0, rates...}
 --   {'allowed', rates...}
 --   {'refused', reason, detail, detail, rates...}
---   {'dry', reason, invite id or ''}   not_found or exhausted as far as this shard knows, or elsewhere, since the
---             user is not known here and nobody new comes in here any more; nothing was decided
+--   {'dry', reason, invite id, campaign}   not_found, exhausted or campaign_exhausted as far as this shard knows, or
+--             elsewhere, since the user is not known here and nobody new comes in here any more; nothing was decided. Names
+--             the invite's campaign if that has none left here either; only then is a use of the invite kept for a moment
 --   {'settings_changed'}   the caller knew older rules; nothing was decided
 --   {'failed', message}    the keys of this request hold something that they should not; nothing was decided
 --   remaining is empty without a limit; invite and group of a kind are empty where nothing was granted or held
@@ -75,6 +76,8 @@ local function record(...)
 end
 -- End of the head.
 local POLICIES, GUESS, BATCH_MAX = {'user', 'ip', 'code', 'namespace', 'guess'}, 5, 1024
+-- For how long a shard that looks for a use of a campaign gives away no last use of the invite, in ms: see take_uses.lua.
+local KEPT_MS = 100
 -- The reasons that tell of a code; all others tell of the user or of the request.
 local FOLDED = {
   not_found = true, disabled = true, not_started = true, expired = true, user_not_allowed = true,
@@ -322,7 +325,7 @@ local function campaign_of(space, name)
     local live = all > 0 and read('ZLEXCOUNT', space.campaign_held,
       '[' .. name .. ':' .. string.format('%013d', now + 1), '(' .. name .. ';') or 0
     campaign = {
-      space = space, name = name, uses = uses, max = max, live = live, expired = all > live, known = {}, used = false
+      space = space, name = name, uses = uses, max = max, live = live, expired = all > live, known = {}, grants = 0
     }
     campaigns[known] = campaign
   end
@@ -403,6 +406,13 @@ local function refusal_of_membership(rule, invite, member)
   return 'already_member', string.sub(pointer, 7), redemption and redemption.id or ''
 end
 
+-- Whether the campaign of an invite has no use for one who may hold one.
+local function campaign_is_dry(kind, invite, own, user)
+  local campaign = campaign_of(kind.space, invite.campaign)
+  local mine = own and is_held_of_campaign(campaign, held_of_campaign(invite.campaign, own, kind.code, user))
+  return campaign.max and (campaign.uses >= campaign.max or not mine and campaign.uses + campaign.live >= campaign.max)
+end
+
 -- The last question: whether there is a use. One's own hold is for oneself, and counts for nobody else.
 local function refusal_of_uses(kind, rule, invite, held, own, member, user)
   if invite.max_per_user and member and uses_of_member(member, rule, invite) >= invite.max_per_user then
@@ -411,13 +421,7 @@ local function refusal_of_uses(kind, rule, invite, held, own, member, user)
   if invite.max and (invite.uses >= invite.max or not own and invite.uses + held.live >= invite.max) then
     return 'exhausted', invite.uses < invite.max and int(may_free_at(held, kind.held)) or ''
   end
-  if invite.campaign then
-    local campaign = campaign_of(kind.space, invite.campaign)
-    local mine = own and is_held_of_campaign(campaign, held_of_campaign(invite.campaign, own, kind.code, user))
-    if campaign.max and (campaign.uses >= campaign.max or not mine and campaign.uses + campaign.live >= campaign.max) then
-      return 'campaign_exhausted'
-    end
-  end
+  if invite.campaign and campaign_is_dry(kind, invite, own, user) then return 'campaign_exhausted' end
 end
 
 -- How many changes wait in the outbox; an entry may hold those of a whole batch.
@@ -496,7 +500,7 @@ local function grant(kind, rule, invite, held, own, member, id, redemption, user
   end
   if invite.campaign then
     local campaign = campaign_of(kind.space, invite.campaign)
-    campaign.uses, campaign.used = campaign.uses + 1, true
+    campaign.uses, campaign.grants = campaign.uses + 1, campaign.grants + 1
     fields[length + 1], fields[length + 2] = position .. ':campaign', text(campaign.uses)
     length = length + 2
   end
@@ -522,6 +526,7 @@ local function hold(kind, rules, invite, held, user, ttl_ms)
     local member = held_of_campaign(invite.campaign, deadline, kind.code, user)
     campaign.live, campaign.known[member] = campaign.live + 1, true
     writes[#writes + 1] = {'ZADD', kind.space.campaign_held, '0', member}
+    if rules.is_spread then writes[#writes + 1] = {'HINCRBY', kind.space.campaigns, invite.campaign .. ':holds', '1'} end
     fields[15], fields[16] = 'campaign', invite.campaign
   end
   entries[#entries + 1] = {type = 'reserved', last = epoch .. '-' .. text(seq + changed), fields = fields}
@@ -534,6 +539,7 @@ local function decide(a, k)
   local member, first = nil, k - 1
   if user ~= '' then member, first = KEYS[k], k end
   local rules = rules_of(kind.space.settings)
+  kind.space.is_spread = rules.is_spread
   local rule, mode, wanted = rules.membership, kind.mode, ARGV[a + 5]
   local redeeming = mode == 'redeem'
 
@@ -552,7 +558,7 @@ local function decide(a, k)
   end
   if not rules.live then return {'refused', 'namespace_not_found', '', ''} end
   if rules.revision ~= kind.revision then return {'settings_changed'} end
-  if rules.sealed and member and not known_here(member) then return {'dry', 'elsewhere', ''} end
+  if rules.sealed and member and not known_here(member) then return {'dry', 'elsewhere'} end
   local invite = invite_of(kind.invite)
   if rules.coarse and not invite then as_if_known(kind, rule, member) end
   local redeemed = invite and own_redemption(member, rule, invite)
@@ -597,8 +603,15 @@ local function decide(a, k)
   if not reason and named and not is_named then reason = 'reservation_expired' end
   if not reason then reason, detail, more = refusal_of_uses(kind, rule, invite, held, own, member, user) end
   -- Other shards may know more.
-  if kind.is_patient and (reason == 'not_found' or reason == 'exhausted') then
-    return {'dry', reason, invite and invite.id or ''}
+  if kind.is_patient and reason == 'not_found' then return {'dry', reason} end
+  if kind.is_patient and (reason == 'exhausted' or reason == 'campaign_exhausted') then
+    local dry = invite.campaign and campaign_is_dry(kind, invite, own, user)
+    -- A use of each is needed: were this one given away meanwhile, two shards could go on to swap what they have.
+    if reason == 'campaign_exhausted' and not kind.keeps then
+      kind.keeps = true
+      writes[#writes + 1] = {'HSET', kind.invite, 'kept_until', int(now + KEPT_MS)}
+    end
+    return {'dry', reason, invite.id, dry and invite.campaign or ''}
   end
   if rules.coarse and FOLDED[reason] then reason, detail, more = 'invalid', nil, nil end
 
@@ -653,7 +666,13 @@ for key, held in pairs(holds) do
   if held.expired then redis.call('ZREMRANGEBYSCORE', key, '-inf', at) end
 end
 for _, campaign in pairs(campaigns) do
-  if campaign.used then redis.call('HSET', campaign.space.campaigns, campaign.name .. ':uses', int(campaign.uses)) end
+  if campaign.grants > 0 then
+    redis.call('HSET', campaign.space.campaigns, campaign.name .. ':uses', int(campaign.uses))
+    -- As an invite's `granted`: who looks at a part twice must see that a use came back and was spent in between.
+    if campaign.space.is_spread then
+      redis.call('HINCRBY', campaign.space.campaigns, campaign.name .. ':granted', campaign.grants)
+    end
+  end
   if campaign.expired then
     redis.call('ZREMRANGEBYLEX', campaign.space.campaign_held, '[' .. campaign.name .. ':',
       '(' .. campaign.name .. ':' .. string.format('%013d', now + 1))

@@ -42,9 +42,10 @@ local settings = redis.call('HMGET', KEYS[3], 'revision', 'archived_at')
 if not settings[1] or settings[2] then return {'not_found'} end
 local name = ARGV[5] .. ':'
 local values = redis.call('HMGET', KEYS[4], name .. 'uses', name .. 'max_uses', name .. 'revision', name .. 'created_at',
-  name .. 'updated_at')
+  name .. 'updated_at', name .. 'total')
 if not values[1] then return {'not_found'} end
 local held = redis.call('ZLEXCOUNT', KEYS[5], '[' .. name .. string.format('%013d', now + 1), '(' .. ARGV[5] .. ';')
 return {'campaign', {
-  'uses', values[1], 'max_uses', values[2] or '', 'revision', values[3], 'created_at', values[4], 'updated_at', values[5]
+  'uses', values[1], 'max_uses', values[2] or '', 'revision', values[3], 'created_at', values[4], 'updated_at', values[5],
+  'total', values[6] or ''
 }, held}

@@ -232,7 +232,7 @@ fn difference(key: &str, gate: &Held, ledger: &Held) -> Option<Difference> {
 }
 
 /// What a key holds without what the ledger does not keep: what makes a repeated change recognisable, how often uses
-/// were held, the moment of a
+/// were held, how long one is kept, the moment of a
 /// joining that a redemption has replaced, and whether a use whose deadline has come is still written down as held.
 fn compared(what: Option<&Named>, mut held: Held, now: Millis) -> Held {
     let is_over = |deadline: Option<&str>| {
@@ -244,9 +244,14 @@ fn compared(what: Option<&Named>, mut held: Held, now: Millis) -> Held {
         Some(Named::Invite(_) | Named::Retired(_) | Named::Settings(_)) => {
             held.remove("last_change");
             held.remove("holds");
+            held.remove("kept_until");
         }
         Some(Named::Member(..)) => return without_replaced_joinings(held),
-        Some(Named::Campaigns(_) | Named::InviteId | Named::Moves(..)) | None => {}
+        Some(Named::Campaigns(_)) => {
+            let only_counts = [":granted", ":holds", ":kept_until"];
+            held.retain(|field, _| !only_counts.iter().any(|what| field.ends_with(what)));
+        }
+        Some(Named::InviteId | Named::Moves(..)) | None => {}
     }
     held
 }

@@ -20,9 +20,9 @@ use tokio::time::Instant;
 use crate::{
     domain::{
         Answer, Code, Given, Invite, InviteId, Millis, Namespace, Outcome, Position, Refusal,
-        Settings, UserId,
+        Settings, UserId, campaign,
         invite::Shown,
-        spread::{Gave, HOME, Part, Search, Step, UNLIMITED},
+        spread::{Gave, HOME, Part, Pool, Search, Step, UNLIMITED},
     },
     gate::{
         Ask, Asked, Gate, GateError,
@@ -76,7 +76,7 @@ struct Inner {
     searches: Mutex<HashMap<(Namespace, InviteId), Arc<Turn>>>,
 }
 
-/// Whose turn it is to search for uses of an invite for a shard.
+/// Whose turn it is to search for uses for a shard.
 #[derive(Default)]
 struct Turn {
     /// How many searches have begun.
@@ -201,7 +201,7 @@ impl Spread {
         let home = request.namespace.clone();
         // The places where the user may be that are known not to have it.
         let mut passed = 0;
-        let mut last_word = None;
+        let mut last_words = LastWords::default();
         loop {
             let Some(settings) = gate.settings(&home).await? else {
                 let outcome = Outcome::Refused(Refusal::NamespaceNotFound);
@@ -233,16 +233,16 @@ impl Spread {
                     {
                         continue;
                     }
-                    // It was made since the home was asked and knew no such code: its uses are not here yet.
-                    if is_exhausted(&answer)
-                        && place.participant() != HOME
-                        && last_word.is_none()
-                        && Instant::now() < deadline
-                    {
+                    // Only this shard has said so: its copy was made since the home was asked and knew no such code, or
+                    // it was the other limit of the two, the invite's or its campaign's, that all were asked for.
+                    if !last_words.hold(&answer) {
+                        if Instant::now() >= deadline {
+                            return Err(too_late(how.unknown));
+                        }
                         how.patient = true;
                         continue;
                     }
-                    return Ok((with_last_word(answer, last_word), replicated));
+                    return Ok((last_words.told(answer), replicated));
                 }
                 Asked::Dry { dry, request, unknown } => (dry, request, unknown),
             };
@@ -251,26 +251,56 @@ impl Spread {
                 return Err(too_late(unknown));
             }
             match dry {
-                Dry::Elsewhere => passed += 1,
+                Dry::Elsewhere => {
+                    passed += 1;
+                    // What is known so far was about another place.
+                    how.patient = true;
+                }
                 Dry::Unknown => {
                     // What the home does not know nobody does.
                     how.patient = place.participant() != HOME
                         && self.copy_code(&home, place, &request.code).await?;
                 }
-                Dry::Exhausted(id) => {
+                Dry::Exhausted { invite: id, campaign } => {
                     let parts = settings.parts(&home);
-                    let invite = id.of_whole(place);
-                    let moving = Moving { parts: &parts, invite, code: &request.code };
+                    if let Some(name) = campaign {
+                        // A use of the invite is of no good to anybody without one of its campaign.
+                        let pool = Pool::Campaign { namespace: home.clone(), name };
+                        let moving = Moving { parts: &parts, pool };
+                        let look = || Search::look(moving.count());
+                        let found = self.in_turn(&moving, &home, look, deadline).await?;
+                        if matches!(found, Found::None { .. }) {
+                            how.patient = false;
+                            last_words.campaign_exhausted = true;
+                            continue;
+                        }
+                    }
+                    let pool = Pool::Invite { id: id.of_whole(place), code: request.code.clone() };
+                    let moving = Moving { parts: &parts, pool };
                     match self.search(&moving, place, deadline).await? {
                         Found::Some => {}
                         Found::None { may_free_at } => {
                             how.patient = false;
-                            last_word = Some(may_free_at);
+                            last_words.exhausted = Some(may_free_at);
                         }
                         Found::Gone => {
                             how.patient = self.forget_copy(place, id).await?;
-                            last_word = (!how.patient).then_some(None);
+                            last_words.exhausted = (!how.patient).then_some(None);
                         }
+                    }
+                }
+                Dry::CampaignExhausted(name) => {
+                    let parts = settings.parts(&home);
+                    let pool = Pool::Campaign { namespace: home.clone(), name };
+                    let moving = Moving { parts: &parts, pool };
+                    match self.search(&moving, place, deadline).await? {
+                        Found::Some => {}
+                        Found::None { .. } => {
+                            how.patient = false;
+                            last_words.campaign_exhausted = true;
+                        }
+                        // A campaign stays for good: its home has forgotten it in a failover, and its invites with it.
+                        Found::Gone => return Err(too_late(how.unknown)),
                     }
                 }
             }
@@ -365,15 +395,11 @@ impl Spread {
         let Some(Shown { invite, .. }) = question.run(&self.inner.gate).await? else {
             return Ok(false);
         };
-        if invite.campaign.is_some() {
-            // What it shares with others is counted in one partition, and is not to be exceeded in another.
-            return Ok(false);
-        }
         if invite.total.is_none() {
             // It was made before its namespace was spread: a look gives it its total, before any shard has it.
             let parts = [home.clone()];
-            let moving = Moving { parts: &parts, invite: invite.id, code };
-            self.give(&moving, HOME, HOME, 0, 0).await?;
+            let pool = Pool::Invite { id: invite.id, code: code.clone() };
+            self.give(&Moving { parts: &parts, pool }, HOME, HOME, 0, 0).await?;
         }
         self.copy(home, shard, invite, true).await?;
         Ok(true)
@@ -423,7 +449,8 @@ impl Spread {
         let Some(total) = shown.invite.total else { return Ok(shown) };
         let parts = self.parts(&shown.invite.namespace).await?;
         let Invite { id, code, .. } = &shown.invite;
-        let moving = Moving { parts: &parts, invite: *id, code };
+        let pool = Pool::Invite { id: *id, code: code.clone() };
+        let moving = Moving { parts: &parts, pool };
         let shards = 1..moving.count();
         let looks = try_join_all(shards.map(|shard| self.give(&moving, HOME, shard, 0, 0))).await?;
         let Shown { mut invite, mut held, now } = shown;
@@ -435,6 +462,30 @@ impl Spread {
         invite.max_uses = (total < UNLIMITED).then_some(total);
         invite.total = None;
         Ok(Shown { invite, held, now })
+    }
+
+    /// What all participants together have of a campaign that was shown by its home.
+    ///
+    /// # Errors
+    /// [`GateError`] when a shard gives no answer.
+    pub async fn whole_campaign(
+        &self,
+        shown: campaign::Shown,
+    ) -> Result<campaign::Shown, GateError> {
+        let Some(total) = shown.campaign.total else { return Ok(shown) };
+        let campaign::Shown { mut campaign, mut held } = shown;
+        let parts = self.parts(&campaign.namespace).await?;
+        let (namespace, name) = (campaign.namespace.clone(), campaign.name.clone());
+        let moving = Moving { parts: &parts, pool: Pool::Campaign { namespace, name } };
+        let shards = 1..moving.count();
+        let looks = try_join_all(shards.map(|shard| self.give(&moving, HOME, shard, 0, 0))).await?;
+        for part in looks {
+            campaign.uses += part.uses;
+            held += part.held;
+        }
+        campaign.max_uses = (total < UNLIMITED).then_some(total);
+        campaign.total = None;
+        Ok(campaign::Shown { campaign, held })
     }
 
     /// Whether there was a moment since this call at which no use of an invite was free anywhere, in a namespace that is
@@ -450,14 +501,15 @@ impl Spread {
         deadline: Instant,
     ) -> Result<bool, SpreadError> {
         let parts = self.parts(home).await?;
-        let moving = Moving { parts: &parts, invite, code };
+        let moving =
+            Moving { parts: &parts, pool: Pool::Invite { id: invite, code: code.clone() } };
         let search = Search::new(moving.count() - 1, moving.count());
         let found = self.follow(&moving, search, deadline, |_| false).await?;
         // Held uses may become free again; the code is not free for another invite meanwhile.
         Ok(found == Found::None { may_free_at: None })
     }
 
-    /// Brings free uses of an invite to its home until that has `wanted` that are neither spent nor held, or nobody else
+    /// Brings free uses of an invite, or of a campaign, to its home until that has `wanted` that are neither spent nor held, or nobody else
     /// has any.
     ///
     /// # Errors
@@ -465,13 +517,12 @@ impl Spread {
     pub async fn gather(
         &self,
         home: &Namespace,
-        invite: InviteId,
-        code: &Code,
+        pool: Pool,
         wanted: u64,
         deadline: Instant,
     ) -> Result<(), SpreadError> {
         let parts = self.parts(home).await?;
-        let moving = Moving { parts: &parts, invite, code };
+        let moving = Moving { parts: &parts, pool };
         let enough = |part: &Part| part.shard == HOME && part.free() >= wanted;
         self.follow(&moving, Search::gather(moving.count()), deadline, enough).await?;
         Ok(())
@@ -484,7 +535,20 @@ impl Spread {
         shard: &Namespace,
         deadline: Instant,
     ) -> Result<Found, SpreadError> {
-        let key = (shard.clone(), moving.invite);
+        let taker = moving.place_of(shard.participant());
+        let search = || Search::new(taker, moving.count());
+        self.in_turn(moving, shard, search, deadline).await
+    }
+
+    /// Searches, or waits for one who does it for the same part.
+    async fn in_turn(
+        &self,
+        moving: &Moving<'_>,
+        part: &Namespace,
+        search: impl FnOnce() -> Search,
+        deadline: Instant,
+    ) -> Result<Found, SpreadError> {
+        let key = (part.clone(), moving.pool.id());
         let turn = {
             let mut searches = self.searches();
             searches.entry(key.clone()).or_default().clone()
@@ -498,8 +562,7 @@ impl Spread {
                 return Ok(found);
             }
             let number = turn.begun.fetch_add(1, Ordering::SeqCst) + 1;
-            let search = Search::new(moving.place_of(shard.participant()), moving.count());
-            let found = self.follow(moving, search, deadline, |_| false).await?;
+            let found = self.follow(moving, search(), deadline, |_| false).await?;
             *ended = Some((number, found));
             Ok(found)
         };
@@ -579,8 +642,7 @@ impl Spread {
                     }
                     let take = TakeUses {
                         taker: moving.parts[usize::from(taker)].clone(),
-                        invite: moving.invite,
-                        code: moving.code.clone(),
+                        pool: moving.pool.clone(),
                         giver: moving.number(giver),
                         given: given.amount,
                     };
@@ -604,9 +666,10 @@ impl Spread {
         }
     }
 
-    /// Brings an invite to every shard, as its home has it.
+    /// Brings an invite to every shard, as its home has it. A campaign needs that not: who takes for it makes it.
     async fn copy_again(&self, moving: &Moving<'_>) -> Result<(), SpreadError> {
-        let which = Which::Id(moving.invite);
+        let Pool::Invite { id, .. } = &moving.pool else { return Ok(()) };
+        let which = Which::Id(*id);
         let question = ShowInvite { namespace: moving.parts[0].clone(), which };
         if let Some(shown) = question.run(&self.inner.gate).await? {
             self.share(&shown.invite).await?;
@@ -625,8 +688,7 @@ impl Spread {
     ) -> Result<Part, GateError> {
         let give = GiveUses {
             giver: moving.parts[usize::from(giver)].clone(),
-            invite: moving.invite,
-            code: moving.code.clone(),
+            pool: moving.pool.clone(),
             taker: moving.number(taker),
             known,
             divisor,
@@ -650,17 +712,16 @@ impl Spread {
         let waited = tokio::time::timeout_at(deadline, progress.wait(position)).await;
         waited.map_err(|_| SpreadError::TooLate)?;
         let (giver, taker) = (moving.number(giver), moving.number(taker));
-        Ok(ledger.given(moving.invite, giver, taker).await? >= given.amount)
+        Ok(ledger.given(moving.pool.id(), giver, taker).await? >= given.amount)
     }
 }
 
-/// An invite whose uses move. A search counts the parts of the namespace from 0, Redis and the ledger know them by numbers
+/// A pool whose uses move. A search counts the parts of the namespace from 0, Redis and the ledger know them by numbers
 /// that stay the same whatever the spread.
 struct Moving<'a> {
     /// The namespace itself first.
     parts: &'a [Namespace],
-    invite: InviteId,
-    code: &'a Code,
+    pool: Pool,
 }
 
 impl Moving<'_> {
@@ -694,21 +755,38 @@ fn is_gone(part: &Part) -> bool {
     part.shard == HOME && part.is_absent()
 }
 
-fn is_exhausted(answer: &Answer) -> bool {
-    matches!(answer.outcome, Outcome::Refused(Refusal::Exhausted { .. }))
-}
-
 fn too_late(unknown: bool) -> SpreadError {
     if unknown { GateError::OutcomeUnknown { cause: None }.into() } else { SpreadError::TooLate }
 }
 
-/// A shard knows only of its own reservations; the first of all that end is the one that counts.
-fn with_last_word(answer: Answer, last_word: Option<Option<Millis>>) -> Answer {
-    match (answer, last_word) {
-        (
-            Answer { outcome: Outcome::Refused(Refusal::Exhausted { .. }), rates },
-            Some(may_free_at),
-        ) => Answer { outcome: Outcome::Refused(Refusal::Exhausted { may_free_at }), rates },
-        (answer, _) => answer,
+/// What is known of all parts together, and a shard alone can not say.
+#[derive(Debug, Default)]
+struct LastWords {
+    /// There was a moment at which no use of the invite was free anywhere; then the first of all reservations that end.
+    exhausted: Option<Option<Millis>>,
+    /// There was a moment at which none of its campaign's was, whether or not one of the invite's.
+    campaign_exhausted: bool,
+}
+
+impl LastWords {
+    /// Whether a shard's answer is so for all parts.
+    fn hold(&self, answer: &Answer) -> bool {
+        match answer.outcome {
+            Outcome::Refused(Refusal::Exhausted { .. }) => {
+                self.exhausted.is_some() || self.campaign_exhausted
+            }
+            Outcome::Refused(Refusal::CampaignExhausted) => self.campaign_exhausted,
+            _ => true,
+        }
+    }
+
+    fn told(&self, mut answer: Answer) -> Answer {
+        if let Outcome::Refused(Refusal::Exhausted { .. }) = answer.outcome {
+            answer.outcome = Outcome::Refused(match self.exhausted {
+                Some(may_free_at) => Refusal::Exhausted { may_free_at },
+                None => Refusal::CampaignExhausted,
+            });
+        }
+        answer
     }
 }

@@ -70,8 +70,10 @@ pub enum Change {
     NamespaceCopied(Settings),
     /// Uses have moved between two participants of a namespace that is spread.
     Moved {
-        /// Of which invite, by its id here.
+        /// Of which invite, by its id here; or what stands for a campaign.
         invite: InviteId,
+        /// Of which campaign, if it is not an invite's.
+        campaign: Option<CampaignName>,
         /// The other participant.
         participant: u16,
         /// Which way.
@@ -123,6 +125,8 @@ pub enum Change {
     },
     /// A campaign was made or changed; this is its row now.
     Campaign(Campaign),
+    /// A shard has got a campaign, or the namespace itself has got its total; this is its row now.
+    CampaignCopied(Campaign),
     /// A user joined another way.
     Joined {
         /// Who.
@@ -152,7 +156,7 @@ pub enum Moved {
     Taken(u64),
 }
 
-/// What was ever moved of an invite, as one participant knows it: whole, and only growing.
+/// What was ever moved of an invite, or of a campaign, as one participant knows it: whole, and only growing.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Moves {
     /// Where.

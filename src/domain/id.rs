@@ -6,7 +6,7 @@ use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
 use super::{
-    Millis, Namespace, UserId,
+    CampaignName, Millis, Namespace, UserId,
     name::{Malformed, text_type},
 };
 
@@ -55,6 +55,17 @@ impl InviteId {
         }
         bytes[8] ^= mask[0] & 0x3f;
         Self(Uuid::from_bytes(bytes))
+    }
+
+    /// What stands for a campaign where its uses move as an invite's do (UUID v8, RFC 9562 §5.8): in a shard what
+    /// [`Self::of_whole`] makes of that of the namespace itself.
+    #[must_use]
+    pub fn of_campaign(namespace: &Namespace, name: &CampaignName) -> Self {
+        // Neither holds a line end, nor does an invite's id come from a digest.
+        let text = format!("campaign\n{}\n{name}", namespace.whole());
+        let mut bytes = [0; 16];
+        bytes.copy_from_slice(&Sha256::digest(text.as_bytes())[..16]);
+        Self(uuid::Builder::from_custom_bytes(bytes).into_uuid()).of_whole(namespace)
     }
 
     /// The id of the invite that this is the copy of in a shard; itself in a namespace that is none.

@@ -690,6 +690,7 @@ impl Model {
             namespace: put.namespace.clone(),
             name: put.name.clone(),
             max_uses: put.max_uses,
+            total: None,
             uses,
             revision: revision + 1,
             created_at: known.as_ref().map_or(now, |known| known.created_at),

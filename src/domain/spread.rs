@@ -47,7 +47,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{Cursor, Millis};
+use super::{CampaignName, Code, Cursor, InviteId, Millis, Namespace};
 
 /// The shard that has an invite's administrative fields and its limit.
 pub const HOME: u16 = 0;
@@ -55,7 +55,43 @@ pub const HOME: u16 = 0;
 /// The limit of an invite without one: the scripts count exactly up to 2^53.
 pub const UNLIMITED: u64 = 1 << 52;
 
-/// What one shard has of an invite, as its partition's Redis says at one moment.
+/// Whose uses move: those of an invite, or those that a campaign's invites share.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Pool {
+    /// An invite's.
+    Invite {
+        /// By its id in the namespace itself.
+        id: InviteId,
+        /// Its code.
+        code: Code,
+    },
+    /// A campaign's.
+    Campaign {
+        /// Of this namespace, not of a shard.
+        namespace: Namespace,
+        /// Its name.
+        name: CampaignName,
+    },
+}
+
+impl Pool {
+    /// By what it is known in the namespace itself.
+    #[must_use]
+    pub fn id(&self) -> InviteId {
+        match self {
+            Self::Invite { id, .. } => *id,
+            Self::Campaign { namespace, name } => InviteId::of_campaign(namespace, name),
+        }
+    }
+
+    /// By what it is known at a participant.
+    #[must_use]
+    pub fn id_in(&self, participant: &Namespace) -> InviteId {
+        self.id().of_whole(participant)
+    }
+}
+
+/// What one shard has of an invite, or of a campaign, as its partition's Redis says at one moment.
 ///
 /// Two looks at a part are equal only if nothing happened in between. Uses that came and went leave their trace: `granted`
 /// counts each grant, `holds` each hold, `given` and `taken` each move, `revision` each change by hand; and what a
@@ -82,6 +118,9 @@ pub struct Part {
     pub holds: u64,
     /// The first deadline of a live reservation.
     pub may_free_at: Option<Millis>,
+    /// How many of its free uses it gives to nobody for now, 0 or 1: one that has just come is for those who have waited
+    /// for it there.
+    pub kept: u64,
     /// What it ever gave, by taker.
     pub given: BTreeMap<u16, Given>,
     /// What it ever took, by giver.
@@ -102,7 +141,7 @@ pub struct Given {
 pub enum Gave {
     /// So much, now or before.
     Given(Given),
-    /// It has no free use.
+    /// It has no free use, but what it keeps.
     Nothing,
 }
 
@@ -121,6 +160,7 @@ impl Part {
             granted: 0,
             holds: 0,
             may_free_at: None,
+            kept: 0,
             given: BTreeMap::new(),
             taken: BTreeMap::new(),
         }
@@ -153,13 +193,13 @@ impl Part {
     /// `lua/give_uses.lua`: gives a portion of what is free, unless more was given before than the taker is `known` to
     /// have taken. With a `divisor` of 1 the portion is all. Else there is one portion for each of so many participants
     /// that was not given anything yet, and there are at least two; so the first ones are equal, and the giver keeps one.
-    /// `at` is the place of the change, if it becomes one.
+    /// What is [`kept`](Self::kept) is not divided. `at` is the place of the change, if it becomes one.
     pub fn give(&mut self, taker: u16, known: u64, divisor: u64, at: Cursor) -> Gave {
         if let Some(outstanding) = self.given.get(&taker).filter(|given| given.amount > known) {
             return Gave::Given(*outstanding);
         }
         let portions = divisor.saturating_sub(self.given.len() as u64).max(divisor.min(2));
-        let portion = self.free().div_ceil(portions);
+        let portion = self.free().saturating_sub(self.kept).div_ceil(portions);
         if portion == 0 {
             return Gave::Nothing;
         }
@@ -231,6 +271,8 @@ enum Goal {
     Some,
     /// All free uses in the home's share.
     All,
+    /// The certainty that there are none, or that some may be free.
+    Look,
 }
 
 /// Looks for free uses and moves them, on behalf of one shard. It does nothing itself: whoever drives it does what
@@ -267,6 +309,12 @@ impl Search {
         Self::with(Goal::All, HOME, shards)
     }
 
+    /// Moves nothing. Ends with [`Step::Moved`] when somebody has a free use or one is in transit, or [`Step::Exhausted`].
+    #[must_use]
+    pub fn look(shards: u16) -> Self {
+        Self::with(Goal::Look, HOME, shards)
+    }
+
     fn with(goal: Goal, taker: u16, shards: u16) -> Self {
         let (seen, before) = (Vec::new(), Vec::new());
         Self { goal, taker, shards, seen, before, moved: false, step: Step::Look(taker) }
@@ -286,7 +334,7 @@ impl Search {
 
     /// The answer to [`Step::Look`].
     pub fn looked(&mut self, part: Part) {
-        if self.goal == Goal::Some && part.free() > 0 {
+        if self.goal != Goal::All && part.free() > 0 {
             self.step = Step::Moved;
         } else {
             self.see(part);
@@ -296,6 +344,9 @@ impl Search {
     /// The answer to [`Step::Give`], and the giver's part after it.
     pub fn gave(&mut self, gave: Gave, part: Part) {
         match gave {
+            _ if self.goal == Goal::Look && (part.free() > 0 || gave != Gave::Nothing) => {
+                self.step = Step::Moved;
+            }
             Gave::Given(given) => {
                 self.step = Step::Take { taker: self.taker, giver: part.shard, given };
             }
@@ -344,6 +395,7 @@ impl Search {
             let divisor = match self.goal {
                 Goal::Some => divisor(giver, self.shards),
                 Goal::All => 1,
+                Goal::Look => 0,
             };
             Step::Give { giver, known: taker.taken_from(giver), divisor }
         })
@@ -352,7 +404,7 @@ impl Search {
     /// What a whole round means in which nobody had anything to give.
     fn judge(&mut self) -> Step {
         if let Some(stranded) = in_transit(&self.seen) {
-            return stranded;
+            return if self.goal == Goal::Look { Step::Moved } else { stranded };
         }
         let round = std::mem::take(&mut self.seen);
         if self.goal == Goal::All {
@@ -366,7 +418,9 @@ impl Search {
             return Step::Moved;
         };
         let shares: u64 = round.iter().map(|part| part.max_uses).sum();
-        if shares == total && round == self.before {
+        // A use that is kept is spent in a moment, or given.
+        let is_none_free = round.iter().all(|part| part.free() == 0);
+        if is_none_free && shares == total && round == self.before {
             let may_free_at = round.iter().filter_map(|part| part.may_free_at).min();
             return Step::Exhausted { may_free_at };
         }

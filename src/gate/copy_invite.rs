@@ -9,7 +9,7 @@ const ACTOR: &str = "spread";
 /// Fields that a copy has of its own.
 const OWN: [&str; 6] = ["id", "max_uses", "total", "uses", "granted", "imported"];
 /// Fields that only the home needs, since nothing in a shard asks for them.
-const OF_HOME: [&str; 2] = ["metadata", "campaign"];
+const OF_HOME: [&str; 1] = ["metadata"];
 
 /// The invite to copy.
 #[derive(Debug, Clone)]
@@ -54,6 +54,8 @@ impl CopyInvite {
                 retired.clone(),
                 displaced,
                 keys.held(shard, &self.invite.code),
+                keys.campaigns(shard),
+                keys.campaign_held(shard),
             ];
             let mut args = vec![
                 shard.to_string(),

@@ -51,6 +51,19 @@ impl Fields {
         self.parsed(name, str::parse)
     }
 
+    /// Nothing for a field that is empty or missing.
+    pub(super) fn unless_empty<T, E: std::fmt::Display>(
+        &self,
+        name: &str,
+        parse: impl FnOnce(&str) -> Result<T, E>,
+    ) -> Result<Option<T>, Malformed> {
+        if self.0.get(name).is_none_or(String::is_empty) {
+            Ok(None)
+        } else {
+            self.parsed(name, parse).map(Some)
+        }
+    }
+
     pub(super) fn time(&self, name: &str) -> Result<Millis, Malformed> {
         self.parsed(name, millis)
     }
@@ -99,14 +112,12 @@ impl Fields {
         namespace: &Namespace,
         name: CampaignName,
     ) -> Result<Campaign, Malformed> {
-        let max_uses = match self.text("max_uses")? {
-            "" => None,
-            _ => Some(self.number("max_uses")?),
-        };
+        let max_uses = self.unless_empty("max_uses", str::parse)?;
         Ok(Campaign {
             namespace: namespace.clone(),
             name,
             max_uses,
+            total: self.unless_empty("total", str::parse)?,
             uses: self.number("uses")?,
             revision: self.number("revision")?,
             created_at: self.time("created_at")?,
@@ -187,6 +198,7 @@ pub(super) fn of_campaign(campaign: &Campaign) -> Vec<(String, String)> {
         field("updated_at", campaign.updated_at.as_ms().to_string()),
     ];
     fields.extend(campaign.max_uses.map(|max| field("max_uses", max.to_string())));
+    fields.extend(campaign.total.map(|total| field("total", total.to_string())));
     fields
 }
 

@@ -10,7 +10,9 @@ use super::{
     redeem::{self, Mode, Redeem},
     survey,
 };
-use crate::domain::{Code, Fence, Namespace, Partition, Policy, Settings, UserId};
+use crate::domain::{
+    CampaignName, Code, Fence, InviteId, Namespace, Partition, Policy, Settings, UserId,
+};
 
 /// What to look at.
 #[derive(Debug, Clone)]
@@ -155,9 +157,16 @@ impl Inspect {
             let invite = self.code.as_ref().map(|code| keys.invite(part, code));
             if is_spread && command.get(1) == invite.as_ref() {
                 // What it has given and got has its id in the name of the key.
-                let id = reply.iter().find(|line| line[0] == "id").and_then(|line| line.get(1));
-                let id = id.and_then(|id| id.parse().ok());
+                let field =
+                    |name| reply.iter().find(|line| line[0] == name).and_then(|line| line.get(1));
+                let id = field("id").and_then(|id| id.parse().ok());
                 commands.extend(id.map(|id| vec!["HGETALL".to_owned(), keys.moves(part, id)]));
+                let campaign = field("campaign").and_then(|name| CampaignName::parse(name).ok());
+                if let Some(campaign) = campaign {
+                    let id = InviteId::of_campaign(part, &campaign);
+                    let keys = [keys.campaigns(part), keys.moves(part, id)];
+                    commands.extend(keys.map(|key| vec!["HGETALL".to_owned(), key]));
+                }
             }
             shown.push(Shown { command, reply });
         }

@@ -437,6 +437,7 @@ fn reservation(
 fn moved(fields: &Fields, moved: Moved) -> Result<Change, Malformed> {
     Ok(Change::Moved {
         invite: fields.parsed("invite", str::parse)?,
+        campaign: fields.unless_empty("campaign", CampaignName::parse)?,
         participant: fields.parsed("participant", str::parse::<u16>)?,
         moved,
         max_uses: fields.number("max_uses")?,
@@ -539,6 +540,10 @@ fn entry(cursor: Cursor, fields: &Fields) -> Result<Entry, Malformed> {
         "campaign" => {
             let name = fields.parsed("name", CampaignName::parse)?;
             Change::Campaign(fields.campaign(&namespace, name)?)
+        }
+        "campaign_copied" => {
+            let name = fields.parsed("name", CampaignName::parse)?;
+            Change::CampaignCopied(fields.campaign(&namespace, name)?)
         }
         "namespace" => Change::Namespace(fields.settings()?),
         "namespace_copied" => Change::NamespaceCopied(fields.settings()?),

@@ -13,8 +13,8 @@ use super::{
     script::{self, Call},
 };
 use crate::domain::{
-    Answer, Code, Cursor, EmailDomain, Fence, Group, InviteId, Millis, Namespace, Outcome,
-    Partition, Policy, Position, RateStatus, Redemption, Refusal, Reservation, Settings,
+    Answer, CampaignName, Code, Cursor, EmailDomain, Fence, Group, InviteId, Millis, Namespace,
+    Outcome, Partition, Policy, Position, RateStatus, Redemption, Refusal, Reservation, Settings,
     rate_limit,
 };
 
@@ -30,14 +30,21 @@ pub(super) enum Decision {
 }
 
 /// Why a shard alone can not decide.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Dry {
     /// It does not know the code.
     Unknown,
     /// It does not know the user, and nobody new comes in here any more.
     Elsewhere,
-    /// It has no use left of what it may spend of this invite, by its id there.
-    Exhausted(InviteId),
+    /// It has no use left of what it may spend of an invite.
+    Exhausted {
+        /// By its id there.
+        invite: InviteId,
+        /// Its campaign, of which it has none left either.
+        campaign: Option<CampaignName>,
+    },
+    /// It has none left of what it may spend of this campaign.
+    CampaignExhausted(CampaignName),
 }
 
 /// A request that waits in a lane, as the script is told of it.
@@ -328,7 +335,16 @@ fn decision(mut reply: Reply<'_>, known: &Known<'_>) -> Result<Decision, GateErr
             return match reply.text()? {
                 "not_found" => Ok(Decision::Dry(Dry::Unknown)),
                 "elsewhere" => Ok(Decision::Dry(Dry::Elsewhere)),
-                "exhausted" => Ok(Decision::Dry(Dry::Exhausted(reply.parsed(str::parse)?))),
+                "exhausted" => {
+                    let invite = reply.parsed(str::parse)?;
+                    let campaign = reply.optional(CampaignName::parse)?;
+                    Ok(Decision::Dry(Dry::Exhausted { invite, campaign }))
+                }
+                "campaign_exhausted" => {
+                    reply.text()?;
+                    let name = reply.parsed(CampaignName::parse)?;
+                    Ok(Decision::Dry(Dry::CampaignExhausted(name)))
+                }
                 other => Err(reply.unknown(other)),
             };
         }

@@ -227,7 +227,7 @@ fn campaigns(namespace: &Namespace, fields: &Fields) -> Result<Vec<Campaign>, Ma
             |what: &str| Some((what.to_owned(), fields.0.get(&format!("{name}:{what}"))?.clone()));
         let what = ["uses", "revision", "created_at", "updated_at"];
         let mut own_fields: HashMap<_, _> = what.into_iter().filter_map(own).collect();
-        own_fields.extend([own("max_uses").unwrap_or(("max_uses".to_owned(), String::new()))]);
+        own_fields.extend(["max_uses", "total"].into_iter().filter_map(own));
         Fields(own_fields).campaign(namespace, CampaignName::parse(name)?)
     };
     let mut all = names.map(campaign).collect::<Result<Vec<_>, _>>()?;

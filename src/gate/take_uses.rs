@@ -1,21 +1,22 @@
-//! `lua/take_uses.lua`: get uses of an invite that another participant of a namespace that is spread has given.
+//! `lua/take_uses.lua`: get uses of an invite, or of a campaign, that another participant of a namespace that is spread has given.
 
 use super::{
     Gate, GateError,
-    give_uses::{ACTOR, part},
+    give_uses::{ACTOR, campaign, part, pool_keys},
     script::TAKE_USES,
 };
-use crate::domain::{Code, InviteId, Namespace, spread::Part};
+use crate::domain::{
+    Namespace,
+    spread::{Part, Pool},
+};
 
 /// What is to be got. The ledger has what was given.
 #[derive(Debug, Clone)]
 pub struct TakeUses {
     /// Who gets it: the namespace itself, or one of its shards.
     pub taker: Namespace,
-    /// Of which invite, by its id in the namespace itself.
-    pub invite: InviteId,
-    /// Its code.
-    pub code: Code,
+    /// Of what.
+    pub pool: Pool,
     /// Who has given it.
     pub giver: u16,
     /// How much that one has ever given to this one.
@@ -29,20 +30,16 @@ impl TakeUses {
     /// [`GateError`] when there is no answer.
     pub async fn run(&self, gate: &Gate) -> Result<Part, GateError> {
         let keys = gate.keys();
-        let Self { taker, code, .. } = self;
-        let id = self.invite.of_whole(taker);
-        let script_keys = vec![
-            keys.invite(taker, code),
-            keys.retired(taker, id),
-            keys.held(taker, code),
-            keys.moves(taker, id),
-        ];
+        let Self { taker, pool, .. } = self;
+        let id = pool.id_in(taker);
+        let script_keys = pool_keys(keys, taker, pool);
         let args = vec![
             taker.to_string(),
             ACTOR.to_owned(),
             id.to_string(),
             self.giver.to_string(),
             self.given.to_string(),
+            campaign(pool),
         ];
         let called = gate.call(keys.partition_of(taker), &TAKE_USES, script_keys, args).await?;
         let mut reply = called.reply()?;

@@ -12,7 +12,7 @@ use super::{
     body::{Body, Presence, stored_metadata},
     campaigns,
     guard::IdempotencyKey,
-    invites::{email_domains, key_reused, refuse_campaign, with_shards},
+    invites::{email_domains, key_reused, with_shards},
     page::Query,
     problem::{Code, Problem},
     redemptions::settings_of,
@@ -138,7 +138,6 @@ pub(super) async fn create(
     }
     let max_uses_per_user = body.count("max_uses_per_user", MAX_USES_MAX).value();
     let campaign = body.optional("campaign", CampaignName::parse).value();
-    refuse_campaign(&mut body, &settings, campaign.as_ref());
     let (starts_at, expires_at) = (body.time("starts_at").value(), body.time("expires_at").value());
     let email_domains = email_domains(&mut body).unwrap_or_default();
     let metadata = body.metadata().value();

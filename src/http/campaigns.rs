@@ -6,6 +6,7 @@
 
 use actix_web::{HttpRequest, HttpResponse, http::header, web};
 use serde::Serialize;
+use tokio::time::Instant;
 use utoipa::ToSchema;
 
 use super::{
@@ -21,12 +22,14 @@ use crate::{
         Campaign, CampaignName, Millis, Namespace, Refusal,
         campaign::{CAMPAIGNS_MAX, Shown},
         invite::MAX_USES_MAX,
+        spread::{Pool, UNLIMITED},
     },
     gate::{
         GateError,
         put_campaign::{CampaignPut, PutCampaign},
         show_campaign::ShowCampaign,
     },
+    spread::SpreadError,
 };
 
 /// A campaign as clients see it.
@@ -105,7 +108,16 @@ pub(super) async fn put(
         expected_revision: if_match(&http)?,
         actor: scope.caller.actor(),
     };
-    let (mut response, Shown { campaign, held }) = match put.run(&state.gate).await? {
+    let deadline = Instant::now() + state.request_timeout;
+    let mut done = put.run(&state.gate).await?;
+    if let CampaignPut::LimitBelowUsed { .. } = done
+        && let Some(limit) = put.max_uses
+        && state.spread.is_spread(&put.namespace).await?
+    {
+        // What other shards have left is to be taken from as well.
+        done = lowered(&state, &put, limit, deadline).await?;
+    }
+    let (mut response, shown) = match done {
         CampaignPut::Created(shown) => (HttpResponse::Created(), shown),
         CampaignPut::Changed(shown) => (HttpResponse::Ok(), shown),
         CampaignPut::PreconditionFailed { revision } => return Err(precondition_failed(revision)),
@@ -120,11 +132,45 @@ pub(super) async fn put(
         }
         CampaignPut::NamespaceNotFound => return Err(Refusal::NamespaceNotFound.into()),
     };
+    let Shown { campaign, held } = state.spread.whole_campaign(shown).await?;
     let location = format!("/v1/namespaces/{}/campaigns/{}", campaign.namespace, campaign.name);
     Ok(response
         .insert_header((header::LOCATION, location))
         .insert_header(etag(campaign.revision))
         .json(View::new(&campaign, Some(held))))
+}
+
+/// Lowers the limit of a campaign of a namespace that is spread: brings what shards have left home first.
+async fn lowered(
+    state: &State,
+    put: &PutCampaign,
+    limit: u64,
+    deadline: Instant,
+) -> Result<CampaignPut, Problem> {
+    let (namespace, name) = (put.namespace.clone(), put.name.clone());
+    let question = ShowCampaign { namespace: namespace.clone(), name: name.clone() };
+    let pool = Pool::Campaign { namespace: namespace.clone(), name };
+    loop {
+        let Some(Shown { campaign, .. }) = question.run(&state.gate).await? else {
+            return Ok(put.run(&state.gate).await?);
+        };
+        let before = campaign.total.or(campaign.max_uses).unwrap_or(UNLIMITED);
+        let less = before.saturating_sub(limit);
+        state.spread.gather(&namespace, pool.clone(), less, deadline).await?;
+        match put.run(&state.gate).await? {
+            CampaignPut::LimitBelowUsed { .. } => {}
+            other => return Ok(other),
+        }
+        let Some(shown) = question.run(&state.gate).await? else { continue };
+        let Shown { campaign, held } = state.spread.whole_campaign(shown).await?;
+        // Else somebody has taken what was gathered a moment ago, or a use has become free.
+        if campaign.uses + held > limit {
+            return Ok(CampaignPut::LimitBelowUsed { uses: campaign.uses, held });
+        }
+        if Instant::now() >= deadline {
+            return Err(SpreadError::TooLate.into());
+        }
+    }
 }
 
 pub(super) async fn show(
@@ -134,7 +180,11 @@ pub(super) async fn show(
 ) -> Result<HttpResponse, Problem> {
     let (namespace, name) = (scope.namespace, named(&path.1)?);
     let question = ShowCampaign { namespace: namespace.clone(), name: name.clone() };
-    match question.run(&state.gate).await {
+    let shown = match question.run(&state.gate).await {
+        Ok(Some(shown)) => state.spread.whole_campaign(shown).await.map(Some),
+        other => other,
+    };
+    match shown {
         Ok(Some(Shown { campaign, held })) => Ok(HttpResponse::Ok()
             .insert_header(etag(campaign.revision))
             .json(View::new(&campaign, Some(held)))),

@@ -26,7 +26,7 @@ use crate::{
         BatchId, CampaignName, Code as InviteCode, EmailDomain, Group, InviteId, InviteState,
         Malformed, Millis, Namespace, Settings, UserId,
         invite::{EMAIL_DOMAINS_MAX, MAX_USES_MAX, Shown},
-        spread::UNLIMITED,
+        spread::{Pool, UNLIMITED},
     },
     gate::{
         GateError,
@@ -164,7 +164,6 @@ pub(super) async fn create(
     }
     let max_uses_per_user = body.count("max_uses_per_user", MAX_USES_MAX).value();
     let campaign = body.optional("campaign", CampaignName::parse).value();
-    refuse_campaign(&mut body, &settings, campaign.as_ref());
     let (starts_at, expires_at) = (body.time("starts_at").value(), body.time("expires_at").value());
     let user = body.optional("user", UserId::parse).value();
     let email_domains = email_domains(&mut body).unwrap_or_default();
@@ -316,7 +315,7 @@ pub(super) async fn commands(
     let id: InviteId = path.1.parse().map_err(|_| missing())?;
     let question = ShowInvite { namespace: namespace.clone(), which: Which::Id(id) };
     let shown = question.run(&state.gate).await?.ok_or_else(missing)?;
-    let code = shown.invite.code;
+    let (code, campaign) = (shown.invite.code, shown.invite.campaign);
     let question = ShowInvite { namespace: namespace.clone(), which: Which::Code(code.clone()) };
     let current = question.run(&state.gate).await?.map(|shown| shown.invite.id);
     let keys = state.gate.keys();
@@ -334,6 +333,10 @@ pub(super) async fn commands(
         }
         if is_spread {
             words.push(vec!["HGETALL".to_owned(), keys.moves(part, id_there)]);
+        }
+        if let Some(name) = campaign.as_ref().filter(|_| is_spread) {
+            let moves = keys.moves(part, InviteId::of_campaign(part, name));
+            words.extend([keys.campaigns(part), moves].map(|key| vec!["HGETALL".to_owned(), key]));
         }
     }
     let cli = state.gate.redis_cli();
@@ -502,7 +505,8 @@ async fn deleted_everywhere(
         }
         match delete.run(&state.gate).await? {
             Deleted::UsesElsewhere if Instant::now() < deadline => {
-                state.spread.gather(home, id, &code, u64::MAX, deadline).await?;
+                let pool = Pool::Invite { id, code };
+                state.spread.gather(home, pool, u64::MAX, deadline).await?;
             }
             Deleted::Deleted => break,
             other => return Ok(other),
@@ -533,7 +537,8 @@ async fn lowered(
             return Ok(Changed::NotFound);
         };
         let less = invite.total.unwrap_or_default().saturating_sub(limit);
-        state.spread.gather(home, id, &invite.code, less, deadline).await?;
+        let pool = Pool::Invite { id, code: invite.code };
+        state.spread.gather(home, pool, less, deadline).await?;
         match change.run(&state.gate).await? {
             Changed::LimitBelowUsed { .. } => {}
             other => return Ok(other),
@@ -617,14 +622,6 @@ pub(super) fn precondition_failed(revision: u64) -> Problem {
         format!("It is at revision {revision} now. Read it again, then decide whether your change still fits."),
     )
     .with("revision", revision)
-}
-
-/// Refuses a campaign where the namespace is spread over several partitions: what its invites share is counted in one.
-pub(super) fn refuse_campaign(body: &mut Body, settings: &Settings, asked: Option<&CampaignName>) {
-    if asked.is_some() && settings.is_spread() {
-        let detail = "can not be had in a namespace that is spread; limit each invite, or use another namespace";
-        body.wrong("campaign", Code::InvalidRequest, detail);
-    }
 }
 
 pub(super) fn email_domains(body: &mut Body) -> Option<Vec<EmailDomain>> {

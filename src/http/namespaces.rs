@@ -189,13 +189,6 @@ pub(super) async fn patch(
         let question = ShowNamespace { namespace: scope.namespace.clone() };
         let (known, _) = question.run(&state.gate).await?.ok_or_else(missing)?;
         let spreading = spreading(&known, spread, &mut body)?;
-        if spreading.is_some()
-            && !state.ledger.campaigns(&scope.namespace, None, 1).await?.rows.is_empty()
-        {
-            let detail = "can not be changed where there are campaigns: their limits would not hold over several partitions";
-            body.wrong("spread", Code::InvalidRequest, detail);
-            return Err(body.problem());
-        }
         let patch = RulesPatch { spread: spreading, ..patch.clone() };
         // What is made of the rules as they were goes with them alone.
         let expected = asked.or(Some(known.revision));

@@ -570,6 +570,8 @@ async fn campaigns(
             campaign.name.as_str().into(),
             partition.0.into(),
             campaign.max_uses.into(),
+            campaign.total.into(),
+            campaign.pool().0.into(),
             campaign.uses.into(),
             campaign.revision.into(),
             campaign.created_at.as_ms().into(),
@@ -580,11 +582,11 @@ async fn campaigns(
     });
     in_bulk(
         tx,
-        "INSERT INTO campaigns (namespace, name, partition, max_uses, uses, revision, created_at, updated_at, epoch,
-         seq) ",
+        "INSERT INTO campaigns (namespace, name, partition, max_uses, total, pool, uses, revision, created_at, updated_at,
+         epoch, seq) ",
         values.collect(),
-        " ON CONFLICT (namespace, name) DO UPDATE SET max_uses = excluded.max_uses, uses = excluded.uses,
-         revision = excluded.revision, updated_at = excluded.updated_at, epoch = excluded.epoch, seq = excluded.seq
+        " ON CONFLICT (namespace, name) DO UPDATE SET max_uses = excluded.max_uses, total = excluded.total,
+         pool = excluded.pool, uses = excluded.uses, revision = excluded.revision, updated_at = excluded.updated_at, epoch = excluded.epoch, seq = excluded.seq
          WHERE (campaigns.epoch, campaigns.seq) <= (excluded.epoch, excluded.seq)",
     )
     .await
@@ -596,15 +598,17 @@ async fn campaign_uses(tx: &mut Tx, rows: &[CampaignUsesRow]) -> Result<(), sqlx
             row.namespace.as_str().into(),
             row.name.as_str().into(),
             row.uses.into(),
+            row.max_uses.into(),
             row.cursor.epoch.into(),
             row.cursor.seq.into(),
         ]
     });
     in_bulk(
         tx,
-        "WITH changed (namespace, name, uses, epoch, seq) AS (",
+        "WITH changed (namespace, name, uses, max_uses, epoch, seq) AS (",
         values.collect(),
-        ") UPDATE campaigns SET uses = changed.uses, epoch = changed.epoch, seq = changed.seq FROM changed
+        ") UPDATE campaigns SET uses = COALESCE(changed.uses, campaigns.uses),
+         max_uses = COALESCE(changed.max_uses, campaigns.max_uses), epoch = changed.epoch, seq = changed.seq FROM changed
          WHERE campaigns.namespace = changed.namespace AND campaigns.name = changed.name
              AND (campaigns.epoch, campaigns.seq) <= (changed.epoch, changed.seq)",
     )

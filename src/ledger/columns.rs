@@ -24,7 +24,7 @@ pub(super) const REDEMPTION: &str = "id, namespace, partition, invite, code, grp
 pub(super) const RESERVATION: &str =
     "id, namespace, partition, invite, code, user_id, held_until, state, redemption";
 pub(super) const CAMPAIGN: &str =
-    "namespace, name, max_uses, uses, revision, created_at, updated_at";
+    "namespace, name, max_uses, total, uses, revision, created_at, updated_at";
 pub(super) const MEMBER: &str =
     "namespace, user_id, grp, partition, redemption, joined_at, exclusive_key, epoch, seq";
 pub(super) const PARTITION: &str = "partition, state, reason, epoch, lineage, cursor_epoch, cursor_seq, lease_owner, \
@@ -234,6 +234,7 @@ impl Row {
             namespace: self.parsed("namespace", Namespace::stored)?,
             name: self.parsed("name", CampaignName::parse)?,
             max_uses: self.maybe_number("max_uses")?,
+            total: self.maybe_number("total")?,
             uses: self.number("uses")?,
             revision: self.number("revision")?,
             created_at: self.time("created_at")?,

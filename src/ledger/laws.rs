@@ -4,7 +4,7 @@ use super::{Ledger, LedgerError, sql::sql};
 use crate::domain::Partition;
 
 /// Each with what it means when it finds something; each finds a namespace, if it is about one, and a line of text.
-const LAWS: [(&str, &str); 9] = [
+const LAWS: [(&str, &str); 11] = [
     (
         "an invite's uses are not its redemptions",
         "SELECT i.namespace, i.namespace || ' ' || i.code || ' (' || i.id || '): uses ' || i.uses || ', granted ' || i.granted
@@ -43,7 +43,26 @@ const LAWS: [(&str, &str); 9] = [
         "uses of an invite that is not there have moved",
         "SELECT namespace, namespace || ' (' || invite || '): participant ' || participant || ', ' || taken || ' came, '
              || given || ' went' AS what
-         FROM moves WHERE partition = $1 AND NOT EXISTS (SELECT 1 FROM invites WHERE invites.id = moves.invite)",
+         FROM moves WHERE partition = $1 AND NOT EXISTS (SELECT 1 FROM invites WHERE invites.id = moves.invite)
+             AND NOT EXISTS (SELECT 1 FROM campaigns WHERE campaigns.pool = moves.invite)",
+    ),
+    (
+        "more uses of a campaign came than were given",
+        "SELECT t.namespace, t.namespace || ' ' || c.name || ': ' || t.taken || ' from participant ' || t.participant
+             || ', which has given ' || COALESCE(g.given, 0) AS what
+         FROM moves t JOIN campaigns c ON c.pool = t.invite
+             LEFT JOIN moves g ON g.whole = t.whole AND g.own = t.participant AND g.participant = t.own
+         WHERE t.partition = $1 AND t.taken > COALESCE(g.given, 0)",
+    ),
+    (
+        "a campaign's share is not what has come and gone",
+        "SELECT c.namespace, c.namespace || ' ' || c.name || ': may spend ' || c.max_uses || ' here, total '
+             || COALESCE(c.total, 0) || ', ' || COALESCE(SUM(m.taken), 0) || ' came, ' || COALESCE(SUM(m.given), 0)
+             || ' went' AS what
+         FROM campaigns c LEFT JOIN moves m ON m.invite = c.pool
+         WHERE c.partition = $1 AND (c.total IS NOT NULL OR m.invite IS NOT NULL)
+         GROUP BY c.namespace, c.name
+         HAVING c.max_uses <> COALESCE(c.total, 0) + COALESCE(SUM(m.taken), 0) - COALESCE(SUM(m.given), 0)",
     ),
     (
         "a campaign's uses are not those of its invites",

@@ -1,5 +1,7 @@
 //! What the API reads: single rows, and lists by keyset, which stay stable while rows are added.
 
+use std::collections::HashMap;
+
 use super::{
     Ledger, LedgerError,
     columns::{CAMPAIGN, INVITE, MEMBER, NAMESPACE, REDEMPTION, RESERVATION},
@@ -453,7 +455,37 @@ impl Ledger {
                 .fetch_optional(&self.reader)
                 .await
                 .map_err(LedgerError::of("reading a campaign"))?;
-        row.map(|row| row.campaign()).transpose()
+        let Some(row) = row else { return Ok(None) };
+        let mut whole = self.whole_campaigns(namespace, vec![row.campaign()?]).await?;
+        Ok(whole.pop())
+    }
+
+    /// Campaigns of a namespace with what its shards have spent of them, if it is spread.
+    async fn whole_campaigns(
+        &self,
+        namespace: &Namespace,
+        mut campaigns: Vec<Campaign>,
+    ) -> Result<Vec<Campaign>, LedgerError> {
+        if campaigns.iter().all(|campaign| campaign.total.is_none()) {
+            return Ok(campaigns);
+        }
+        let rows = sql("SELECT name, CAST(SUM(uses) AS BIGINT) AS uses FROM campaigns
+             WHERE namespace > $1 || '+' AND namespace < $1 || ',' GROUP BY name")
+        .bind(namespace.as_str())
+        .fetch_all(&self.reader)
+        .await
+        .map_err(LedgerError::of("reading campaigns of shards"))?;
+        let mut in_shards = HashMap::new();
+        for row in rows {
+            in_shards.insert(row.parsed("name", CampaignName::parse)?, row.number("uses")?);
+        }
+        for campaign in &mut campaigns {
+            if let Some(total) = campaign.total.take() {
+                campaign.max_uses = (total < UNLIMITED).then_some(total);
+                campaign.uses += in_shards.get(&campaign.name).copied().unwrap_or_default();
+            }
+        }
+        Ok(campaigns)
     }
 
     /// Campaigns of a namespace by name, after one if it is given.
@@ -478,6 +510,7 @@ impl Ledger {
         let mut rows = rows.iter().map(super::sql::Row::campaign).collect::<Result<Vec<_>, _>>()?;
         let more = cut(&mut rows, limit);
         let next = rows.last().filter(|_| more).map(|last| last.name.to_string());
+        let rows = self.whole_campaigns(namespace, rows).await?;
         Ok(CampaignPage { rows, next })
     }
 

@@ -34,7 +34,7 @@ pub struct Rows {
     pub rolled_back: Vec<RolledBackRow>,
     pub reservations: Vec<ReservationRow>,
     pub campaigns: Vec<CampaignRow>,
-    /// Campaigns of which only the uses have changed.
+    /// Campaigns of which only the uses, or what may be spent, have changed.
     pub campaign_uses: Vec<CampaignUsesRow>,
     pub audit: Vec<AuditRow>,
 }
@@ -70,7 +70,7 @@ pub struct UsesRow {
     pub cursor: Cursor,
 }
 
-/// What was ever moved of an invite between two participants, as one of them knows it.
+/// What was ever moved of an invite, or of a campaign, between two participants, as one of them knows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[expect(missing_docs, reason = "the fields say it")]
 pub struct MoveRow {
@@ -189,7 +189,10 @@ pub struct ErasedRow {
 pub struct CampaignUsesRow {
     pub namespace: Namespace,
     pub name: CampaignName,
-    pub uses: u64,
+    /// How many are spent; nothing where that is as it was.
+    pub uses: Option<u64>,
+    /// What may be spent; nothing where that is as it was.
+    pub max_uses: Option<u64>,
     pub cursor: Cursor,
 }
 

@@ -9,10 +9,10 @@ use super::{
     read::HELD,
     sql::{Row, Tx, sql},
 };
-use crate::domain::{Invite, InviteId, Millis, Namespace, Settings};
+use crate::domain::{CampaignName, Invite, InviteId, Millis, Namespace, Settings, spread::HOME};
 
 impl Ledger {
-    /// How much of an invite, by its id in the namespace itself, a participant has ever given to another one.
+    /// How much of an invite, or of a campaign, by its id in the namespace itself, a participant has ever given to another one.
     ///
     /// # Errors
     /// [`LedgerError`] when it can not be read.
@@ -114,8 +114,8 @@ impl Ledger {
 }
 
 impl Ledger {
-    /// Gives a shard that is being recovered what it is known to have had of these invites, by their ids there: the copy
-    /// itself, and what other participants have given it. Redis may have lost both after nodes had told somebody of uses
+    /// Gives a shard that is being recovered what it is known to have had of these invites, by their ids there, and of
+    /// their campaigns: the copies themselves, and what other participants have given it. Redis may have lost both after nodes had told somebody of uses
     /// that were spent from them. Nothing is given twice: whoever brings it later finds that it has come.
     ///
     /// # Errors
@@ -126,19 +126,21 @@ impl Ledger {
         epoch: u64,
         invites: &BTreeSet<(Namespace, InviteId)>,
     ) -> Result<Result<(), LeaseLost>, LedgerError> {
-        let of_shards = invites.iter().filter(|(namespace, _)| namespace.participant() > 0);
-        let of_shards: Vec<_> = of_shards.collect();
-        if of_shards.is_empty() {
-            return Ok(Ok(()));
-        }
         let failed = LedgerError::of("settling what shards were given");
         let mut tx = self.writer.begin().await.map_err(&failed)?;
         if !holds(&mut tx, lease).await.map_err(&failed)? {
             return Ok(Err(LeaseLost));
         }
-        for (shard, id) in of_shards {
-            copy(&mut tx, lease, epoch, shard, *id).await.map_err(&failed)?;
-            take_all(&mut tx, lease, shard, *id).await?;
+        let mut pools = BTreeSet::new();
+        for (part, id) in invites {
+            if part.participant() > HOME {
+                copy(&mut tx, lease, epoch, part, *id).await.map_err(&failed)?;
+            }
+            take_all(&mut tx, lease, part, *id, OF_INVITE).await?;
+            pools.extend(copy_campaign(&mut tx, lease, epoch, part, *id).await?);
+        }
+        for (part, pool) in pools {
+            take_all(&mut tx, lease, &part, pool, OF_CAMPAIGN).await?;
         }
         // The gate lacks what the ledger has now: it must not be adopted as it is.
         sql("UPDATE partitions SET lineage = NULL WHERE partition = $1")
@@ -160,10 +162,10 @@ async fn copy(
     id: InviteId,
 ) -> Result<(), sqlx::Error> {
     sql("INSERT INTO invites (id, namespace, partition, code, grp, max_uses, uses, granted, starts_at, expires_at, disabled,
-             user_id, email_domains, batch, imported, max_uses_per_user, revision, created_at, updated_at, holds_code, epoch,
-             seq)
+             user_id, email_domains, batch, imported, max_uses_per_user, campaign, revision, created_at, updated_at,
+             holds_code, epoch, seq)
          SELECT $1, $2, $3, code, grp, 0, 0, 0, starts_at, expires_at, disabled, user_id, email_domains, batch, 0,
-             max_uses_per_user, revision, created_at, updated_at, holds_code AND NOT EXISTS (
+             max_uses_per_user, campaign, revision, created_at, updated_at, holds_code AND NOT EXISTS (
                  SELECT 1 FROM invites AS other WHERE other.namespace = $2 AND other.code = invites.code
                      AND other.holds_code), $4, 0
          FROM invites WHERE id = $5
@@ -178,12 +180,50 @@ async fn copy(
     Ok(())
 }
 
-/// Takes for a shard whatever others have given it of an invite and it has not taken yet.
+/// Makes the copy of an invite's campaign in a shard, unless it is there or there is none; says which it is.
+async fn copy_campaign(
+    tx: &mut Tx,
+    lease: &Lease,
+    epoch: u64,
+    shard: &Namespace,
+    invite: InviteId,
+) -> Result<Option<(Namespace, InviteId)>, LedgerError> {
+    let failed = LedgerError::of("settling what shards were given");
+    let row = sql("SELECT campaign FROM invites WHERE id = $1 AND campaign IS NOT NULL")
+        .bind(invite.0)
+        .fetch_optional(&mut *tx)
+        .await
+        .map_err(&failed)?;
+    let Some(row) = row else { return Ok(None) };
+    let name = row.parsed("campaign", CampaignName::parse)?;
+    let pool = InviteId::of_campaign(shard, &name);
+    sql("INSERT INTO campaigns (namespace, name, partition, max_uses, pool, uses, revision, created_at, updated_at, epoch, seq)
+         SELECT $1, name, $2, 0, $3, 0, 1, created_at, updated_at, $4, 0 FROM campaigns WHERE namespace = $5 AND name = $6
+         ON CONFLICT (namespace, name) DO NOTHING")
+    .bind(shard.as_str())
+    .bind(lease.partition.0)
+    .bind(pool.0)
+    .bind(epoch)
+    .bind(shard.whole().as_str())
+    .bind(name.as_str())
+    .execute(&mut *tx)
+    .await
+    .map_err(&failed)?;
+    Ok(Some((shard.clone(), pool)))
+}
+
+/// What more may be spent of an invite.
+const OF_INVITE: &str = "UPDATE invites SET max_uses = max_uses + $2 WHERE id = $1";
+/// The same of a campaign.
+const OF_CAMPAIGN: &str = "UPDATE campaigns SET max_uses = max_uses + $2 WHERE pool = $1";
+
+/// Takes for a shard whatever others have given it of an invite, or of a campaign, and it has not taken yet.
 async fn take_all(
     tx: &mut Tx,
     lease: &Lease,
     shard: &Namespace,
     id: InviteId,
+    add: &'static str,
 ) -> Result<(), LedgerError> {
     let failed = LedgerError::of("settling what shards were given");
     let (whole, own) = (id.of_whole(shard), shard.participant());
@@ -223,12 +263,7 @@ async fn take_all(
         .execute(&mut *tx)
         .await
         .map_err(&failed)?;
-        sql("UPDATE invites SET max_uses = max_uses + $2 WHERE id = $1")
-            .bind(id.0)
-            .bind(more)
-            .execute(&mut *tx)
-            .await
-            .map_err(&failed)?;
+        sql(add).bind(id.0).bind(more).execute(&mut *tx).await.map_err(&failed)?;
     }
     Ok(())
 }

@@ -165,8 +165,11 @@ impl Fold {
                 let subject = format!("{batch}, {} invites", invites.len());
                 self.audit(entry, "invites_created", subject);
             }
-            Change::Moved { invite, participant, moved, max_uses } => {
-                self.count(*invite, None, Some(*max_uses), *cursor);
+            Change::Moved { invite, campaign, participant, moved, max_uses } => {
+                match campaign {
+                    Some(name) => self.count_campaign(entry, name, None, Some(*max_uses)),
+                    None => self.count(*invite, None, Some(*max_uses), *cursor),
+                }
                 let row = MoveRow {
                     namespace: namespace.clone(),
                     invite: *invite,
@@ -182,7 +185,12 @@ impl Fold {
                 self.audit(
                     entry,
                     action,
-                    format!("{invite}, participant {participant}, {amount} in all"),
+                    match campaign {
+                        Some(name) => {
+                            format!("campaign {name}, participant {participant}, {amount} in all")
+                        }
+                        None => format!("{invite}, participant {participant}, {amount} in all"),
+                    },
                 );
             }
             Change::InviteDeleted { id } => {
@@ -228,11 +236,13 @@ impl Fold {
                 self.audit(entry, "reservation_released", reservation.id.to_string());
             }
             Change::Erased { user, alias, invites } => self.erase(entry, user, alias, invites),
-            Change::Campaign(campaign) => {
+            Change::Campaign(campaign) | Change::CampaignCopied(campaign) => {
                 let key = (namespace.clone(), campaign.name.clone());
                 let whole = CampaignRow { campaign: campaign.clone(), cursor: *cursor };
                 self.campaigns.insert(key, CampaignFold { whole: Some(whole), uses: None });
-                self.audit(entry, "campaign_put", campaign.name.to_string());
+                let is_copied = matches!(entry.change, Change::CampaignCopied(_));
+                let action = if is_copied { "campaign_copied" } else { "campaign_put" };
+                self.audit(entry, action, campaign.name.to_string());
             }
             Change::Joined { user, group, rule, since } => {
                 self.join(entry, user, group, *rule, Err(*since));
@@ -284,17 +294,32 @@ impl Fold {
     }
 
     fn spend_of_campaign(&mut self, entry: &Entry, campaign: Option<&(CampaignName, u64)>) {
-        let Some((name, uses)) = campaign else { return };
+        if let Some((name, uses)) = campaign {
+            self.count_campaign(entry, name, Some(*uses), None);
+        }
+    }
+
+    /// Notes what is spent of a campaign, or what may be.
+    fn count_campaign(
+        &mut self,
+        entry: &Entry,
+        name: &CampaignName,
+        uses: Option<u64>,
+        max_uses: Option<u64>,
+    ) {
         let key = (entry.namespace.clone(), name.clone());
         let fold = self.campaigns.entry(key).or_default();
         if let Some(row) = &mut fold.whole {
-            row.campaign.uses = *uses;
+            row.campaign.uses = uses.unwrap_or(row.campaign.uses);
+            row.campaign.max_uses = max_uses.or(row.campaign.max_uses);
             row.cursor = entry.cursor;
         } else {
+            let before = fold.uses.take();
             fold.uses = Some(CampaignUsesRow {
                 namespace: entry.namespace.clone(),
                 name: name.clone(),
-                uses: *uses,
+                uses: uses.or(before.as_ref().and_then(|row| row.uses)),
+                max_uses: max_uses.or(before.and_then(|row| row.max_uses)),
                 cursor: entry.cursor,
             });
         }

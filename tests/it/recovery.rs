@@ -167,7 +167,13 @@ pub async fn contents(bench: &Bench) -> BTreeMap<String, BTreeMap<String, String
             fields.retain(|member, _| is_live(member.split(':').nth(1).unwrap()));
         }
         fields.remove("last_change");
-        fields.remove("holds");
+        for name in ["holds", "kept_until"] {
+            fields.remove(name);
+        }
+        if key.ends_with(":campaigns") {
+            let only_counts = [":granted", ":holds", ":kept_until"];
+            fields.retain(|name, _| !only_counts.iter().any(|what| name.ends_with(what)));
+        }
         let groups: Vec<String> = fields
             .iter()
             .filter(|(name, _)| name.starts_with("group:"))

@@ -1,5 +1,5 @@
-//! The scripts that move uses between the parts of a spread namespace, against `domain::spread`, on random histories;
-//! and copies of invites.
+//! The scripts that move uses between the parts of a spread namespace, against `domain::spread`, on random histories: those
+//! of an invite, and those of a campaign; and copies of invites.
 
 use std::{
     cell::RefCell,
@@ -15,14 +15,15 @@ use proptest::{
 };
 use redeemer::{
     domain::{
-        Code, CodeCase, Cursor, Group, Invite, InviteId, MembershipRule, Millis, Namespace,
-        Outcome, Partition, Redemption, RedemptionId, Refusal, RequestId, Reservation, Settings,
-        UserId,
+        CampaignName, Code, CodeCase, Cursor, Group, Invite, InviteId, MembershipRule, Millis,
+        Namespace, Outcome, Partition, Redemption, RedemptionId, Refusal, RequestId, Reservation,
+        Settings, UserId,
         command::{
-            Action, ChangeInvite, Changed, CreateInvite, Created, InvitePatch, Mode, PutNamespace,
-            Redeem, Release, ReleaseAnswer, Rollback, RollbackAnswer, Rules,
+            Action, CampaignPut, ChangeInvite, Changed, CreateInvite, Created, InvitePatch, Mode,
+            PutCampaign, PutNamespace, Redeem, Release, ReleaseAnswer, Rollback, RollbackAnswer,
+            Rules,
         },
-        spread::{Gave, Given, HOME, Part},
+        spread::{Gave, Given, HOME, Part, Pool},
     },
     gate::{
         Ask, Asked,
@@ -111,7 +112,8 @@ fn op() -> impl Strategy<Value = Op> {
         2 => (0..4usize).prop_map(|back| Op::RollBack { back }),
         4 => (shard(), prop_oneof![4 => 0..1usize, 1 => 1..4usize]).prop_map(|(shard, back)| Op::Copy { shard, back }),
         1 => (-6..6i64, proptest::bool::weighted(0.2)).prop_map(|(more, disabled)| Op::Change { more, disabled }),
-        2 => (1..40_000i64).prop_map(|ms| Op::Advance { ms }),
+        4 => (1..40_000i64).prop_map(|ms| Op::Advance { ms }),
+        4 => (1..200i64).prop_map(|ms| Op::Advance { ms }),
     ]
 }
 
@@ -134,7 +136,7 @@ const RARE: [Op; 14] = [
 ];
 
 /// Every kind of answer that some history must have brought about.
-const WORDS: [&str; 20] = [
+const WORDS: [&str; 16] = [
     "given",
     "given before",
     "nothing",
@@ -142,14 +144,10 @@ const WORDS: [&str; 20] = [
     "nobody here",
     "taken",
     "taken before",
-    "not here",
     "granted",
     "granted of a hold",
-    "dry: exhausted",
-    "exhausted",
     "dry: unknown",
     "not found",
-    "disabled",
     "held",
     "released",
     "rolled back",
@@ -162,8 +160,14 @@ struct World<'a> {
     home: Namespace,
     id: InviteId,
     code: Code,
+    /// Whose uses move: those of the invite, or those of its campaign, which are fewer then.
+    pool: Pool,
     parts: Vec<Part>,
-    /// Whether a part is there, and whether it is disabled there, with the revision that it has heard of.
+    /// Which parts have it.
+    is_there: Vec<bool>,
+    /// Until when a part gives its last free use to nobody.
+    kept_until: Vec<Millis>,
+    /// Whether a part has the invite, and whether it is disabled there, with the revision that it has heard of.
     known: Vec<Option<(u64, bool)>>,
     held: Vec<(u16, UserId, Reservation)>,
     granted: Vec<(u16, Redemption)>,
@@ -188,9 +192,13 @@ impl World<'_> {
         let now = self.bench.now();
         let live = self.held.iter().filter(|(at, _, one)| *at == place && one.until > now);
         let deadlines: Vec<_> = live.map(|(_, _, one)| one.until).collect();
+        let is_of_campaign = self.is_of_campaign();
+        let is_kept = self.kept_until[usize::from(place)] > now;
         let part = &mut self.parts[usize::from(place)];
         part.held = deadlines.len() as u64;
-        part.may_free_at = deadlines.into_iter().min();
+        part.kept = u64::from(is_kept && part.free() > 0);
+        // Nobody is told when a held use of a campaign may be free again.
+        part.may_free_at = deadlines.into_iter().min().filter(|_| !is_of_campaign);
         part
     }
 
@@ -199,13 +207,17 @@ impl World<'_> {
         self.ids
     }
 
+    fn is_of_campaign(&self) -> bool {
+        matches!(self.pool, Pool::Campaign { .. })
+    }
+
     fn saw(&mut self, word: &'static str) {
         self.words.insert(word);
     }
 
     /// A part is as the model says, but for what only counts.
     fn assert_same(&mut self, place: u16, said: &Part) {
-        if self.known[usize::from(place)].is_none() {
+        if !self.is_there[usize::from(place)] {
             assert!(said.is_absent(), "{said:?}");
             return;
         }
@@ -221,7 +233,7 @@ impl World<'_> {
         assert_eq!(said, by_number(&model, &|place| self.number(place)));
     }
 
-    async fn redeem(&mut self, shard: u16, user: &UserId, mode: Mode, patient: bool) -> Asked {
+    async fn redeem(&self, shard: u16, user: &UserId, mode: Mode, patient: bool) -> Asked {
         let request = Redeem {
             namespace: self.place(shard),
             code: self.code.clone(),
@@ -242,6 +254,12 @@ impl World<'_> {
             (None, true) => Some("dry: unknown"),
             (None, false) => Some("not found"),
             (Some((_, true)), _) => Some("disabled"),
+            (Some((_, false)), true) if !free && self.is_of_campaign() => {
+                Some("dry: campaign exhausted")
+            }
+            (Some((_, false)), false) if !free && self.is_of_campaign() => {
+                Some("campaign exhausted")
+            }
             (Some((_, false)), true) if !free => Some("dry: exhausted"),
             (Some((_, false)), false) if !free => Some("exhausted"),
             _ => None,
@@ -252,10 +270,15 @@ impl World<'_> {
         let whole = self.id;
         let is_so = match (word, asked) {
             ("dry: unknown", Asked::Dry { dry: Dry::Unknown, .. }) => true,
-            ("dry: exhausted", Asked::Dry { dry: Dry::Exhausted(id), .. }) => {
-                id.of_whole(&self.place(shard)) == whole
+            (
+                "dry: exhausted",
+                Asked::Dry { dry: Dry::Exhausted { invite, campaign: None }, .. },
+            ) => invite.of_whole(&self.place(shard)) == whole,
+            ("dry: campaign exhausted", Asked::Dry { dry: Dry::CampaignExhausted(name), .. }) => {
+                matches!(&self.pool, Pool::Campaign { name: own, .. } if own == name)
             }
             (word, Asked::Answer(answer, _)) => match &answer.outcome {
+                Outcome::Refused(Refusal::CampaignExhausted) => word == "campaign exhausted",
                 Outcome::Refused(Refusal::NotFound) => word == "not found",
                 Outcome::Refused(Refusal::Disabled) => word == "disabled",
                 Outcome::Refused(Refusal::Exhausted { may_free_at }) => {
@@ -272,6 +295,14 @@ impl World<'_> {
         };
         assert!(is_so, "{word}: {asked:?}");
         self.saw(word);
+    }
+
+    /// A shard that looks for a use of the campaign does not give away its last one of the invite meanwhile.
+    async fn assert_kept(&self, shard: u16) {
+        let pool = Pool::Invite { id: self.id, code: self.code.clone() };
+        let (giver, taker) = (self.place(shard), HOME);
+        let look = GiveUses { giver, pool, taker, known: 0, divisor: 0 };
+        assert_eq!(look.run(&self.bench.gate).await.unwrap().kept, 1);
     }
 
     async fn shown(&self) -> Invite {
@@ -301,14 +332,13 @@ impl World<'_> {
                 let known = if stale { taken / 2 } else { taken };
                 let give = GiveUses {
                     giver: self.place(giver),
-                    invite: self.id,
-                    code: self.code.clone(),
+                    pool: self.pool.clone(),
                     taker: self.number(taker),
                     known,
                     divisor,
                 };
                 let said = give.run(&self.bench.gate).await.unwrap();
-                if self.known[usize::from(giver)].is_none() {
+                if !self.is_there[usize::from(giver)] {
                     self.saw("nobody here");
                 } else if divisor == 0 {
                     self.saw("looked");
@@ -338,15 +368,21 @@ impl World<'_> {
                 let Some(&given) = given.iter().rev().nth(back) else { return };
                 let take = TakeUses {
                     taker: self.place(taker),
-                    invite: self.id,
-                    code: self.code.clone(),
+                    pool: self.pool.clone(),
                     giver: self.number(giver),
                     given,
                 };
                 let said = take.run(&self.bench.gate).await.unwrap();
-                if self.known[usize::from(taker)].is_none() {
+                if self.is_of_campaign() && !self.is_there[usize::from(taker)] {
+                    // A shard that has lost it gets it with its uses.
+                    self.is_there[usize::from(taker)] = true;
+                    self.saw("made anew");
+                }
+                if !self.is_there[usize::from(taker)] {
                     self.saw("not here");
                 } else if self.part(taker).take(giver, given) {
+                    let kept_until = self.bench.now().as_ms() + 100;
+                    self.kept_until[usize::from(taker)] = Millis::from_ms(kept_until).unwrap();
                     self.saw("taken");
                 } else {
                     self.saw("taken before");
@@ -370,7 +406,11 @@ impl World<'_> {
                 let refused = self.refused(shard, patient, holder.is_some());
                 let asked = self.redeem(shard, &user, mode, patient).await;
                 if let Some(word) = refused {
-                    return self.assert_refused(shard, word, &asked);
+                    self.assert_refused(shard, word, &asked);
+                    if word == "dry: campaign exhausted" {
+                        self.assert_kept(shard).await;
+                    }
+                    return;
                 }
                 let Asked::Answer(answer, _) = asked else { panic!("{asked:?}") };
                 let Outcome::Granted(redemption) = answer.outcome else { panic!("{answer:?}") };
@@ -380,7 +420,13 @@ impl World<'_> {
                 let part = self.part(shard);
                 (part.uses, part.granted) = (part.uses + 1, part.granted + 1);
                 assert_eq!(redemption.ordinal, part.granted);
-                assert_eq!(redemption.remaining, Some(part.max_uses - part.uses));
+                let remaining = part.max_uses - part.uses;
+                if self.is_of_campaign() {
+                    // Of the invite more are left.
+                    assert!(redemption.remaining > Some(remaining));
+                } else {
+                    assert_eq!(redemption.remaining, Some(remaining));
+                }
                 self.granted.push((shard, redemption));
                 self.saw(if holder.is_some() { "granted of a hold" } else { "granted" });
             }
@@ -428,10 +474,30 @@ impl World<'_> {
                 let copy = CopyInvite { shard: self.place(shard), invite, is_current: true };
                 assert_eq!(copy.run(&self.bench.gate).await.unwrap(), Copied::Copied);
                 let known = &mut self.known[usize::from(shard)];
+                let is_new = known.is_none();
                 if known.is_none_or(|(older, _)| older < revision) {
                     *known = Some((revision, disabled));
                 }
+                self.is_there[usize::from(shard)] = true;
+                if is_new && self.is_of_campaign() {
+                    self.have_enough(shard).await;
+                }
                 self.saw("copied");
+            }
+            Op::Change { more, .. } if self.is_of_campaign() => {
+                let total = self.parts[0].total.unwrap();
+                let limit = total.saturating_add_signed(more).max(1);
+                let said = put_campaign(self.bench, &self.home, limit).await;
+                let home = self.part(HOME);
+                if home.free() + limit < total {
+                    assert!(matches!(said, CampaignPut::LimitBelowUsed { .. }), "{said:?}");
+                    return self.saw("limit below used");
+                }
+                let CampaignPut::Changed(shown) = said else { panic!("{said:?}") };
+                home.max_uses = home.max_uses + limit - total;
+                home.total = Some(limit);
+                let share = (shown.campaign.max_uses, shown.campaign.total);
+                assert_eq!(share, (Some(home.max_uses), home.total));
             }
             Op::Change { more, disabled } => {
                 let total = self.parts[0].total.unwrap();
@@ -466,6 +532,34 @@ impl World<'_> {
     }
 }
 
+impl World<'_> {
+    /// Brings so many uses of the invite into a shard that those of its campaign are fewer, always.
+    async fn have_enough(&self, shard: u16) {
+        let gate = &self.bench.gate;
+        let pool = Pool::Invite { id: self.id, code: self.code.clone() };
+        let (giver, taker) = (self.place(HOME), self.number(shard));
+        let give = GiveUses { giver, pool: pool.clone(), taker, known: 0, divisor: 2 };
+        let given = give.run(gate).await.unwrap().given[&taker].amount;
+        let take = TakeUses { taker: self.place(shard), pool, giver: HOME, given };
+        assert!(take.run(gate).await.unwrap().free() > 1000);
+    }
+}
+
+fn campaign() -> CampaignName {
+    CampaignName::parse("spring").unwrap()
+}
+
+async fn put_campaign(bench: &Bench, home: &Namespace, limit: u64) -> CampaignPut {
+    let put = PutCampaign {
+        namespace: home.clone(),
+        name: campaign(),
+        max_uses: Some(limit),
+        expected_revision: None,
+        actor: "test".to_owned(),
+    };
+    put.run(&bench.gate).await.unwrap()
+}
+
 async fn settings(bench: &Bench, home: &Namespace) -> Settings {
     let question = ShowNamespace { namespace: home.clone() };
     question.run(&bench.gate).await.unwrap().unwrap().0
@@ -475,6 +569,7 @@ async fn settings(bench: &Bench, home: &Namespace) -> Settings {
 async fn world<'a>(
     bench: &'a Bench,
     case: u64,
+    of_campaign: bool,
     words: &'a mut BTreeSet<&'static str>,
 ) -> World<'a> {
     let home = Namespace::parse(&format!("case-{case}")).unwrap();
@@ -495,12 +590,26 @@ async fn world<'a>(
     (parts[0].total, parts[0].max_uses) = (Some(TOTAL), TOTAL);
     let mut known = vec![None; parts.len()];
     known[0] = Some((1, false));
+    let mut is_there = vec![false; parts.len()];
+    is_there[0] = true;
+    let id = InviteId(Uuid::from_u128((u128::from(case) << 64) + 5));
+    let code = Code::parse("WELCOME", CodeCase::Sensitive).unwrap();
+    let pool = if of_campaign {
+        let made = put_campaign(bench, &home, TOTAL).await;
+        assert!(matches!(made, CampaignPut::Created(_)), "{made:?}");
+        Pool::Campaign { namespace: home.clone(), name: campaign() }
+    } else {
+        Pool::Invite { id, code: code.clone() }
+    };
     let mut world = World {
         bench,
         home,
-        id: InviteId(Uuid::from_u128((u128::from(case) << 64) + 5)),
-        code: Code::parse("WELCOME", CodeCase::Sensitive).unwrap(),
+        id,
+        code,
+        pool,
         parts,
+        is_there,
+        kept_until: vec![Millis::default(); usize::from(SPREAD) + 1],
         known,
         held: Vec::new(),
         granted: Vec::new(),
@@ -512,7 +621,9 @@ async fn world<'a>(
     let created = create(&world, world.id, None).await;
     assert!(matches!(created, Created::Created(_)), "{created:?}");
     let invite = world.shown().await;
-    assert_eq!((invite.max_uses, invite.total), (Some(TOTAL), Some(TOTAL)));
+    if !of_campaign {
+        assert_eq!((invite.max_uses, invite.total), (Some(TOTAL), Some(TOTAL)));
+    }
     world.before.push(invite);
     world
 }
@@ -523,9 +634,9 @@ async fn create(world: &World<'_>, id: InviteId, exhausted: Option<InviteId>) ->
         namespace: world.home.clone(),
         code: world.code.clone(),
         group: Group::parse("team").unwrap(),
-        max_uses: Some(TOTAL),
+        max_uses: (!world.is_of_campaign()).then_some(TOTAL),
         max_uses_per_user: None,
-        campaign: None,
+        campaign: world.is_of_campaign().then(campaign),
         starts_at: None,
         expires_at: None,
         user: None,
@@ -547,6 +658,16 @@ fn histories(cases: u32) -> TestRunner {
 
 #[test]
 fn uses_move_as_the_model_says_on_random_histories() {
+    model(false, &["not here", "dry: exhausted", "exhausted", "disabled"]);
+}
+
+#[test]
+fn uses_of_a_campaign_move_as_the_model_says_on_random_histories() {
+    model(true, &["made anew", "dry: campaign exhausted", "campaign exhausted"]);
+}
+
+/// Every word, and these, must be brought about.
+fn model(of_campaign: bool, more: &[&str]) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let bench = runtime.block_on(Bench::start());
     let (words, cases) = (RefCell::new(BTreeSet::new()), AtomicU64::new(0));
@@ -559,7 +680,7 @@ fn uses_move_as_the_model_says_on_random_histories() {
             runtime.block_on(async {
                 let mut seen = words.take();
                 bench.clock.store(START, Ordering::SeqCst);
-                let mut world = world(&bench, case, &mut seen).await;
+                let mut world = world(&bench, case, of_campaign, &mut seen).await;
                 for op in &ops {
                     world.step(op).await;
                     world.assert_none_doubled();
@@ -569,20 +690,30 @@ fn uses_move_as_the_model_says_on_random_histories() {
             Ok(())
         })
         .unwrap();
-    let missing: Vec<_> = WORDS.iter().filter(|word| !words.borrow().contains(*word)).collect();
+    let wanted = WORDS.iter().chain(more);
+    let missing: Vec<_> = wanted.filter(|word| !words.borrow().contains(*word)).collect();
     assert!(missing.is_empty(), "no history brought about {missing:?}");
 }
 
 /// Ends with every key as it was before, built anew from what the ledger got, and no law is broken.
 #[test]
 fn the_ledger_knows_all_shares_and_moves_on_random_histories() {
+    carried(false);
+}
+
+#[test]
+fn the_ledger_knows_all_shares_and_moves_of_a_campaign_on_random_histories() {
+    carried(true);
+}
+
+fn carried(of_campaign: bool) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     histories(12)
         .run(&vec(op(), 40..120), |ops| {
             runtime.block_on(async {
                 let bench = Bench::start().await;
                 let mut words = BTreeSet::new();
-                let mut world = world(&bench, 0, &mut words).await;
+                let mut world = world(&bench, 0, of_campaign, &mut words).await;
                 for (number, op) in ops.iter().enumerate() {
                     world.step(op).await;
                     if number % 30 == 29 {
@@ -606,7 +737,7 @@ fn the_ledger_knows_all_shares_and_moves_on_random_histories() {
 async fn a_shard_has_the_newest_invite_of_a_code_and_no_more_than_its_home_knows() {
     let bench = Bench::start().await;
     let mut words = BTreeSet::new();
-    let world = world(&bench, 0, &mut words).await;
+    let world = world(&bench, 0, false, &mut words).await;
     let first = world.shown().await;
     let copy = async |invite: &Invite, is_current| {
         let copy = CopyInvite { shard: world.place(1), invite: invite.clone(), is_current };
@@ -654,10 +785,39 @@ async fn a_shard_has_the_newest_invite_of_a_code_and_no_more_than_its_home_knows
 }
 
 #[tokio::test]
+async fn a_shard_that_has_neither_says_so_of_the_invite_and_of_its_campaign() {
+    let bench = Bench::start().await;
+    let mut words = BTreeSet::new();
+    let world = world(&bench, 0, true, &mut words).await;
+    let copy = CopyInvite { shard: world.place(1), invite: world.shown().await, is_current: true };
+    assert_eq!(copy.run(&bench.gate).await.unwrap(), Copied::Copied);
+    let dry = async |number: u128| {
+        let user = UserId::parse(&format!("user-{number}")).unwrap();
+        let mode = Mode::Redeem {
+            request: RequestId::parse("one").unwrap(),
+            redemption: RedemptionId(Uuid::from_u128(number)),
+            metadata: None,
+            reservation: None,
+        };
+        match world.redeem(1, &user, mode, true).await {
+            Asked::Dry { dry: Dry::Exhausted { campaign, .. }, .. } => campaign,
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(dry(1).await, Some(campaign()));
+    let (giver, taker) = (world.place(HOME), world.number(1));
+    let give = GiveUses { giver, pool: world.pool.clone(), taker, known: 0, divisor: 2 };
+    let given = give.run(&bench.gate).await.unwrap().given[&taker].amount;
+    let (taker, pool) = (world.place(1), world.pool.clone());
+    TakeUses { taker, pool, giver: HOME, given }.run(&bench.gate).await.unwrap();
+    assert_eq!(dry(2).await, None);
+}
+
+#[tokio::test]
 async fn a_shard_has_the_newest_rules_of_its_namespace() {
     let bench = Bench::start().await;
     let mut words = BTreeSet::new();
-    let world = world(&bench, 0, &mut words).await;
+    let world = world(&bench, 0, false, &mut words).await;
     let old = settings(&bench, &world.home).await;
     let later = |ms| Millis::from_ms(old.updated_at.as_ms() + ms).unwrap();
     let archived_at = Some(later(1));

@@ -128,6 +128,8 @@ enum Action {
     RollBack(u16),
     Hold(u16),
     Release(u16),
+    /// What has come is kept no more for those who waited for it.
+    Expire(u16),
 }
 
 impl Shard {
@@ -145,8 +147,10 @@ impl Shard {
     fn change(&mut self, change: impl FnOnce(&mut Part)) {
         let next = self.next();
         change(&mut self.gate);
+        self.gate.kept = self.gate.kept.min(self.gate.free());
         self.seq = next.seq;
-        self.outbox.push((next, self.gate.clone()));
+        // Nobody writes down that something is kept for a moment.
+        self.outbox.push((next, Part { kept: 0, ..self.gate.clone() }));
     }
 }
 
@@ -202,7 +206,7 @@ impl State {
             after.taken.insert(giver, amount);
             shard.change(|part| *part = after);
         } else if after.take(giver, amount) {
-            shard.change(|part| *part = after);
+            shard.change(|part| *part = Part { kept: 1, ..after });
         }
     }
 
@@ -308,10 +312,11 @@ impl Case {
             if self.planted != Some(Fault::OneLook) {
                 return self.told(state.gate(shard));
             }
-            let known = memory.iter().find(|part| part.shard == shard).filter(|_| second);
-            let part = known.unwrap_or_else(|| state.gate(shard)).clone();
-            memory.push(part.clone());
-            part
+            if let Some(part) = memory.iter().find(|part| part.shard == shard).filter(|_| second) {
+                return part.clone();
+            }
+            memory.push(state.gate(shard).clone());
+            state.gate(shard).clone()
         };
         match search.step() {
             Step::Look(shard) => {
@@ -390,6 +395,7 @@ impl Case {
                 });
             }
             Action::Release(shard) => state.shard(shard).change(|part| part.held -= 1),
+            Action::Expire(shard) => state.shard(shard).gate.kept = 0,
         }
         Some(())
     }
@@ -438,6 +444,7 @@ impl Model for Case {
                 .extend((left.rollbacks > 0 && gate.uses > 0).then_some(Action::RollBack(number)));
             actions.extend((left.holds > 0 && gate.free() > 0).then_some(Action::Hold(number)));
             actions.extend((gate.held > 0).then_some(Action::Release(number)));
+            actions.extend((gate.kept > 0).then_some(Action::Expire(number)));
         }
     }
 
