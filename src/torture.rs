@@ -31,14 +31,14 @@ use self::{
     deployment::Deployment,
     faults::Fault,
     history::{
-        History, HoldTold, InviteRow, Operation, Outcome, RedemptionRow, ReleaseTold, RollbackTold,
-        Told,
+        CampaignRow, History, HoldTold, InviteRow, Operation, Outcome, RedemptionRow, ReleaseTold,
+        RollbackTold, Told,
     },
     load::Load,
 };
 use crate::{
     client::ClientError,
-    domain::{Durability, InviteId, Malformed, Namespace},
+    domain::{CampaignName, Durability, InviteId, Malformed, Namespace},
 };
 
 /// How long a process may take to be ready, on a machine that has other things to do.
@@ -81,7 +81,7 @@ pub struct Options {
     pub redis_server: PathBuf,
     /// Where everything lies.
     pub directory: PathBuf,
-    /// A file that gets the whole history, a line for each request.
+    /// A file that gets the whole history, a line for each request, and then what invites and campaigns say in the end.
     pub history: Option<PathBuf>,
     /// What nodes log.
     pub log_level: &'static str,
@@ -177,6 +177,8 @@ pub struct Counts {
     pub given_back: AtomicU64,
     /// Refusals.
     pub refused: AtomicU64,
+    /// Those of them by a campaign that had no use left.
+    pub campaign_exhausted: AtomicU64,
     /// Requests whose outcome the client did not learn.
     pub unknown: AtomicU64,
     /// Requests of which it was told that nothing was done.
@@ -298,18 +300,22 @@ async fn torture(
     let keys = settled.operations.iter().map(|one| (&one.user, &one.key));
     let repeated = keys.collect::<BTreeSet<_>>().len();
     history.extend(settled);
-    if let Some(path) = &options.history {
-        std::fs::write(path, history.lines())
-            .map_err(|cause| TortureError::io("writing", path, cause))?;
-    }
+    // Also if nothing can be listed after it.
+    write_down(options, &history.lines())?;
     looks.in_the_end(&load).await?;
     let outcome = in_time("everything is listed", outcome(&load)).await?;
+    write_down(options, &(history.lines() + &outcome.lines()))?;
     let may_lose = if options.may_lose() { MayLose::BelowLedger } else { MayLose::Nothing };
     let mut findings = check::check(&history, &outcome, may_lose);
     let law = Law::BothSidesAgree;
     findings.extend(looks.differing.iter().map(|what| Finding { law, what: what.clone() }));
     let told = numbers(&history, &outcome, unknown, repeated, &looks);
     Ok(Verdict { laws: Law::ALL.into_iter().zip(told).collect(), findings })
+}
+
+fn write_down(options: &Options, lines: &str) -> Result<(), TortureError> {
+    let Some(path) = &options.history else { return Ok(()) };
+    std::fs::write(path, lines).map_err(|cause| TortureError::io("writing", path, cause))
 }
 
 fn ended_alone(who: &str, ended: io::Result<std::process::ExitStatus>, log: &Path) -> TortureError {
@@ -399,8 +405,17 @@ async fn outcome(load: &Load<'_>) -> Result<Outcome, TortureError> {
             max_uses: field(&row, "max_uses")?,
             uses: field(&row, "uses")?,
             held: field(&row, "held")?,
+            campaign: field::<Option<String>>(&row, "campaign")?
+                .map(|name| CampaignName::parse(&name))
+                .transpose()?,
         };
         outcome.invites.insert(field(&row, "id")?, invite);
+    }
+    for row in rows(load, "/campaigns").await? {
+        let campaign =
+            CampaignRow { max_uses: field(&row, "max_uses")?, uses: field(&row, "uses")? };
+        let name = CampaignName::parse(&field::<String>(&row, "name")?)?;
+        outcome.campaigns.insert(name, campaign);
     }
     for row in rows(load, "/redemptions").await? {
         outcome.redemptions.push(RedemptionRow {
@@ -477,13 +492,15 @@ fn numbers(
     let rolled_back = outcome.redemptions.iter().filter(|row| row.rolled_back_at.is_some()).count();
     vec![
         format!(
-            "{} redemptions of {} invites, {rolled_back} of them rolled back; {used_up} invites used up",
+            "{} redemptions of {} invites, {rolled_back} of them rolled back; {used_up} invites used up; {} campaigns",
             outcome.redemptions.len(),
-            outcome.invites.len()
+            outcome.invites.len(),
+            outcome.campaigns.len()
         ),
         format!(
-            "{} refusals as exhausted, {} as a member elsewhere",
+            "{} refusals as exhausted, {} by a campaign, {} as a member elsewhere",
             count(&|one| one.told == Told::Exhausted),
+            count(&|one| one.told == Told::CampaignExhausted),
             count(&|one| one.told == Told::AlreadyMember)
         ),
         format!(

@@ -195,6 +195,7 @@ fn tell(
             "held": load(&counts.held),
             "given_back": load(&counts.given_back),
             "refused": load(&counts.refused),
+            "campaign_exhausted": load(&counts.campaign_exhausted),
             "unknown": load(&counts.unknown),
             "nothing_done": load(&counts.nothing_done),
             "faults": faults,
@@ -204,13 +205,14 @@ fn tell(
     }
     if output == Output::Table {
         say(&format!(
-            "{} requests: {} granted, {} of them again; {} held; {} given back; {} refused; {} unknown; {} times nothing was done.",
+            "{} requests: {} granted, {} of them again; {} held; {} given back; {} refused, {} of them by a campaign; {} unknown; {} times nothing was done.",
             counts.requests(),
             load(&counts.granted) + load(&counts.replayed),
             load(&counts.replayed),
             load(&counts.held),
             load(&counts.given_back),
             load(&counts.refused),
+            load(&counts.campaign_exhausted),
             load(&counts.unknown),
             load(&counts.nothing_done),
         ));

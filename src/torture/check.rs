@@ -15,7 +15,7 @@ use std::{
 };
 
 use self::{
-    evidence::{Evidence, Pair, UseNumber},
+    evidence::{Evidence, Limit, Limited, Pair, UseNumber},
     span::{Crowd, Span, busiest},
 };
 use super::history::{
@@ -135,29 +135,32 @@ impl<'a> Case<'a> {
         for row in &self.evidence.outcome.redemptions {
             *live.entry(row.invite).or_default() += u64::from(row.rolled_back_at.is_none());
         }
-        for (invite, InviteRow { code, max_uses, uses, held }) in &self.evidence.outcome.invites {
-            let rows = live.get(invite).copied().unwrap_or_default();
+        for (limited, limit) in self.evidence.limits() {
+            let Limit { name, max_uses, uses, held, invites } = limit;
+            let rows: u64 = invites.iter().filter_map(|invite| live.get(invite)).sum();
             // A hold whose end was lost stands beside what was granted since and brought back; it is worth nothing then.
-            let held = if self.evidence.is_lossy() { 0 } else { *held };
-            if rows + held > *max_uses {
-                self.broken(law, format!("{code} has {max_uses} uses, and the ledger has {rows} redemptions of it and {held} are held"));
+            let held = if self.evidence.is_lossy() { 0 } else { held };
+            if rows + held > max_uses {
+                self.broken(law, format!("{name} has {max_uses} uses, and the ledger has {rows} redemptions of it and {held} are held"));
             }
-            if rows != *uses {
-                self.broken(law, format!("{code} says that {uses} uses are spent, and the ledger has {rows} redemptions of it"));
+            if rows != uses {
+                self.broken(law, format!("{name} says that {uses} uses are spent, and the ledger has {rows} redemptions of it"));
             }
-            let used = self.evidence.pairs_of(*invite);
+            let used = invites.iter().flat_map(|invite| self.evidence.pairs_of(*invite));
             let (at, most) = busiest(used.flat_map(|pair| self.evidence.certainly_used(pair)));
-            if most as u64 > *max_uses {
+            if most as u64 > max_uses {
                 self.broken(
                     law,
                     format!(
-                        "{code} has {max_uses} uses, and {} {most} of them were spent or held",
+                        "{name} has {max_uses} uses, and {} {most} of them were spent or held",
                         moment(at)
                     ),
                 );
             }
-            let granted = standing.remove(invite).unwrap_or_default();
-            self.ordinals(&granted, code, *max_uses);
+            if let Limited::Invite(invite) = limited {
+                let granted = standing.remove(&invite).unwrap_or_default();
+                self.ordinals(&granted, &name, max_uses);
+            }
         }
     }
 
@@ -195,16 +198,19 @@ impl<'a> Case<'a> {
         }
     }
 
-    /// Every answer that all uses are spent or held.
-    fn exhausted(&self) -> BTreeMap<InviteId, Vec<Refused<'a>>> {
+    /// Every answer that all uses are spent or held, by what they are uses of; that is nothing where a campaign was meant
+    /// and the invite belongs to none.
+    fn exhausted(&self) -> BTreeMap<Option<Limited<'a>>, Vec<Refused<'a>>> {
         let History { operations, holds, .. } = self.evidence.history;
-        let operations = operations.iter().filter(|one| one.told == Told::Exhausted);
-        let operations = operations.map(|one| (&one.user, one.invite, one.invoked, one.returned));
-        let holds = holds.iter().filter(|one| one.told == HoldTold::Exhausted);
-        let holds = holds.map(|one| (&one.user, one.invite, one.invoked, one.returned));
-        let mut all: BTreeMap<InviteId, Vec<Refused<'a>>> = BTreeMap::new();
-        for (user, invite, invoked, returned) in operations.chain(holds) {
-            all.entry(invite).or_default().push(Refused {
+        let operations = operations.iter().filter_map(|one| {
+            Some((&one.user, one.invite, one.invoked, one.returned, one.told.used_up()?))
+        });
+        let holds = holds.iter().filter_map(|one| {
+            Some((&one.user, one.invite, one.invoked, one.returned, one.told.used_up()?))
+        });
+        let mut all: BTreeMap<Option<Limited<'a>>, Vec<Refused<'a>>> = BTreeMap::new();
+        for (user, invite, invoked, returned, used_up) in operations.chain(holds) {
+            all.entry(self.evidence.limited(invite, used_up)).or_default().push(Refused {
                 pair: (user, invite),
                 invoked,
                 returned,
@@ -215,41 +221,51 @@ impl<'a> Case<'a> {
 
     fn no_false_refusal(&mut self) {
         let law = Law::NoFalseRefusal;
-        for (invite, refused) in self.exhausted() {
-            let Some(InviteRow { code, max_uses, held, .. }) =
-                self.evidence.outcome.invites.get(&invite)
-            else {
+        let limits = self.evidence.limits();
+        for (limited, refused) in self.exhausted() {
+            let Some(limit) = limited.and_then(|limited| limits.get(&limited)) else {
+                for Refused { pair: (user, invite), returned, .. } in refused {
+                    let (code, at) = (self.evidence.code(invite), seconds(returned));
+                    self.broken(
+                        law,
+                        format!("{user} was refused {code} at {at} by a limit that is not there"),
+                    );
+                }
                 continue;
             };
-            let used: BTreeMap<&UserId, Vec<Span>> = self
-                .evidence
-                .pairs_of(invite)
-                .map(|pair| (pair.0, self.evidence.may_have_used(pair)))
-                .collect();
+            let Limit { name, max_uses, held, invites, .. } = limit;
+            let pairs: Vec<Pair<'a>> =
+                invites.iter().flat_map(|invite| self.evidence.pairs_of(*invite)).collect();
+            let used: BTreeMap<Pair<'a>, Vec<Span>> =
+                pairs.iter().map(|pair| (*pair, self.evidence.may_have_used(*pair))).collect();
             let crowd = Crowd::new(used.values().flatten().copied());
-            for Refused { pair: (user, _), invoked, returned } in &refused {
-                // What one holds oneself stands in nobody's own way.
-                let own = used.get(user).map_or(&[][..], Vec::as_slice);
+            for Refused { pair, invoked, returned } in &refused {
+                // What one holds oneself of this very invite stands in nobody's own way.
+                let own = used.get(pair).map_or(&[][..], Vec::as_slice);
                 let most = crowd.most(*invoked, *returned, own);
                 if (most as u64) < *max_uses {
-                    self.broken(law, format!("{user} was told at {} that all {max_uses} uses of {code} are spent or held, when at most {most} were", seconds(*returned)));
+                    self.broken(law, format!("{} was told at {} that all {max_uses} uses of {name} are spent or held, when at most {most} were", pair.0, seconds(*returned)));
                 }
             }
             // After the last of them, uses became free only by being given back.
             let since = refused.iter().map(|one| one.invoked).max().unwrap_or_default();
-            let spent =
-                self.evidence.pairs_of(invite).filter(|pair| self.evidence.has_live_row(*pair));
+            let spent = pairs.iter().filter(|pair| self.evidence.has_live_row(**pair));
             let spent = spent.count() as u64;
-            let given_back = self.given_back_after(invite, since);
+            let given_back = self.given_back_after(invites, since);
             if spent + held + given_back < *max_uses {
-                self.broken(law, format!("at {} all {max_uses} uses of {code} were spent or held, and in the end {spent} are spent and {held} held, when {given_back} may have been given back", seconds(since)));
+                self.broken(law, format!("at {} all {max_uses} uses of {name} were spent or held, and in the end {spent} are spent and {held} held, when {given_back} may have been given back", seconds(since)));
             }
         }
         self.no_false_membership();
     }
 
-    /// How many uses of an invite may have become free after a moment.
-    fn given_back_after(&self, invite: InviteId, since: Duration) -> u64 {
+    /// How many uses of some invites may have become free after a moment.
+    fn given_back_after(&self, invites: &[InviteId], since: Duration) -> u64 {
+        invites.iter().map(|invite| self.given_back_of(*invite, since)).sum()
+    }
+
+    /// How many of one of them.
+    fn given_back_of(&self, invite: InviteId, since: Duration) -> u64 {
         let evidence = &self.evidence;
         let count = if evidence.is_lossy() {
             // Whoever may have had a use that a fault then took.
@@ -489,8 +505,13 @@ impl<'a> Case<'a> {
     fn may_hold_no_more(&self, refusal: &Operation) -> bool {
         let Operation { user, invite, invoked, told, .. } = refusal;
         let is_later = |known: Option<Duration>| known.is_none_or(|at| at > *invoked);
+        if let Some(used_up) = told.used_up() {
+            let limited = self.evidence.limited(*invite, used_up);
+            return limited.is_some_and(|limited| {
+                self.given_back_after(&self.evidence.counting(limited), *invoked) > 0
+            });
+        }
         match told {
-            Told::Exhausted => self.given_back_after(*invite, *invoked) > 0,
             Told::AlreadyMember => {
                 let invites = self.evidence.invites.get(user).into_iter().flatten();
                 let mut ids =
@@ -613,6 +634,15 @@ impl<'a> Case<'a> {
         if self.evidence.rows.len() != self.evidence.outcome.redemptions.len() {
             self.broken(law, "the ledger lists a redemption twice".to_owned());
         }
+        let Outcome { invites, campaigns, .. } = self.evidence.outcome;
+        for InviteRow { code, campaign, .. } in invites.values() {
+            if let Some(name) = campaign.as_ref().filter(|name| !campaigns.contains_key(*name)) {
+                self.broken(
+                    law,
+                    format!("{code} belongs to the campaign {name}, which is not there"),
+                );
+            }
+        }
     }
 
     fn nothing_held_is_lost(&mut self) {
@@ -624,6 +654,7 @@ impl<'a> Case<'a> {
                     operation;
                 let refused = match told {
                     Told::Exhausted => "that no use is left",
+                    Told::CampaignExhausted => "that no use of its campaign is left",
                     Told::NotHeld(_) => "that it holds nothing",
                     _ => continue,
                 };
@@ -637,7 +668,7 @@ impl<'a> Case<'a> {
                     self.broken(law, format!("{user} held a use of {code} since {since}, {id}, and was told at {} {refused}", seconds(*returned)));
                 }
             }
-            for hold in holds.iter().filter(|hold| hold.told == HoldTold::Exhausted) {
+            for hold in holds.iter().filter(|hold| hold.told.used_up().is_some()) {
                 let held = self.evidence.certainly_held((&hold.user, hold.invite));
                 if held.values().any(|span| span.covers(hold.invoked, hold.returned)) {
                     let (code, at) = (self.evidence.code(hold.invite), seconds(hold.returned));

@@ -8,7 +8,8 @@ use serde_json::Value;
 use crate::{
     client::{ClientError, Problem, Redemption, Reservation},
     domain::{
-        Durability, InviteId, Millis, Position, RedemptionId, RequestId, ReservationId, UserId,
+        CampaignName, Durability, InviteId, Millis, Position, RedemptionId, RequestId,
+        ReservationId, UserId,
     },
 };
 
@@ -56,6 +57,8 @@ pub enum Told {
     Granted(Grant),
     /// Nothing was spent: all uses are.
     Exhausted,
+    /// Nothing was spent: all uses of the invite's campaign are.
+    CampaignExhausted,
     /// Nothing was spent: the user is a member already.
     AlreadyMember,
     /// Nothing was spent: the reservation holds nothing.
@@ -68,6 +71,15 @@ pub enum Told {
     NothingDone(String),
     /// What nobody who asks properly should be told. It may have been done.
     Unexpected(String),
+}
+
+/// Of what all uses are spent or held, as somebody was told who wanted one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum UsedUp {
+    /// The invite.
+    Invite,
+    /// The campaign that it belongs to.
+    Campaign,
 }
 
 /// An answer that says that a use is spent.
@@ -116,6 +128,8 @@ pub enum HoldTold {
     Held(ReservationId),
     /// Nothing is held: no use is left.
     Exhausted,
+    /// Nothing is held: no use of the invite's campaign is left.
+    CampaignExhausted,
     /// Nothing is held: the user is a member already.
     AlreadyMember,
     /// Nothing at all: it may have been done, or may yet be.
@@ -199,6 +213,8 @@ pub struct Outcome {
     pub at: Duration,
     /// The invites.
     pub invites: BTreeMap<InviteId, InviteRow>,
+    /// The campaigns.
+    pub campaigns: BTreeMap<CampaignName, CampaignRow>,
     /// The redemptions that the ledger lists.
     pub redemptions: Vec<RedemptionRow>,
     /// The members that it lists, and by which redemption each is one.
@@ -216,6 +232,17 @@ pub struct InviteRow {
     pub uses: u64,
     /// How many it says are held.
     pub held: u64,
+    /// The campaign that it says it belongs to.
+    pub campaign: Option<CampaignName>,
+}
+
+/// A campaign in the end.
+#[derive(Debug, Clone, Copy)]
+pub struct CampaignRow {
+    /// How many uses all its invites have together.
+    pub max_uses: u64,
+    /// How many it says are spent.
+    pub uses: u64,
 }
 
 /// A redemption in the end.
@@ -253,6 +280,16 @@ impl History {
         let lines = lines.chain(holds.iter().map(|one| format!("{one:?}\n")));
         let lines = lines.chain(releases.iter().map(|one| format!("{one:?}\n")));
         lines.chain(rollbacks.iter().map(|one| format!("{one:?}\n"))).collect()
+    }
+}
+
+impl Outcome {
+    /// A line for each invite and each campaign.
+    #[must_use]
+    pub fn lines(&self) -> String {
+        let invites = self.invites.iter().map(|(id, row)| format!("{id}: {row:?}\n"));
+        let campaigns = self.campaigns.iter().map(|(name, row)| format!("{name}: {row:?}\n"));
+        invites.chain(campaigns).collect()
     }
 }
 
@@ -373,7 +410,17 @@ impl Told {
     /// Whether the client was told that it has never been granted anything.
     #[must_use]
     pub fn is_refusal(&self) -> bool {
-        matches!(self, Self::Exhausted | Self::AlreadyMember | Self::NotHeld(_))
+        matches!(self, Self::AlreadyMember | Self::NotHeld(_)) || self.used_up().is_some()
+    }
+
+    /// What has no use left, if that is why there is none.
+    #[must_use]
+    pub fn used_up(&self) -> Option<UsedUp> {
+        match self {
+            Self::Exhausted => Some(UsedUp::Invite),
+            Self::CampaignExhausted => Some(UsedUp::Campaign),
+            _ => None,
+        }
     }
 
     /// What an answer, or its absence, lets a client know.
@@ -397,6 +444,7 @@ impl Told {
             let Problem { code, redemption, rolled_back_at, .. } = &**problem;
             match (code.as_str(), redemption, rolled_back_at) {
                 ("invite_exhausted", ..) => return Self::Exhausted,
+                ("campaign_exhausted", ..) => return Self::CampaignExhausted,
                 ("already_member", ..) => return Self::AlreadyMember,
                 ("reservation_expired" | "reservation_not_found", ..) => {
                     return Self::NotHeld(code.clone());
@@ -419,17 +467,31 @@ impl HoldTold {
             Ok(Reservation { id }) => return Self::Held(id),
             Err(failed) => failed,
         };
-        match &failed {
-            Failed::Refused(problem) if problem.code == "invite_exhausted" => Self::Exhausted,
-            Failed::Refused(problem) if problem.code == "already_member" => Self::AlreadyMember,
-            _ => otherwise!(Self, failed),
+        if let Failed::Refused(problem) = &failed {
+            match problem.code.as_str() {
+                "invite_exhausted" => return Self::Exhausted,
+                "campaign_exhausted" => return Self::CampaignExhausted,
+                "already_member" => return Self::AlreadyMember,
+                _ => {}
+            }
         }
+        otherwise!(Self, failed)
     }
 
     /// Whether the client knows what holds.
     #[must_use]
     pub fn is_definite(&self) -> bool {
-        matches!(self, Self::Held(_) | Self::Exhausted | Self::AlreadyMember)
+        matches!(self, Self::Held(_) | Self::AlreadyMember) || self.used_up().is_some()
+    }
+
+    /// What has no use left, if that is why none is held.
+    #[must_use]
+    pub fn used_up(&self) -> Option<UsedUp> {
+        match self {
+            Self::Exhausted => Some(UsedUp::Invite),
+            Self::CampaignExhausted => Some(UsedUp::Campaign),
+            _ => None,
+        }
     }
 }
 

@@ -22,7 +22,7 @@ use super::{
     faults,
     history::{
         Answer, HELD_FOR, History, Hold, HoldTold, Operation, Release, ReleaseTold, Rollback,
-        RollbackTold, Told,
+        RollbackTold, Told, UsedUp,
     },
 };
 use crate::{
@@ -419,9 +419,12 @@ impl Load<'_> {
         };
         let Sent { invoked, returned, answer } = self.send(patience, random, sends).await?;
         let told = HoldTold::of(answer);
+        self.counts.used_up(told.used_up());
         add(match told {
             HoldTold::Held(_) => &self.counts.held,
-            HoldTold::Exhausted | HoldTold::AlreadyMember => &self.counts.refused,
+            HoldTold::Exhausted | HoldTold::CampaignExhausted | HoldTold::AlreadyMember => {
+                &self.counts.refused
+            }
             HoldTold::Unknown(_) | HoldTold::Unexpected(_) => &self.counts.unknown,
             HoldTold::NothingDone(_) => &self.counts.nothing_done,
         });
@@ -581,16 +584,25 @@ fn until<S: Stream>(stream: S, stop: &CancellationToken) -> impl Stream<Item = S
 
 impl Counts {
     fn told(&self, told: &Told) {
+        self.used_up(told.used_up());
         let count = match told {
             Told::Granted(grant) if grant.replayed => &self.replayed,
             Told::Granted(_) => &self.granted,
-            Told::Exhausted | Told::AlreadyMember | Told::NotHeld(_) | Told::RolledBack(_) => {
-                &self.refused
-            }
+            Told::Exhausted
+            | Told::CampaignExhausted
+            | Told::AlreadyMember
+            | Told::NotHeld(_)
+            | Told::RolledBack(_) => &self.refused,
             Told::Unknown(_) | Told::Unexpected(_) => &self.unknown,
             Told::NothingDone(_) => &self.nothing_done,
         };
         add(count);
+    }
+
+    fn used_up(&self, used_up: Option<UsedUp>) {
+        if used_up == Some(UsedUp::Campaign) {
+            add(&self.campaign_exhausted);
+        }
     }
 }
 

@@ -10,10 +10,13 @@ use super::{
     span::{Span, merged},
 };
 use crate::{
-    domain::{Durability, InviteId, Partition, RedemptionId, RequestId, ReservationId, UserId},
+    domain::{
+        CampaignName, Durability, InviteId, Partition, RedemptionId, RequestId, ReservationId,
+        UserId,
+    },
     torture::history::{
-        Grant, HELD_FOR, History, Hold, HoldTold, Operation, Outcome, RedemptionRow, Release,
-        ReleaseTold, Rollback, RollbackTold, Told,
+        CampaignRow, Grant, HELD_FOR, History, Hold, HoldTold, InviteRow, Operation, Outcome,
+        RedemptionRow, Release, ReleaseTold, Rollback, RollbackTold, Told, UsedUp,
     },
 };
 
@@ -21,6 +24,24 @@ use crate::{
 pub(super) type Pair<'a> = (&'a UserId, InviteId);
 /// Which use of an invite a redemption is: each partition counts its own.
 pub(super) type UseNumber = (Partition, u64);
+
+/// What has only so many uses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Limited<'a> {
+    Invite(InviteId),
+    Campaign(&'a CampaignName),
+}
+
+/// How many uses there are, and what the outcome says of them.
+pub(super) struct Limit {
+    /// What has them, for people.
+    pub(super) name: String,
+    pub(super) max_uses: u64,
+    pub(super) uses: u64,
+    pub(super) held: u64,
+    /// Each of their uses is one.
+    pub(super) invites: Vec<InviteId>,
+}
 
 /// A history, ordered for the questions that the laws ask.
 pub(super) struct Evidence<'a> {
@@ -42,6 +63,8 @@ pub(super) struct Evidence<'a> {
     pub(super) users: BTreeMap<InviteId, BTreeSet<&'a UserId>>,
     /// Every invite of a user.
     pub(super) invites: BTreeMap<&'a UserId, BTreeSet<InviteId>>,
+    /// Every invite of a campaign.
+    campaigns: BTreeMap<&'a CampaignName, Vec<InviteId>>,
 }
 
 impl<'a> Evidence<'a> {
@@ -61,7 +84,13 @@ impl<'a> Evidence<'a> {
             redemptions: BTreeMap::new(),
             users: BTreeMap::new(),
             invites: BTreeMap::new(),
+            campaigns: BTreeMap::new(),
         };
+        for (invite, InviteRow { campaign, .. }) in &outcome.invites {
+            if let Some(campaign) = campaign {
+                evidence.campaigns.entry(campaign).or_default().push(*invite);
+            }
+        }
         for operation in &history.operations {
             let Operation { user, invite, key, .. } = operation;
             evidence.by_key.entry((user, key)).or_default().push(operation);
@@ -101,6 +130,41 @@ impl<'a> Evidence<'a> {
 
     pub(super) fn code(&self, invite: InviteId) -> String {
         self.outcome.invites.get(&invite).map_or_else(|| invite.to_string(), |row| row.code.clone())
+    }
+
+    /// Every limit: that of each invite, and that of each campaign for all its invites together.
+    pub(super) fn limits(&self) -> BTreeMap<Limited<'a>, Limit> {
+        let invites = self.outcome.invites.iter().map(|(id, row)| {
+            let InviteRow { code, max_uses, uses, held, .. } = row;
+            let (name, max_uses, uses, held) = (code.clone(), *max_uses, *uses, *held);
+            (Limited::Invite(*id), Limit { name, max_uses, uses, held, invites: vec![*id] })
+        });
+        let campaigns = self.outcome.campaigns.iter().map(|(name, row)| {
+            let (limited, CampaignRow { max_uses, uses }) = (Limited::Campaign(name), *row);
+            let invites = self.counting(limited);
+            let held = invites.iter().map(|invite| self.outcome.invites[invite].held).sum();
+            let name = format!("the campaign {name}");
+            (limited, Limit { name, max_uses, uses, held, invites })
+        });
+        invites.chain(campaigns).collect()
+    }
+
+    /// The limit that was said to be reached; nothing where an invite belongs to no campaign.
+    pub(super) fn limited(&self, invite: InviteId, used_up: UsedUp) -> Option<Limited<'a>> {
+        match used_up {
+            UsedUp::Invite => Some(Limited::Invite(invite)),
+            UsedUp::Campaign => {
+                self.outcome.invites.get(&invite)?.campaign.as_ref().map(Limited::Campaign)
+            }
+        }
+    }
+
+    /// The invites whose uses count there, none where it is not listed.
+    pub(super) fn counting(&self, limited: Limited<'_>) -> Vec<InviteId> {
+        match limited {
+            Limited::Invite(invite) => vec![invite],
+            Limited::Campaign(name) => self.campaigns.get(name).cloned().unwrap_or_default(),
+        }
     }
 
     /// Whether no fault of this run may have undone it after it was told.

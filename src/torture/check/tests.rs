@@ -2,13 +2,15 @@
 
 use std::collections::BTreeMap;
 
-use proptest::{collection::vec, prelude::*, sample::Index};
+use proptest::{
+    collection::vec, prelude::*, sample::Index, strategy::ValueTree as _, test_runner::TestRunner,
+};
 use uuid::Uuid;
 
 use super::*;
 use crate::{
-    domain::{Cursor, Millis, Partition, Position},
-    torture::history::{Grant, Hold, Release, TakenBack},
+    domain::{CampaignName, Cursor, Millis, Partition, Position},
+    torture::history::{CampaignRow, Grant, Hold, Release, TakenBack, UsedUp},
 };
 
 fn invite(number: u64) -> InviteId {
@@ -25,6 +27,10 @@ fn reservation(number: u64) -> ReservationId {
 
 fn user(number: u64) -> UserId {
     UserId::parse(&format!("user-{number}")).unwrap()
+}
+
+fn campaign() -> CampaignName {
+    CampaignName::parse("spring").unwrap()
 }
 
 fn position(seq: u64) -> Position {
@@ -55,6 +61,8 @@ impl Redeem {
 /// A service without a flaw that does one thing after the other, and a history of what it told.
 struct Simulation {
     max_uses: Vec<u64>,
+    /// How many uses the campaign has, and the invites that belong to it.
+    campaign: Option<(u64, Vec<u64>)>,
     rows: Vec<RedemptionRow>,
     /// What each key has made.
     made: BTreeMap<(u64, u64, u64), RedemptionId>,
@@ -82,6 +90,7 @@ impl Simulation {
     fn new(max_uses: &[u64]) -> Self {
         Self {
             max_uses: max_uses.to_vec(),
+            campaign: None,
             rows: Vec::new(),
             made: BTreeMap::new(),
             held: BTreeMap::new(),
@@ -92,6 +101,11 @@ impl Simulation {
             changes: 0,
             saved: Saved::default(),
         }
+    }
+
+    /// Where some of the invites belong to a campaign of so many uses.
+    fn with_campaign(max_uses: &[u64], of_campaign: u64, invites: &[u64]) -> Self {
+        Self { campaign: Some((of_campaign, invites.to_vec())), ..Self::new(max_uses) }
     }
 
     fn row(&self, id: RedemptionId) -> &RedemptionRow {
@@ -110,12 +124,29 @@ impl Simulation {
         }
     }
 
-    fn is_full(&self, who: u64, which: u64) -> bool {
-        let max_uses = self.max_uses[usize::try_from(which).unwrap()];
-        let uses = self.live().filter(|row| row.invite == invite(which)).count() as u64;
-        let held = self.held.keys().filter(|(_, of)| *of == which).count() as u64;
+    /// How many uses of some invites are spent, and how many are held.
+    fn used(&self, invites: &[u64]) -> (u64, u64) {
+        let is_of = |row: &&RedemptionRow| invites.iter().any(|which| row.invite == invite(*which));
+        let held = self.held.keys().filter(|(_, which)| invites.contains(which));
+        (self.live().filter(is_of).count() as u64, held.count() as u64)
+    }
+
+    /// What limits the uses of an invite, itself first: how many there are, and the invites whose uses count.
+    fn limits(&self, which: u64) -> impl Iterator<Item = (UsedUp, u64, Vec<u64>)> {
+        let own = (UsedUp::Invite, self.max_uses[usize::try_from(which).unwrap()], vec![which]);
+        let campaign = self.campaign.clone().filter(|(_, invites)| invites.contains(&which));
+        let campaign = campaign.map(|(max_uses, invites)| (UsedUp::Campaign, max_uses, invites));
+        std::iter::once(own).chain(campaign)
+    }
+
+    /// Why a user can have no use.
+    fn used_up(&self, who: u64, which: u64) -> Option<UsedUp> {
         let own = self.held.contains_key(&(who, which));
-        uses >= max_uses || !own && uses + held >= max_uses
+        let is_full = |(_, max_uses, invites): &(UsedUp, u64, Vec<u64>)| {
+            let (uses, held) = self.used(invites);
+            uses >= *max_uses || !own && uses + held >= *max_uses
+        };
+        self.limits(which).find(is_full).map(|(used_up, ..)| used_up)
     }
 
     fn decide(&mut self, redeem: Redeem) -> Told {
@@ -139,8 +170,10 @@ impl Simulation {
         if named.is_some() && self.held.get(&(who, which)) != named.as_ref() {
             return Told::NotHeld("reservation_expired".to_owned());
         }
-        if self.is_full(who, which) {
-            return Told::Exhausted;
+        match self.used_up(who, which) {
+            Some(UsedUp::Invite) => return Told::Exhausted,
+            Some(UsedUp::Campaign) => return Told::CampaignExhausted,
+            None => {}
         }
         self.changes += 1;
         let last = self.rows.iter().filter(|row| row.invite == invite(which));
@@ -172,8 +205,10 @@ impl Simulation {
         if self.live().any(|row| row.user == user(who)) {
             return HoldTold::AlreadyMember;
         }
-        if self.is_full(who, which) {
-            return HoldTold::Exhausted;
+        match self.used_up(who, which) {
+            Some(UsedUp::Invite) => return HoldTold::Exhausted,
+            Some(UsedUp::Campaign) => return HoldTold::CampaignExhausted,
+            None => {}
         }
         self.changes += 1;
         let id = reservation(self.changes);
@@ -230,8 +265,9 @@ impl Simulation {
                 continue;
             };
             let (who, which, key) = key;
-            let uses = self.live().filter(|it| it.invite == row.invite).count() as u64;
-            let has_room = uses < self.max_uses[usize::try_from(which).unwrap()];
+            let mut limits = self.limits(which);
+            let has_room = limits.all(|(_, max_uses, invites)| self.used(&invites).0 < max_uses);
+            drop(limits);
             if nodes_live && has_room && self.live().all(|it| it.user != row.user) {
                 self.made.insert((who, which, key), row.id);
                 if let Some(held) = self.held.remove(&(who, which)) {
@@ -343,14 +379,20 @@ impl Simulation {
 
     fn outcome(&self) -> Outcome {
         let row = |(number, max_uses): (usize, &u64)| {
-            let id = invite(number as u64);
-            let uses = self.live().filter(|row| row.invite == id).count() as u64;
-            let held = self.held.keys().filter(|(_, of)| *of == number as u64).count() as u64;
-            (id, InviteRow { code: format!("CODE-{number}"), max_uses: *max_uses, uses, held })
+            let which = number as u64;
+            let (uses, held) = self.used(&[which]);
+            let belongs = self.campaign.as_ref().is_some_and(|(_, all)| all.contains(&which));
+            let campaign = belongs.then(campaign);
+            let (code, max_uses) = (format!("CODE-{number}"), *max_uses);
+            (invite(which), InviteRow { code, max_uses, uses, held, campaign })
+        };
+        let of_campaign = |(max_uses, invites): &(u64, Vec<u64>)| {
+            (campaign(), CampaignRow { max_uses: *max_uses, uses: self.used(invites).0 })
         };
         Outcome {
             at: Duration::from_millis((self.now + 50) * 10),
             invites: self.max_uses.iter().enumerate().map(row).collect(),
+            campaigns: self.campaign.iter().map(of_campaign).collect(),
             redemptions: self.rows.clone(),
             members: self.live().map(|row| (row.user.clone(), Some(row.id))).collect(),
         }
@@ -909,6 +951,221 @@ fn a_refusal_while_an_earlier_request_of_the_same_key_is_under_way_may_be_follow
     assert_found(&simulation.check(), Law::KnownAnswer, "was a refusal, and the ledger has");
 }
 
+/// Two invites of three uses each that belong to a campaign of three, and one that belongs to none.
+fn sharing() -> Simulation {
+    Simulation::with_campaign(&[3, 3, 1], 3, &[0, 1])
+}
+
+#[test]
+fn a_campaign_without_a_flaw_is_accepted() {
+    let mut simulation = sharing();
+    let held = simulation.hold(1, 0);
+    let Told::Granted(Grant { id, .. }) = simulation.ask(2, 0) else { panic!() };
+    simulation.ask(3, 1);
+    assert_eq!(simulation.ask(4, 0), Told::CampaignExhausted);
+    assert_eq!(simulation.ask(5, 1), Told::CampaignExhausted);
+    let told = simulation.decide_hold(6, 1);
+    assert_eq!(told, HoldTold::CampaignExhausted);
+    simulation.tell_hold(6, 1, told, (0, 0));
+    assert!(matches!(simulation.ask(7, 2), Told::Granted(_)));
+    simulation.roll_back(id);
+    assert!(matches!(simulation.ask(5, 1), Told::Granted(_)));
+    let spent = Redeem { named: Some(held), ..Redeem::plain(1, 0) };
+    assert!(matches!(simulation.ask_for(spent), Told::Granted(_)));
+    assert_eq!(simulation.ask(8, 1), Told::CampaignExhausted);
+    assert_eq!(simulation.check(), []);
+    assert_eq!(simulation.check_lossy(), []);
+}
+
+#[test]
+fn one_use_of_a_campaign_too_many_is_found() {
+    let mut simulation = sharing();
+    for (who, which) in [(1, 0), (2, 0), (3, 1)] {
+        simulation.ask(who, which);
+    }
+    let row = add(&mut simulation, 4, 1, 2);
+    simulation.tell(4, 1, granted(&row, Durability::Ledger, false), 0, 0);
+    for findings in [simulation.check(), simulation.check_lossy()] {
+        assert_found(
+            &findings,
+            Law::NoOverRedemption,
+            "the campaign spring has 3 uses, and the ledger has 4 redemptions of it and 0 are held",
+        );
+        assert_found(&findings, Law::NoOverRedemption, "4 of them were spent or held");
+        assert_eq!(findings.len(), 2, "{findings:#?}");
+    }
+    // Also when one of them has been taken back since.
+    let first = simulation.rows[0].id;
+    simulation.roll_back(first);
+    let findings = simulation.check();
+    assert_found(
+        &findings,
+        Law::NoOverRedemption,
+        "the campaign spring has 3 uses, and at 0.041 s 4 of them were spent or held",
+    );
+    assert_eq!(findings.len(), 1, "{findings:#?}");
+    // Had that been asked for before, it might be.
+    simulation.history.rollbacks[0].invoked = Duration::from_millis(35);
+    assert_eq!(simulation.check(), []);
+}
+
+#[test]
+fn a_use_of_a_campaign_that_is_held_for_one_too_many_is_found() {
+    let mut simulation = sharing();
+    for (who, which) in [(1, 0), (2, 0)] {
+        simulation.ask(who, which);
+    }
+    simulation.hold(3, 1);
+    simulation.held.insert((4, 1), reservation(99));
+    simulation.tell_hold(4, 1, HoldTold::Held(reservation(99)), (0, 0));
+    let findings = simulation.check();
+    assert_found(
+        &findings,
+        Law::NoOverRedemption,
+        "the campaign spring has 3 uses, and the ledger has 2 redemptions of it and 2 are held",
+    );
+    assert_found(&findings, Law::NoOverRedemption, "at 0.041 s 4 of them were spent or held");
+    assert_eq!(findings.len(), 2, "{findings:#?}");
+}
+
+#[test]
+fn a_campaign_that_counts_wrong_is_found() {
+    let mut simulation = sharing();
+    simulation.ask(1, 0);
+    simulation.ask(2, 2);
+    let mut outcome = simulation.outcome();
+    outcome.campaigns.get_mut(&campaign()).unwrap().uses += 1;
+    for may_lose in [MayLose::Nothing, MayLose::BelowLedger] {
+        let findings = check(&simulation.history, &outcome, may_lose);
+        assert_found(
+            &findings,
+            Law::NoOverRedemption,
+            "the campaign spring says that 2 uses are spent, and the ledger has 1 redemptions",
+        );
+        assert_eq!(findings.len(), 1, "{findings:#?}");
+    }
+}
+
+#[test]
+fn a_refusal_by_a_campaign_that_has_a_use_left_is_found() {
+    let mut simulation = sharing();
+    simulation.ask(1, 0);
+    simulation.hold(2, 1);
+    simulation.tell(4, 0, Told::CampaignExhausted, 0, 0);
+    simulation.tell_hold(5, 1, HoldTold::CampaignExhausted, (0, 0));
+    simulation.ask(3, 0);
+    for findings in [simulation.check(), simulation.check_lossy()] {
+        for told in ["user-4 was told at 0.031 s", "user-5 was told at 0.041 s"] {
+            let words = format!(
+                "{told} that all 3 uses of the campaign spring are spent or held, when at most 2"
+            );
+            assert_found(&findings, Law::NoFalseRefusal, &words);
+        }
+        assert_eq!(findings.len(), 2, "{findings:#?}");
+    }
+    // Had the third one asked before, it might be so.
+    simulation.history.operations[2].invoked = Duration::from_millis(25);
+    assert_eq!(simulation.check(), []);
+}
+
+#[test]
+fn a_refusal_after_a_use_of_the_campaign_was_given_back_is_found() {
+    let mut simulation = sharing();
+    let held = simulation.hold(1, 0);
+    let Told::Granted(Grant { id, .. }) = simulation.ask(2, 1) else { panic!() };
+    simulation.ask(3, 1);
+    assert_eq!(simulation.ask(4, 0), Told::CampaignExhausted);
+    simulation.release(1, 0, held);
+    assert_eq!(simulation.check(), []);
+    simulation.tell(5, 0, Told::CampaignExhausted, 0, 0);
+    assert_found(&simulation.check(), Law::NoFalseRefusal, "when at most 2 were");
+    simulation.roll_back(id);
+    simulation.tell(6, 0, Told::CampaignExhausted, 0, 0);
+    assert_found(&simulation.check(), Law::NoFalseRefusal, "when at most 1 were");
+}
+
+#[test]
+fn a_refusal_by_a_campaign_of_which_one_holds_a_use_oneself_is_found() {
+    let mut simulation = sharing();
+    simulation.hold(1, 0);
+    for (who, which) in [(2, 0), (3, 1)] {
+        simulation.ask(who, which);
+    }
+    simulation.tell(1, 0, Told::CampaignExhausted, 0, 0);
+    let findings = simulation.check();
+    assert_found(&findings, Law::NoFalseRefusal, "when at most 2 were");
+    assert_found(&findings, Law::NothingLost, "at 0.041 s that no use of its campaign is left");
+    simulation.history.operations.pop();
+    // What one holds of another of its invites is of no use here.
+    assert_eq!(simulation.ask(1, 1), Told::CampaignExhausted);
+    assert_eq!(simulation.check(), []);
+    // Who has one held and asks again is told of that one.
+    simulation.tell_hold(1, 0, HoldTold::CampaignExhausted, (0, 0));
+    assert_found(&simulation.check(), Law::NothingLost, "was told at 0.061 s that no use is left");
+}
+
+#[test]
+fn a_use_of_a_campaign_that_is_free_in_the_end_though_nobody_gave_it_back_is_found() {
+    let mut simulation = sharing();
+    for (who, which) in [(1, 0), (2, 1)] {
+        simulation.ask(who, which);
+    }
+    let told = simulation.decide_hold(3, 1);
+    simulation.tell_hold(3, 1, HoldTold::Unknown("cut".to_owned()), (0, 0));
+    assert!(matches!(told, HoldTold::Held(_)));
+    assert_eq!(simulation.ask(4, 0), Told::CampaignExhausted);
+    assert_eq!(simulation.check(), []);
+    simulation.held.clear();
+    let findings = simulation.check();
+    assert_found(
+        &findings,
+        Law::NoFalseRefusal,
+        "all 3 uses of the campaign spring were spent or held, and in the end 2 are spent and 0 held, when 0 may",
+    );
+    assert_eq!(findings.len(), 1, "{findings:#?}");
+    // A fault may have taken it.
+    assert_eq!(simulation.check_lossy(), []);
+}
+
+#[test]
+fn a_campaign_that_is_not_the_invites_or_not_there_is_found() {
+    let mut simulation = sharing();
+    simulation.tell(1, 2, Told::CampaignExhausted, 0, 0);
+    let words = "user-1 was refused CODE-2 at 0.011 s by a limit that is not there";
+    assert_found(&simulation.check(), Law::NoFalseRefusal, words);
+    let mut outcome = sharing().outcome();
+    outcome.campaigns.clear();
+    let findings = check(&History::default(), &outcome, MayLose::BelowLedger);
+    assert_found(&findings, Law::NothingLost, "CODE-1 belongs to the campaign spring, which is");
+}
+
+#[test]
+fn a_key_that_is_granted_and_then_refused_by_the_campaign_is_found() {
+    let mut simulation = sharing();
+    simulation.ask(1, 0);
+    simulation.tell(1, 0, Told::CampaignExhausted, 0, 0);
+    let findings = simulation.check();
+    assert_found(&findings, Law::KnownAnswer, "and refused at");
+    assert_found(&findings, Law::KnownAnswer, "was a refusal, and the ledger has");
+}
+
+#[test]
+fn a_refusal_by_a_campaign_may_be_followed_by_a_grant_once_another_of_its_invites_has_given_back() {
+    let mut simulation = Simulation::with_campaign(&[3, 3], 1, &[0, 1]);
+    let Told::Granted(Grant { id, .. }) = simulation.ask(1, 0) else { panic!() };
+    assert_eq!(simulation.ask(2, 1), Told::CampaignExhausted);
+    simulation.roll_back(id);
+    let told = simulation.decide(Redeem::plain(2, 1));
+    simulation.tell(2, 1, told, 30, 0);
+    assert_eq!(simulation.check(), []);
+    // Not so if the invite itself was used up, and not if nothing became free after the refusal.
+    simulation.history.operations[1].told = Told::Exhausted;
+    assert_found(&simulation.check(), Law::KnownAnswer, "was a refusal, and the ledger has");
+    simulation.history.operations[1].told = Told::CampaignExhausted;
+    simulation.history.operations[1].invoked = Duration::from_millis(35);
+    assert_found(&simulation.check(), Law::KnownAnswer, "was a refusal, and the ledger has");
+}
+
 /// What a client knows of one request of a random history.
 #[derive(Debug, Clone, Copy)]
 enum Fate {
@@ -1050,9 +1307,10 @@ impl Simulation {
     }
 }
 
-/// A legal history: what overlaps and what is unknown is so for the clients alone.
-fn legal(requests: &[Request]) -> Simulation {
-    let mut simulation = Simulation::new(&[2, 3, 1]);
+/// A legal history: what overlaps and what is unknown is so for the clients alone. Two of the invites belong to a campaign
+/// of so many uses.
+fn legal(of_campaign: u64, requests: &[Request]) -> Simulation {
+    let mut simulation = Simulation::with_campaign(&[2, 3, 1], of_campaign, &[0, 1]);
     let mut under_way = Vec::new();
     let mut unknown = BTreeMap::new();
     for (number, request) in requests.iter().enumerate() {
@@ -1093,6 +1351,19 @@ fn legal(requests: &[Request]) -> Simulation {
     simulation
 }
 
+/// How many ways there are to make one thing of a legal history wrong.
+const CORRUPTIONS: usize = 17;
+
+/// Adds to the uses that an invite and its campaign say are spent.
+fn recount(outcome: &mut Outcome, which: InviteId, more: i64) {
+    let row = outcome.invites.get_mut(&which).unwrap();
+    row.uses = row.uses.checked_add_signed(more).unwrap();
+    if let Some(name) = &row.campaign {
+        let row = outcome.campaigns.get_mut(name).unwrap();
+        row.uses = row.uses.checked_add_signed(more).unwrap();
+    }
+}
+
 /// Makes one thing of a legal history wrong; whether there was something to make wrong.
 fn corrupt(simulation: &mut Simulation, outcome: &mut Outcome, how: usize, at: Index) -> bool {
     let choose = |found: Vec<usize>| (!found.is_empty()).then(|| *at.get(&found));
@@ -1109,14 +1380,17 @@ fn corrupt(simulation: &mut Simulation, outcome: &mut Outcome, how: usize, at: I
             outcome.redemptions.push(row.clone());
             outcome.members.push((row.user, Some(row.id)));
         }
-        // An early refusal.
-        1 => {
+        // An early refusal, by an invite or by the campaign.
+        1 | 15 => {
             let Some(first) = operations.first() else { return false };
             let mut early = first.clone();
             early.invoked = Duration::ZERO;
             early.returned = Duration::ZERO;
             early.user = user(98);
             early.told = Told::Exhausted;
+            if how == 15 {
+                (early.invite, early.told) = (invite(0), Told::CampaignExhausted);
+            }
             operations.push(early);
             let others = simulation.history.holds.iter().map(|one| one.invoked);
             let mut others = others.chain(operations.iter().rev().skip(1).map(|one| one.invoked));
@@ -1166,7 +1440,7 @@ fn corrupt(simulation: &mut Simulation, outcome: &mut Outcome, how: usize, at: I
                 rolled_back_at: None,
             };
             operations[number].told = super::tests::granted(&row, Durability::Gate, false);
-            outcome.invites.get_mut(&which).unwrap().uses += 1;
+            recount(outcome, which, 1);
             outcome.members.push((row.user.clone(), Some(row.id)));
             outcome.redemptions.push(row);
         }
@@ -1176,8 +1450,9 @@ fn corrupt(simulation: &mut Simulation, outcome: &mut Outcome, how: usize, at: I
             let id = rollbacks[number].redemption;
             let row = outcome.redemptions.iter_mut().find(|row| row.id == id).unwrap();
             row.rolled_back_at = None;
-            outcome.invites.get_mut(&row.invite).unwrap().uses += 1;
+            let which = row.invite;
             outcome.members.push((row.user.clone(), Some(id)));
+            recount(outcome, which, 1);
         }
         // One happens that nobody asked for.
         8 => {
@@ -1185,8 +1460,9 @@ fn corrupt(simulation: &mut Simulation, outcome: &mut Outcome, how: usize, at: I
             let mut rows = outcome.redemptions.iter_mut();
             let Some(row) = rows.find(|row| !is_asked(row.id)) else { return false };
             row.rolled_back_at = Some(self::at(1));
-            outcome.invites.get_mut(&row.invite).unwrap().uses -= 1;
-            outcome.members.retain(|(_, redemption)| *redemption != Some(row.id));
+            let (id, which) = (row.id, row.invite);
+            outcome.members.retain(|(_, redemption)| *redemption != Some(id));
+            recount(outcome, which, -1);
         }
         // One is told with another moment.
         9 => {
@@ -1230,6 +1506,27 @@ fn corrupt(simulation: &mut Simulation, outcome: &mut Outcome, how: usize, at: I
             // A use that was spent meanwhile leaves nothing certain.
             return !outcome.redemptions.iter().any(|row| row.invite == hold.invite);
         }
+        // A count of a campaign that is wrong.
+        13 => outcome.campaigns.get_mut(&campaign()).unwrap().uses += 1,
+        // One more gets a use of an invite that has one left, when its campaign has none.
+        14 => {
+            let is_free = |which: &u64| simulation.used_up(97, *which) == Some(UsedUp::Campaign);
+            let Some(which) = [0, 1].into_iter().find(is_free) else { return false };
+            let last = simulation.rows.iter().filter(|row| row.invite == invite(which));
+            let row = RedemptionRow {
+                id: redemption(999),
+                user: user(97),
+                invite: invite(which),
+                ordinal: last.map(|row| row.ordinal).max().unwrap_or_default() + 1,
+                position: position(simulation.changes + 1),
+                rolled_back_at: None,
+            };
+            let told = super::tests::granted(&row, Durability::Gate, false);
+            simulation.tell(97, which, told, 0, 0);
+            outcome.members.push((row.user.clone(), Some(row.id)));
+            outcome.redemptions.push(row);
+            recount(outcome, invite(which), 1);
+        }
         // A key that was unknown is never asked for again.
         _ => {
             let unknown = |one: &Operation| matches!(one.told, Told::Unknown(_));
@@ -1243,28 +1540,64 @@ fn corrupt(simulation: &mut Simulation, outcome: &mut Outcome, how: usize, at: I
     true
 }
 
+#[test]
+fn random_histories_have_every_refusal_and_can_be_made_wrong_in_every_way() {
+    let mut runner = TestRunner::deterministic();
+    let histories = (1..=5_u64, requests(false), any::<Index>());
+    let (mut refusals, mut wrong) = (BTreeSet::new(), BTreeSet::new());
+    for _ in 0..500 {
+        let (of_campaign, requests, at) = histories.new_tree(&mut runner).unwrap().current();
+        let History { operations, holds, .. } = legal(of_campaign, &requests).history;
+        let operations = operations.iter().filter(|one| one.told.is_refusal());
+        refusals.extend(operations.map(|one| format!("{:?}", one.told)));
+        let holds = holds.iter().filter(|one| one.told.used_up().is_some());
+        refusals.extend(holds.map(|one| format!("{:?} to hold", one.told)));
+        for how in 0..CORRUPTIONS {
+            let mut simulation = legal(of_campaign, &requests);
+            let mut outcome = simulation.outcome();
+            if corrupt(&mut simulation, &mut outcome, how, at) {
+                wrong.insert(how);
+            }
+        }
+    }
+    assert_eq!(wrong, (0..CORRUPTIONS).collect());
+    let all = [
+        "AlreadyMember",
+        "CampaignExhausted",
+        "CampaignExhausted to hold",
+        "Exhausted",
+        "Exhausted to hold",
+        "NotHeld(\"reservation_expired\")",
+    ];
+    assert_eq!(refusals, all.map(str::to_owned).into());
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(1024))]
 
     #[test]
-    fn legal_histories_are_accepted(requests in requests(false)) {
-        let simulation = legal(&requests);
+    fn legal_histories_are_accepted(of_campaign in 1..=5_u64, requests in requests(false)) {
+        let simulation = legal(of_campaign, &requests);
         prop_assert_eq!(simulation.check(), []);
         prop_assert_eq!(simulation.check_lossy(), []);
     }
 
     #[test]
-    fn what_a_fault_may_lose_explains_what_follows_from_it(requests in requests(true)) {
-        prop_assert_eq!(legal(&requests).check_lossy(), []);
+    fn what_a_fault_may_lose_explains_what_follows_from_it(
+        of_campaign in 1..=5_u64,
+        requests in requests(true),
+    ) {
+        prop_assert_eq!(legal(of_campaign, &requests).check_lossy(), []);
     }
 
     #[test]
     fn one_thing_wrong_in_a_legal_history_is_found(
+        of_campaign in 1..=5_u64,
         requests in requests(false),
-        how in 0..14_usize,
+        how in 0..CORRUPTIONS,
         at in any::<Index>(),
     ) {
-        let mut simulation = legal(&requests);
+        let mut simulation = legal(of_campaign, &requests);
         let mut outcome = simulation.outcome();
         if corrupt(&mut simulation, &mut outcome, how, at) {
             let findings = check(&simulation.history, &outcome, MayLose::Nothing);
