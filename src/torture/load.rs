@@ -27,7 +27,10 @@ use super::{
 };
 use crate::{
     client::{Client, ClientError},
-    domain::{Durability, InviteId, Namespace, RedemptionId, RequestId, ReservationId, UserId},
+    domain::{
+        Durability, InviteId, Namespace, RedemptionId, RequestId, ReservationId, UserId,
+        campaign::CAMPAIGNS_MAX,
+    },
 };
 
 /// How often a state is looked at.
@@ -38,6 +41,9 @@ const CODES: [(&str, &str); 4] = [("A", "alpha"), ("B", "beta"), ("C", "alpha"),
 const GIVEN_BACK: usize = 1;
 /// Some who want this code have a use held first.
 const RESERVED: usize = 2;
+/// The invites of these two belong to one campaign: its uses come free when they are released and when they are rolled
+/// back.
+const IN_CAMPAIGN: [usize; 2] = [GIVEN_BACK, RESERVED];
 /// Users of a wave for each of its uses, so that many are refused.
 const USERS_PER_USE: u64 = 2;
 
@@ -165,6 +171,29 @@ impl Load<'_> {
         Ok(())
     }
 
+    /// Makes the campaign of a wave, and waits until the ledger has it; none where there can be none.
+    async fn campaign(&self, wave: u64, max_uses: u64) -> Result<Option<String>, TortureError> {
+        // No invite of a namespace that is spread can belong to one.
+        if self.spread > 1 {
+            return Ok(None);
+        }
+        // A namespace can have no more.
+        if wave >= CAMPAIGNS_MAX {
+            return Ok(None);
+        }
+        let name = format!("w{wave}");
+        loop {
+            let path = format!("/campaigns/{name}");
+            self.anybody(Method::PUT, &path, Some(&json!({"max_uses": max_uses})), None).await?;
+            let listed = self.get(&format!("/campaigns?limit={CAMPAIGNS_MAX}")).await?;
+            let is_it = |row: &Value| row["name"] == name.as_str();
+            if listed["data"].as_array().is_some_and(|rows| rows.iter().any(is_it)) {
+                return Ok(Some(name));
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+
     /// Makes the invites of a wave, and waits until the ledger has them.
     async fn wave(&self, number: u64) -> Result<Arc<Wave>, TortureError> {
         let mut random = faults::random(self.seed, &[4, number]);
@@ -178,10 +207,17 @@ impl Load<'_> {
                 (format!("W{number}-{letter}"), *group, uses)
             })
             .collect();
+        let shared: u64 = IN_CAMPAIGN.iter().map(|which| all[*which].2).sum();
+        // Mostly less than its invites have, and enough for one of them to be used up before it.
+        let max_uses = random.random_range(shared.div_ceil(2)..=shared);
+        let campaign = self.campaign(number, max_uses).await?;
         loop {
             let mut invites = Vec::new();
-            for (code, group, max_uses) in &all {
-                let body = json!({"code": code, "group": group, "max_uses": max_uses});
+            for (which, (code, group, max_uses)) in all.iter().enumerate() {
+                let mut body = json!({"code": code, "group": group, "max_uses": max_uses});
+                if let Some(name) = campaign.as_ref().filter(|_| IN_CAMPAIGN.contains(&which)) {
+                    body["campaign"] = json!(name);
+                }
                 let made = self.anybody(Method::POST, "/invites", Some(&body), Some(code)).await?;
                 let id: InviteId = serde_json::from_value(made["id"].clone())
                     .map_err(|_| TortureError::NeverCame(format!("{code} has an id")))?;

@@ -100,7 +100,7 @@ fn tortured(redis: &str) {
     }
     // It proves nothing unless something was asked, and something struck.
     let count = |value: &Value| value.as_u64().unwrap();
-    for what in ["granted", "refused", "held", "given_back"] {
+    for what in ["granted", "refused", "campaign_exhausted", "held", "given_back"] {
         assert!(count(&verdict[what]) > 0, "{what}: {verdict}");
     }
     let kills =
