@@ -173,10 +173,6 @@ impl Load<'_> {
 
     /// Makes the campaign of a wave, and waits until the ledger has it; none where there can be none.
     async fn campaign(&self, wave: u64, max_uses: u64) -> Result<Option<String>, TortureError> {
-        // No invite of a namespace that is spread can belong to one.
-        if self.spread > 1 {
-            return Ok(None);
-        }
         // A namespace can have no more.
         if wave >= CAMPAIGNS_MAX {
             return Ok(None);

@@ -116,7 +116,7 @@ fn a_tortured_namespace_that_is_spread_breaks_no_law() {
         let args = ["--spread", spread, "--seconds", &seconds, "--seed", "19"];
         let verdict = place.verdict(&args);
         assert_eq!(verdict["proven"], true, "{verdict}");
-        for what in ["granted", "refused", "held", "given_back"] {
+        for what in ["granted", "refused", "held", "given_back", "campaign_exhausted"] {
             assert!(verdict[what].as_u64().unwrap() > 0, "{what}: {verdict}");
         }
     }
