@@ -92,7 +92,10 @@ local divisor = tonumber(ARGV[10])
 local portions = math.max(divisor - takers, math.min(divisor, 2))
 local free, kept, amount = max_uses - uses - held, 0, 0
 if free > 0 and tonumber(pool[9] or 0) > now then kept = 1 end
-if portions > 0 and given == tonumber(ARGV[9]) and free > kept then amount = math.ceil((free - kept) / portions) end
+-- What an administrator needs at home is not kept.
+local to_give = divisor == 1 and free or free - kept
+if portions > 0 and given == tonumber(ARGV[9]) and to_give > 0 then amount = math.ceil(to_give / portions) end
+if amount == free then kept = 0 end
 -- Nothing above writes; nothing below refuses.
 if is_old and prefix ~= '' then
   redis.call('HSET', key, prefix .. 'max_uses', pool[2], prefix .. 'total', pool[3])

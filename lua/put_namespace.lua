@@ -69,10 +69,12 @@ for i = 10, #ARGV, 2 do
   local name, value = ARGV[i], ARGV[i + 1]
   local fixed = name == 'membership' or name == 'code_case' or name == 'code_check'
     or name == 'spread' and action == 'put'
-  if exists and fixed and (settings[name] or '') ~= value then
-    return {'fixed_rules', redis.call('HGETALL', KEYS[3])}
-  end
-  if value == '' then
+  if exists and fixed then
+    local is = settings[name] or ''
+    -- One that was spread before and is not any more says so.
+    if name == 'spread' and is == '1' then is = '' end
+    if is ~= value then return {'fixed_rules', redis.call('HGETALL', KEYS[3])} end
+  elseif value == '' then
     settings[name] = nil
     removed[#removed + 1] = name
   else

@@ -43,7 +43,7 @@
 --             invalid instead of those that tell of a code, where the namespace's error_detail is coarse
 --   rates     for each policy of the kind, once they were looked at, how far its budget is from full, in microseconds
 -- After a grant: uses and granted + 1, the member's fields, a line in an outbox entry, one's own reservation gone. After
--- a refusal: nothing but rate limits. Reservations whose deadline has come are removed by the call that ignores them: were
+-- a refusal: nothing but rate limits; after a `dry` for want of a campaign's use, until when the invite's is kept. Reservations whose deadline has come are removed by the call that ignores them: were
 -- they left, a clock that goes back would revive them.
 -- The head, the same in every fenced script: KEYS[1] meta, KEYS[2] outbox, ARGV[1] deployment, ARGV[2] lineage,
 -- ARGV[3] epoch (all three from the ledger), ARGV[4] now (ms; empty for the clock of Redis).
@@ -77,7 +77,8 @@ end
 -- End of the head.
 local POLICIES, GUESS, BATCH_MAX = {'user', 'ip', 'code', 'namespace', 'guess'}, 5, 1024
 -- For how long a shard that looks for a use of a campaign gives away no last use of the invite, in ms: see take_uses.lua.
-local KEPT_MS = 100
+-- Longer than there, so that of two shards that have what the other one needs only one gives.
+local KEPT_MS = 300
 -- The reasons that tell of a code; all others tell of the user or of the request.
 local FOLDED = {
   not_found = true, disabled = true, not_started = true, expired = true, user_not_allowed = true,

@@ -453,6 +453,7 @@ impl Gate {
         let mut request = request;
         // Whether an attempt under older rules may have been granted.
         let mut unknown = how.unknown;
+        let (mut patient, mut is_anew) = (how.patient, false);
         let doubt = |error, unknown| {
             if unknown { GateError::OutcomeUnknown { cause: None } } else { error }
         };
@@ -463,8 +464,10 @@ impl Gate {
                 let outcome = Outcome::Refused(Refusal::NamespaceNotFound);
                 return Ok(Asked::Answer(Answer { outcome, rates: Vec::new() }, false));
             };
+            // It has been spread since whoever asks looked: what this part alone knows is not the last word.
+            patient |= is_anew && settings.is_spread();
             let lane = &lanes[usize::from(partition.0)];
-            match lane.ask(request, settings, deadline, how.patient, unknown).await? {
+            match lane.ask(request, settings, deadline, patient, unknown).await? {
                 lane::Reply::Answer(answer, replicated) => {
                     return Ok(Asked::Answer(answer, replicated));
                 }
@@ -473,7 +476,7 @@ impl Gate {
                 }
                 lane::Reply::SettingsChanged(back, was_unknown) => {
                     self.forget_settings(&namespace);
-                    (request, unknown) = (back, was_unknown);
+                    (request, unknown, is_anew) = (back, was_unknown, true);
                 }
             }
         }

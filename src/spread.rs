@@ -63,6 +63,16 @@ pub enum SpreadError {
     TooLate,
 }
 
+impl SpreadError {
+    /// Uses that could not be moved in time mean that nothing was spent, unless an earlier attempt may have spent one.
+    fn or_unknown(self, unknown: bool) -> Self {
+        match self {
+            Self::TooLate => too_late(unknown),
+            other => other,
+        }
+    }
+}
+
 /// What knows how namespaces are spread. Cheap to clone.
 #[derive(Clone)]
 pub struct Spread {
@@ -73,8 +83,11 @@ struct Inner {
     gate: Gate,
     ledger: Ledger,
     progress: Progress,
-    searches: Mutex<HashMap<(Namespace, InviteId), Arc<Turn>>>,
+    searches: Mutex<HashMap<Searched, Arc<Turn>>>,
 }
+
+/// Where and for what, and whether something is to be moved: who waits for that is not helped by a look.
+type Searched = (Namespace, InviteId, bool);
 
 /// Whose turn it is to search for uses for a shard.
 #[derive(Default)]
@@ -267,8 +280,9 @@ impl Spread {
                         // A use of the invite is of no good to anybody without one of its campaign.
                         let pool = Pool::Campaign { namespace: home.clone(), name };
                         let moving = Moving { parts: &parts, pool };
-                        let look = || Search::look(moving.count());
-                        let found = self.in_turn(&moving, &home, look, deadline).await?;
+                        let look = Search::look(moving.count());
+                        let found = self.in_turn(&moving, &home, look, deadline).await;
+                        let found = found.map_err(|error| error.or_unknown(how.unknown))?;
                         if matches!(found, Found::None { .. }) {
                             how.patient = false;
                             last_words.campaign_exhausted = true;
@@ -277,7 +291,8 @@ impl Spread {
                     }
                     let pool = Pool::Invite { id: id.of_whole(place), code: request.code.clone() };
                     let moving = Moving { parts: &parts, pool };
-                    match self.search(&moving, place, deadline).await? {
+                    let found = self.search(&moving, place, deadline).await;
+                    match found.map_err(|error| error.or_unknown(how.unknown))? {
                         Found::Some => {}
                         Found::None { may_free_at } => {
                             how.patient = false;
@@ -293,7 +308,8 @@ impl Spread {
                     let parts = settings.parts(&home);
                     let pool = Pool::Campaign { namespace: home.clone(), name };
                     let moving = Moving { parts: &parts, pool };
-                    match self.search(&moving, place, deadline).await? {
+                    let found = self.search(&moving, place, deadline).await;
+                    match found.map_err(|error| error.or_unknown(how.unknown))? {
                         Found::Some => {}
                         Found::None { .. } => {
                             how.patient = false;
@@ -536,7 +552,7 @@ impl Spread {
         deadline: Instant,
     ) -> Result<Found, SpreadError> {
         let taker = moving.place_of(shard.participant());
-        let search = || Search::new(taker, moving.count());
+        let search = Search::new(taker, moving.count());
         self.in_turn(moving, shard, search, deadline).await
     }
 
@@ -545,10 +561,10 @@ impl Spread {
         &self,
         moving: &Moving<'_>,
         part: &Namespace,
-        search: impl FnOnce() -> Search,
+        search: Search,
         deadline: Instant,
     ) -> Result<Found, SpreadError> {
-        let key = (part.clone(), moving.pool.id());
+        let key = (part.clone(), moving.pool.id(), search.moves());
         let turn = {
             let mut searches = self.searches();
             searches.entry(key.clone()).or_default().clone()
@@ -562,7 +578,7 @@ impl Spread {
                 return Ok(found);
             }
             let number = turn.begun.fetch_add(1, Ordering::SeqCst) + 1;
-            let found = self.follow(moving, search(), deadline, |_| false).await?;
+            let found = self.follow(moving, search, deadline, |_| false).await?;
             *ended = Some((number, found));
             Ok(found)
         };
@@ -577,7 +593,7 @@ impl Spread {
         found.unwrap_or(Err(SpreadError::TooLate))
     }
 
-    fn searches(&self) -> std::sync::MutexGuard<'_, HashMap<(Namespace, InviteId), Arc<Turn>>> {
+    fn searches(&self) -> std::sync::MutexGuard<'_, HashMap<Searched, Arc<Turn>>> {
         self.inner.searches.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -191,15 +191,19 @@ impl Part {
     }
 
     /// `lua/give_uses.lua`: gives a portion of what is free, unless more was given before than the taker is `known` to
-    /// have taken. With a `divisor` of 1 the portion is all. Else there is one portion for each of so many participants
+    /// have taken. With a `divisor` of 0 nothing new is given; with 1 the portion is all. Else there is one portion for each of so many participants
     /// that was not given anything yet, and there are at least two; so the first ones are equal, and the giver keeps one.
-    /// What is [`kept`](Self::kept) is not divided. `at` is the place of the change, if it becomes one.
+    /// What is [`kept`](Self::kept) is not divided, but is part of all. `at` is the place of the change, if it becomes one.
     pub fn give(&mut self, taker: u16, known: u64, divisor: u64, at: Cursor) -> Gave {
         if let Some(outstanding) = self.given.get(&taker).filter(|given| given.amount > known) {
             return Gave::Given(*outstanding);
         }
+        if divisor == 0 {
+            return Gave::Nothing;
+        }
         let portions = divisor.saturating_sub(self.given.len() as u64).max(divisor.min(2));
-        let portion = self.free().saturating_sub(self.kept).div_ceil(portions);
+        let kept = if divisor == 1 { 0 } else { self.kept };
+        let portion = self.free().saturating_sub(kept).div_ceil(portions);
         if portion == 0 {
             return Gave::Nothing;
         }
@@ -318,6 +322,12 @@ impl Search {
     fn with(goal: Goal, taker: u16, shards: u16) -> Self {
         let (seen, before) = (Vec::new(), Vec::new());
         Self { goal, taker, shards, seen, before, moved: false, step: Step::Look(taker) }
+    }
+
+    /// Whether it moves what it finds.
+    #[must_use]
+    pub fn moves(&self) -> bool {
+        self.goal != Goal::Look
     }
 
     /// Whom the uses are for.
@@ -633,6 +643,36 @@ mod tests {
         let mut search = Search::new(2, 5);
         let steps: Vec<_> = (0..5).map(|_| shards.follow(&mut search)).collect();
         assert_eq!(asked(&steps), [2, 0, 4, 1, 3]);
+    }
+
+    #[test]
+    fn a_look_moves_nothing_and_tells_whether_a_use_may_be_free() {
+        let mut shards = Shards::new(3, 4);
+        let look = |shards: &mut Shards| {
+            let before = shards.parts.clone();
+            let (found, _) = shards.run(&mut Search::look(3));
+            assert_eq!(shards.parts, before);
+            found
+        };
+        assert_eq!(look(&mut shards), Step::Moved);
+        shards.spend(HOME, 3);
+        // On its way.
+        let Gave::Given(given) = shards.give(HOME, 2, 0, 1) else { panic!("it has one") };
+        assert_eq!(look(&mut shards), Step::Moved);
+        shards.part(2).take(HOME, given.amount);
+        shards.part(2).kept = 1;
+        assert_eq!(look(&mut shards), Step::Moved);
+        shards.spend(2, 1);
+        assert_eq!(look(&mut shards), Step::Exhausted { may_free_at: None });
+    }
+
+    #[test]
+    fn what_is_kept_is_given_to_nobody_but_an_administrator_and_is_free() {
+        let mut shards = Shards::new(3, 2);
+        shards.part(HOME).kept = 1;
+        assert!(matches!(shards.give(HOME, 1, 0, 2), Gave::Given(Given { amount: 1, .. })));
+        assert_eq!(shards.give(HOME, 2, 0, 2), Gave::Nothing);
+        assert!(matches!(shards.give(HOME, 2, 0, 1), Gave::Given(Given { amount: 1, .. })));
     }
 
     #[test]

@@ -230,7 +230,8 @@ pub(super) fn of_settings(
     optional("rate_code", settings.rate_code.map(|quota| quota.to_string()));
     optional("rate_namespace", settings.rate_namespace.map(|quota| quota.to_string()));
     optional("rate_guess", settings.rate_guess.map(|quota| quota.to_string()));
-    optional("spread", (settings.spread > 1).then(|| settings.spread.to_string()));
+    // Also where it is 1 again: the scripts go by it, and uses go on to move.
+    optional("spread", settings.is_spread().then(|| settings.spread.to_string()));
     optional("layouts", settings.layouts_text());
     optional("sealed", settings.sealed.then(|| "1".to_owned()));
     optional("shard", namespace.shard_number().map(|(number, of)| format!("{number}/{of}")));

@@ -14,7 +14,7 @@ const AUDIT: &str = "partition, epoch, seq, at, actor, action, namespace, subjec
 pub(super) const SHOWN: &str =
     "(action IN ('redemption_rolled_back', 'reserved', 'reservation_released', 'joined', 'left')
      OR namespace NOT LIKE '%+%'
-     AND action NOT IN ('uses_given', 'uses_taken', 'invite_copied', 'namespace_copied'))";
+     AND action NOT IN ('uses_given', 'uses_taken', 'invite_copied', 'namespace_copied', 'campaign_copied'))";
 
 /// Some events, the oldest first.
 #[derive(Debug, Clone)]

@@ -217,6 +217,20 @@ impl Pair {
         part.given[&self.shard(taker).participant()]
     }
 
+    /// Builds every partition anew from what the ledger has.
+    async fn rebuild_all(&self) {
+        let ledger = ledger::open(&self.ledger).await;
+        for partition in self.gate().await.keys().partitions() {
+            let rebuild = Rebuild::FromLedger;
+            ledger.request_rebuild(Some(partition), rebuild, &By::node()).await.unwrap();
+        }
+        eventually("all are open again, in another epoch", async || {
+            let sql = "SELECT COUNT(*) FROM partitions WHERE epoch > 1 AND requested IS NULL AND lineage IS NOT NULL";
+            Sql::connect(&self.ledger).await.number(sql).await == i64::from(PARTITIONS)
+        })
+        .await;
+    }
+
     /// Gate and ledger hold the same in every part, and no law is broken.
     async fn assert_consistent(&self) {
         let report = until_some("both sides can be compared", async || {
@@ -802,16 +816,7 @@ async fn every_partition_is_built_anew_with_its_shares_and_moves() {
         Sql::connect(&pair.ledger).await.number(sql).await == 9
     })
     .await;
-    let ledger = ledger::open(&pair.ledger).await;
-    for partition in gate.keys().partitions() {
-        let rebuild = Rebuild::FromLedger;
-        ledger.request_rebuild(Some(partition), rebuild, &By::node()).await.unwrap();
-    }
-    eventually("all are open again, in another epoch", async || {
-        let sql = "SELECT COUNT(*) FROM partitions WHERE epoch > 1 AND requested IS NULL AND lineage IS NOT NULL";
-        Sql::connect(&pair.ledger).await.number(sql).await == i64::from(PARTITIONS)
-    })
-    .await;
+    pair.rebuild_all().await;
     let after = pair.give(&pair.gate().await, &made.pool(), (1, 2), 0, 0).await;
     let after = Part { epoch: before.epoch, kept: before.kept, ..after };
     assert_eq!(after, before);

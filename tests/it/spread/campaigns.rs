@@ -224,9 +224,37 @@ async fn the_campaigns_of_a_namespace_that_comes_to_be_spread_keep_their_limits(
     pair.spend_all_or(&made, 2, 5, EXHAUSTED).await;
     let shown = pair.campaign().await;
     assert_eq!((&shown["uses"], &shown["max_uses"]), (&json!(9), &json!(9)));
+    let told = pair.nodes[0].get(&format!("{BASE}/audit")).await;
+    assert!(told.text.contains("campaign_put") && !told.text.contains("campaign_copied"));
     // One that no shard has heard of is lowered too.
     let lowered = pair.nodes[0].send(Method::PUT, &path, &json!({"max_uses": 2})).await;
     assert_eq!((lowered.status, &lowered.body["max_uses"]), (200, &json!(2)), "{}", lowered.text);
+    pair.assert_consistent().await;
+}
+
+/// Its shards stay, so its limits go on to be those of all parts.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_namespace_whose_spread_was_lowered_to_one_keeps_the_limits_of_its_campaigns() {
+    let pair = Pair::with_campaign(3, 20).await;
+    let made = pair.of_campaign("ONE", None).await;
+    for shard in 1..=3 {
+        for number in 0..3 {
+            pair.granted("ONE", &pair.user(shard, number)).await;
+        }
+    }
+    let lowered = pair.nodes[0].send(Method::PATCH, BASE, &json!({"spread": 1})).await;
+    assert_eq!((lowered.status, &lowered.body["spread"]), (200, &json!(1)), "{}", lowered.text);
+    pair.granted("ONE", "at-home").await;
+    pair.assert_consistent().await;
+    pair.rebuild_all().await;
+    // What it is made with is as it was.
+    let again = pair.nodes[0].send(Method::PUT, BASE, &json!({"spread": 1})).await;
+    assert_eq!(again.status, 200, "{}", again.text);
+    let same = pair.put(&json!({"max_uses": 20})).await;
+    assert_eq!((same.status, &same.body["uses"]), (200, &json!(10)), "{}", same.text);
+    pair.spend_all_or(&made, 2, 10, EXHAUSTED).await;
+    let shown = pair.campaign().await;
+    assert_eq!((&shown["uses"], &shown["max_uses"]), (&json!(20), &json!(20)));
     pair.assert_consistent().await;
 }
 
@@ -339,16 +367,7 @@ async fn the_shares_of_a_campaign_are_built_anew_and_nobody_hears_of_copies() {
     .await;
     let gate = pair.gate().await;
     let before = pair.give(&gate, &pool(), (1, 2), 0, 0).await;
-    let ledger = ledger::open(&pair.ledger).await;
-    for partition in gate.keys().partitions() {
-        let rebuild = Rebuild::FromLedger;
-        ledger.request_rebuild(Some(partition), rebuild, &By::node()).await.unwrap();
-    }
-    eventually("all are open again, in another epoch", async || {
-        let sql = "SELECT COUNT(*) FROM partitions WHERE epoch > 1 AND requested IS NULL AND lineage IS NOT NULL";
-        Sql::connect(&pair.ledger).await.number(sql).await == i64::from(PARTITIONS)
-    })
-    .await;
+    pair.rebuild_all().await;
     let after = pair.give(&pair.gate().await, &pool(), (1, 2), 0, 0).await;
     // How often there was a grant is counted from there on, in another epoch.
     let after = Part { epoch: before.epoch, granted: before.granted, kept: before.kept, ..after };
