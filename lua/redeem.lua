@@ -31,7 +31,8 @@
 --   {'refused', reason, detail, detail, rates...}
 --   {'dry', reason, invite id, campaign}   not_found, exhausted or campaign_exhausted as far as this shard knows, or
 --             elsewhere, since the user is not known here and nobody new comes in here any more; nothing was decided. Names
---             the invite's campaign if that has none left here either; only then is a use of the invite kept for a moment
+--             the invite's campaign if that has none left here; with campaign_exhausted, one use of the invite that is
+--             here is not given away for a moment
 --   {'settings_changed'}   the caller knew older rules; nothing was decided
 --   {'failed', message}    the keys of this request hold something that they should not; nothing was decided
 --   remaining is empty without a limit; invite and group of a kind are empty where nothing was granted or held
@@ -43,8 +44,9 @@
 --             invalid instead of those that tell of a code, where the namespace's error_detail is coarse
 --   rates     for each policy of the kind, once they were looked at, how far its budget is from full, in microseconds
 -- After a grant: uses and granted + 1, the member's fields, a line in an outbox entry, one's own reservation gone. After
--- a refusal: nothing but rate limits; after a `dry` for want of a campaign's use, until when the invite's is kept. Reservations whose deadline has come are removed by the call that ignores them: were
--- they left, a clock that goes back would revive them.
+-- a refusal: nothing but rate limits; after a `dry` for want of a campaign's use, until when the invite's is kept.
+-- Reservations whose deadline has come are removed by the call that ignores them: were they left, a clock that goes back
+-- would revive them.
 -- The head, the same in every fenced script: KEYS[1] meta, KEYS[2] outbox, ARGV[1] deployment, ARGV[2] lineage,
 -- ARGV[3] epoch (all three from the ledger), ARGV[4] now (ms; empty for the clock of Redis).
 local meta = redis.call('HMGET', KEYS[1], 'deployment', 'lineage', 'epoch', 'seq')

@@ -1,6 +1,6 @@
 #!lua
--- Get uses of an invite, or of a campaign, that another participant of a namespace that is spread has given to this one. The ledger must
--- have what was given: a giver that forgets it would have the same uses again.
+-- Get uses of an invite, or of a campaign, that another participant of a namespace that is spread has given to this one.
+-- The ledger must have what was given: a giver that forgets it would have the same uses again.
 --
 -- KEYS[1] meta, KEYS[2] outbox: see the head
 -- KEYS[3] invite   hash  of the invite's code; for a campaign, campaigns of the namespace
@@ -17,7 +17,8 @@
 -- replies   {'fenced'} | {'absent'}
 --           | {'part', epoch, revision, max_uses, total or '', uses, granted, uses that are held, how often any
 --              was, first of the deadlines of an invite or '', free uses that are kept, fields of moves}
--- Who has waited for it here has it first: for a moment one use of what has come is not given away. What was got before is not got again, however late a repeat comes.
+-- What was got before is not got again, however late a repeat comes. Who has waited for it here has it first: for a moment
+-- one use of what has come is not given away.
 -- The head, the same in every fenced script: KEYS[1] meta, KEYS[2] outbox, ARGV[1] deployment, ARGV[2] lineage,
 -- ARGV[3] epoch (all three from the ledger), ARGV[4] now (ms; empty for the clock of Redis).
 local meta = redis.call('HMGET', KEYS[1], 'deployment', 'lineage', 'epoch', 'seq')
