@@ -91,8 +91,8 @@ async fn works(kind: Kind) {
     assert!([200, 202, 204].contains(&erased.status), "{}", erased.text);
     let report = node.get("/v1/namespaces/default/consistency").await;
     assert_eq!(report.body["consistent"], true, "{}", report.text);
-    assert!(!node.log().contains("NOPERM"), "{}", node.log());
-    assert!(!node.log().contains("hush"), "{}", node.log());
+    let log = node.whole_log().await;
+    assert!(!log.contains("NOPERM") && !log.contains("hush"), "{log}");
 
     let output = command(directory.path(), &settings("stranger.crt"))
         .arg("serve")

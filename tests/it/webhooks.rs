@@ -152,7 +152,7 @@ async fn what_a_webhook_wants_is_told_once_and_signed() {
     for shown in [node.get(&path(&webhook, "")).await, node.get(WEBHOOKS).await] {
         assert!(!shown.text.contains("whsec_"), "{}", shown.text);
     }
-    assert!(!node.log().contains(secret));
+    assert!(!node.whole_log().await.contains(secret));
 }
 
 #[tokio::test(flavor = "multi_thread")]

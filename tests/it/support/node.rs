@@ -156,8 +156,22 @@ impl Node {
         &self.banner
     }
 
+    /// The whole lines that stand in its log by now. A thread of its own writes it, so the lines of
+    /// a request that was answered may come yet: [`Node::whole_log`] waits for them.
     pub fn log(&self) -> String {
-        std::fs::read_to_string(self.directory.path().join("node.log")).unwrap_or_default()
+        let mut log =
+            std::fs::read_to_string(self.directory.path().join("node.log")).unwrap_or_default();
+        log.truncate(log.rfind('\n').map_or(0, |end| end + 1));
+        log
+    }
+
+    /// The log with all lines of what it has answered so far: lines are written in order, so they
+    /// are there when the line of one more request is. Needs a log of level `info` at least.
+    pub async fn whole_log(&self) -> String {
+        let last = send(self.bare(Method::GET, "/nothing-here")).await.unwrap();
+        let id = last.body["request_id"].as_str().unwrap();
+        super::eventually("the log has come so far", async || self.log().contains(id)).await;
+        self.log()
     }
 
     pub fn pid(&self) -> u32 {
