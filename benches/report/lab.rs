@@ -227,7 +227,7 @@ pub(crate) fn closed_over(
     let before = redis.work()?;
     let report = Load {
         address: service.address,
-        request: &redemption(level.durability())?,
+        requests: &[redemption(level.durability())?],
         connections,
         pace: Pace::Closed,
         warm_up: effort.warm_up(),
@@ -254,7 +254,7 @@ pub(crate) fn open(
 ) -> anyhow::Result<Report> {
     Load {
         address: service.address,
-        request: &redemption(level.durability())?,
+        requests: &[redemption(level.durability())?],
         connections,
         pace: Pace::Open(rate),
         warm_up: effort.warm_up(),
@@ -272,7 +272,7 @@ pub(crate) fn closed_baseline(
 ) -> anyhow::Result<Report> {
     Load {
         address: baseline.address(),
-        request: &Baseline::request(code)?,
+        requests: &[Baseline::request(code)?],
         connections: CONNECTIONS,
         pace: Pace::Closed,
         warm_up: effort.warm_up(),

@@ -106,7 +106,8 @@ pub(crate) enum Pace {
 /// A run.
 pub(crate) struct Load<'a> {
     pub(crate) address: SocketAddr,
-    pub(crate) request: &'a Request,
+    /// Connections take them in turn.
+    pub(crate) requests: &'a [Request],
     pub(crate) connections: usize,
     pub(crate) pace: Pace,
     /// What is not counted, before the rest.
@@ -282,7 +283,7 @@ impl<'a> Loop<'a> {
                 thread::sleep(CONNECT_PAUSE);
             }
             let stream = connect(load.address, place, &poll)?;
-            let request = load.request.clone();
+            let request = load.requests[place % load.requests.len()].clone();
             // Most answers are short; a longer one gets more room.
             let answer = vec![0; 2048];
             connections.push(Connection { stream, request, answer, filled: 0, due: None });

@@ -177,7 +177,7 @@ fn main() -> anyhow::Result<()> {
 fn ask(address: SocketAddr) -> anyhow::Result<()> {
     let report = load::Load {
         address,
-        request: &baselines::Baseline::request(servers::CODE)?,
+        requests: &[baselines::Baseline::request(servers::CODE)?],
         connections: lab::CONNECTIONS,
         pace: load::Pace::Closed,
         warm_up: Duration::from_millis(500),
