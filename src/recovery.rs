@@ -24,7 +24,7 @@ use self::{
     claims::Collected,
 };
 use crate::{
-    domain::{Change, Cursor, Entry, Fence, Partition},
+    domain::{Cursor, Entry, Fence, Partition},
     gate::{
         Gate, GateError,
         adopt::{self, Adopted},
@@ -36,7 +36,7 @@ use crate::{
     },
     ledger::{
         Deployment, Lease, LeaseLost, Ledger, LedgerError, Opened, Page, PartitionRow,
-        PartitionState, Rebuild, TakenRows,
+        PartitionState, Rebuild, TakenRows, rows::Rows,
     },
     sync::{self, Context, SyncError},
 };
@@ -284,15 +284,13 @@ async fn take_gate(
         Ok(taken) => taken,
         Err(reason) => return stay_closed(ledger, lease, None, reason).await,
     };
-    // What is told of in the outbox alone: who did what, and what applications said about redemptions.
+    // What is told of in the outbox alone: who did what, who was forgotten, and what applications said about redemptions.
     let entries = outbox_entries(gate, partition, options.batch_max).await?;
-    let mut metadata = HashMap::new();
-    for entry in &entries {
-        if let Change::Redeemed { redemption, metadata: Some(text), .. } = &entry.change {
-            metadata.insert(redemption.id, text.clone());
-        }
-    }
-    let audit = sync::plan::plan(&entries).audit;
+    let Rows { erased, audit, redemptions, .. } = sync::plan::plan(&entries);
+    let metadata: HashMap<_, _> = redemptions
+        .into_iter()
+        .filter_map(|row| Some((row.redemption.id, row.metadata?)))
+        .collect();
     // Newer than whatever the ledger has of them.
     let now = Cursor { epoch: next.epoch, seq: 0 };
     let rows = TakenRows {
@@ -301,8 +299,10 @@ async fn take_gate(
         invites: &taken.invites,
         reservations: &taken.reservations,
         moves: &taken.moves,
+        erased: &erased,
+        audit: &audit,
     };
-    let wrote = ledger.take_invites(lease, now, &rows, audit).await?;
+    let wrote = ledger.take_invites(lease, now, &rows).await?;
     if wrote.is_err() {
         return Ok(Admission::Overtaken);
     }

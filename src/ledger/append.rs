@@ -251,6 +251,27 @@ async fn erased(tx: &mut Tx, rows: &[ErasedRow]) -> Result<(), sqlx::Error> {
         .bind(row.at.as_ms())
         .execute(&mut *tx)
         .await?;
+        // What the rest of the batch is about to end of what the ledger knows, although it came before.
+        let ended = row.displaced.iter().map(|id| {
+            vec![
+                row.namespace.as_str().into(),
+                row.user.as_str().into(),
+                row.alias.as_str().into(),
+                row.cursor.epoch.into(),
+                row.cursor.seq.into(),
+                id.0.into(),
+            ]
+        });
+        in_bulk(
+            tx,
+            "WITH ended (namespace, user_id, alias, epoch, seq, invite) AS (",
+            ended.collect(),
+            ") UPDATE reservations SET user_id = ended.alias FROM ended
+             WHERE reservations.namespace = ended.namespace AND reservations.user_id = ended.user_id
+                 AND reservations.invite = ended.invite
+                 AND (reservations.epoch, reservations.seq) < (ended.epoch, ended.seq)",
+        )
+        .await?;
         let bound = row.invites.iter();
         let bound =
             bound.map(|id| vec![id.0.into(), row.user.as_str().into(), row.alias.as_str().into()]);

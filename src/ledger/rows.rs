@@ -178,6 +178,8 @@ pub struct ErasedRow {
     pub alias: UserId,
     /// That were bound to the user.
     pub invites: Vec<InviteId>,
+    /// That have lost their code in the same batch before it, and what was held of them.
+    pub displaced: Vec<InviteId>,
     /// When, by the clock of Redis: what the user holds then is held on, by the same name.
     pub at: Millis,
     pub cursor: Cursor,

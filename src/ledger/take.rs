@@ -7,8 +7,8 @@ use super::{
     append::{in_bulk, write},
     claims::holds,
     rows::{
-        AuditRow, CampaignRow, InviteRow, MemberRow, MoveRow, NamespaceRow, RedemptionRow,
-        ReservationRow, Rollback, RolledBackRow, Rows,
+        AuditRow, CampaignRow, ErasedRow, InviteRow, MemberRow, MoveRow, NamespaceRow,
+        RedemptionRow, ReservationRow, Rollback, RolledBackRow, Rows,
     },
     sql::sql,
 };
@@ -46,8 +46,8 @@ impl Ledger {
         Ok(besides)
     }
 
-    /// Writes a gate's namespaces, campaigns, invites and what is held of them. An invite that the gate does not have any more was deleted, unless
-    /// somebody redeemed it. `at` is newer than all that the ledger has of them.
+    /// Writes a gate's namespaces, campaigns, invites and what is held of them. An invite that the gate does not have
+    /// any more was deleted, unless somebody redeemed it. `at` is newer than all that the ledger has of them.
     ///
     /// # Errors
     /// [`LedgerError`] when they can not be written; what was written before stays, and writing it again is safe.
@@ -56,7 +56,6 @@ impl Ledger {
         lease: &Lease,
         at: Cursor,
         taken: &TakenRows<'_>,
-        audit: Vec<AuditRow>,
     ) -> Result<Result<(), LeaseLost>, LedgerError> {
         let failed = LedgerError::of("writing what the gate has");
         let mut tx = self.writer.begin().await.map_err(&failed)?;
@@ -117,7 +116,8 @@ impl Ledger {
                 .map(|campaign| CampaignRow { campaign: campaign.clone(), cursor: at })
                 .collect(),
             moves: taken.moves.iter().flat_map(move_rows).collect(),
-            audit,
+            erased: taken.erased.to_vec(),
+            audit: taken.audit.to_vec(),
             ..Rows::default()
         };
         write(&mut tx, lease.partition, &rows).await.map_err(&failed)?;
@@ -219,6 +219,9 @@ pub struct TakenRows<'a> {
     pub invites: &'a [(Invite, bool)],
     pub reservations: &'a [(Reservation, Option<CampaignName>)],
     pub moves: &'a [Moves],
+    /// Who was given another name, and what else only the outbox tells of.
+    pub erased: &'a [ErasedRow],
+    pub audit: &'a [AuditRow],
 }
 
 fn move_rows(moves: &Moves) -> Vec<MoveRow> {

@@ -490,6 +490,12 @@ impl Fold {
             user: user.clone(),
             alias: alias.clone(),
             invites: invites.to_vec(),
+            displaced: self
+                .invites
+                .iter()
+                .filter(|(_, fold)| fold.displaced)
+                .map(|(id, _)| *id)
+                .collect(),
             at: entry.at,
             cursor: *cursor,
         });

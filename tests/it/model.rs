@@ -303,6 +303,25 @@ fn rare() -> Vec<Vec<Op>> {
         ],
         // A code that another invite has by now.
         vec![invite(0, Some(1), None), ask(redeem, 0), invite(1, Some(1), None), Op::Rollback(0)],
+        // Somebody is erased for whom a use was held until another invite got the code.
+        vec![
+            invite(0, Some(1), None),
+            ask(reserve, 0),
+            Op::Change {
+                id: 0,
+                change: 0,
+                expected: None,
+                patch: Patch {
+                    max_uses: None,
+                    max_uses_per_user: None,
+                    starts_in: None,
+                    expires_in: None,
+                    disabled: Some(true),
+                },
+            },
+            invite(1, Some(1), None),
+            Op::Erase(0),
+        ],
     ]
 }
 
@@ -975,6 +994,23 @@ fn the_scripts_do_what_the_model_says_on_random_histories() {
     assert!(missing.is_empty(), "no history brought about {missing:?}");
 }
 
+/// What a batch brings depends on what the ledger has before it, so they are cut in two at each place.
+#[test]
+fn the_ledger_knows_all_of_rare_histories_wherever_batches_end() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    for ops in rare() {
+        runtime.block_on(async {
+            let bench = Bench::start().await;
+            play(&bench, 0, MembershipRule::OneGroup, &ops).await;
+            let entries = recovery::entries(&bench).await;
+            let whole = tables(&entries, &[entries.len()]).await;
+            for first in 1..entries.len() {
+                assert_eq!(tables(&entries, &[first, entries.len()]).await, whole, "{first}");
+            }
+        });
+    }
+}
+
 /// Ends with every key of the partition as it was before, built anew from what the ledger got of the outbox; and the
 /// ledger is the same, however the outbox is cut into batches.
 #[test]
@@ -988,27 +1024,31 @@ fn the_ledger_knows_all_that_the_gate_knows_on_random_histories() {
             let case = cases.fetch_add(1, Ordering::SeqCst);
             runtime.block_on(async {
                 let bench = Bench::start().await;
-                let cursor =
-                    survey::run(&bench.gate, Partition(0)).await.unwrap().meta.unwrap().cursor;
-                let mut words = BTreeSet::new();
-                let mut world = World {
-                    bench: &bench,
-                    namespace: Namespace::parse("acme").unwrap(),
-                    model: Model::new(Partition(0), cursor, u64::MAX),
-                    ids: u128::from(case) << 64,
-                    redemptions: 10_000,
-                    granted: Vec::new(),
-                    held: Vec::new(),
-                    words: &mut words,
-                    keeps_outbox: true,
-                };
-                put(&mut world, Action::Put(limited(rule)), 5, None).await;
-                run(&mut world, &ops).await;
+                play(&bench, case, rule, &ops).await;
                 check_ledger(&bench, &cuts).await;
             });
             Ok(())
         })
         .unwrap();
+}
+
+/// Brings a history about, and leaves all of it in the outbox.
+async fn play(bench: &Bench, case: u64, rule: MembershipRule, ops: &[Op]) {
+    let cursor = survey::run(&bench.gate, Partition(0)).await.unwrap().meta.unwrap().cursor;
+    let mut words = BTreeSet::new();
+    let mut world = World {
+        bench,
+        namespace: Namespace::parse("acme").unwrap(),
+        model: Model::new(Partition(0), cursor, u64::MAX),
+        ids: u128::from(case) << 64,
+        redemptions: 10_000,
+        granted: Vec::new(),
+        held: Vec::new(),
+        words: &mut words,
+        keeps_outbox: true,
+    };
+    put(&mut world, Action::Put(limited(rule)), 5, None).await;
+    run(&mut world, ops).await;
 }
 
 async fn check_ledger(bench: &Bench, cuts: &[usize]) {

@@ -13,6 +13,7 @@ use redeemer::{
         GateError,
         close::{self, Closed},
         create_invite::CreateInvite,
+        erase_user::{EraseUser, Erased},
         outbox::Reader,
         rebuild::{Builder, RebuildError},
         redeem::{Mode, Redeem},
@@ -73,7 +74,7 @@ impl Deployment {
             mode: Mode::Redeem {
                 request: RequestId::parse(&format!("request-{number}")).unwrap(),
                 redemption: RedemptionId(Uuid::from_u128(1000 + u128::from(number))),
-                metadata: None,
+                metadata: Some("{}".to_owned()),
                 reservation: None,
             },
         };
@@ -650,6 +651,39 @@ async fn a_gate_that_is_taken_for_the_truth_has_the_word_on_who_left() {
     let before = contents(bench).await;
     bench.ledger.request_rebuild(None, Rebuild::FromGate, &By::node()).await.unwrap();
     bench.admit().await;
+    bench.redis.run::<()>(&["FLUSHALL"]).await;
+    bench.admit().await;
+    assert_eq!(contents(bench).await, before);
+}
+
+/// Of what was before, only the outbox of a gate says that it was about somebody who has another name now.
+#[tokio::test]
+async fn a_gate_that_is_taken_for_the_truth_has_the_word_on_who_was_forgotten() {
+    let it = Deployment::start().await;
+    let bench = &it.bench;
+    let (user, group) = (UserId::parse("user-0").unwrap(), Group::parse("others").unwrap());
+    let (namespace, actor) = (it.namespace.clone(), "test".to_owned());
+    let join = Join { namespace, user, group, actor };
+    join.run(&bench.gate).await.unwrap();
+    let Join { namespace, user, group, actor } = join;
+    let leave = Leave { namespace, user, group: Some(group), actor };
+    leave.run(&bench.gate).await.unwrap();
+    carry(bench).await;
+    bench.trim(it.gate_cursor().await).await;
+    let mut sql = Sql::connect(&bench.ledger_url()).await;
+    let names =
+        "SELECT (SELECT COUNT(*) FROM audit_log WHERE user_id = 'user-0' OR subject LIKE 'user-0%')
+        + (SELECT COUNT(*) FROM redemptions WHERE user_id = 'user-0' OR metadata IS NOT NULL)";
+    assert_eq!(sql.number(names).await, 2);
+    it.grant(0..1).await;
+    let Leave { namespace, user, actor, .. } = leave;
+    let alias = UserId::erased(Uuid::from_u128(7));
+    let erase = EraseUser { namespace, user, alias, invites: Vec::new(), actor };
+    assert!(matches!(erase.run(&bench.gate).await.unwrap(), Erased::Erased { .. }));
+    let before = contents(bench).await;
+    bench.ledger.request_rebuild(None, Rebuild::FromGate, &By::node()).await.unwrap();
+    bench.admit().await;
+    assert_eq!(sql.number(names).await, 0);
     bench.redis.run::<()>(&["FLUSHALL"]).await;
     bench.admit().await;
     assert_eq!(contents(bench).await, before);
