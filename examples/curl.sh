@@ -12,7 +12,7 @@ call() { # <method> <path> [<more of curl>]: what came back, headers first
 }
 
 # A namespace keeps codes, members and limits apart. This one lets a user try three times a minute.
-call PUT '' -d '{"rate_user": "3/60"}'
+call PUT '' -d '{"rate_user": "3/3600"}'
 
 # A code with one use. The key makes it safe to send this again.
 call POST /invites -H 'Idempotency-Key: walk-invite' -d '{"code": "WELCOME", "group": "team", "max_uses": 1}'

@@ -203,6 +203,8 @@ struct Fences {
     table: RwLock<Vec<Option<Arc<Fence>>>>,
     /// Rung when Redis disagreed with the table: the ledger should be asked again.
     doubt: Notify,
+    /// Held from a look at the ledger until the table says the same.
+    turn: tokio::sync::Mutex<()>,
 }
 
 impl Fences {
@@ -237,7 +239,7 @@ impl Gate {
             .then(|| Wait { replicas: options.replicas, timeout: options.reply_timeout / 2 });
         let (replicated, waiting_queues) = wait.map(|_| channels()).unzip();
         let table = RwLock::new(vec![None; usize::from(options.partitions)]);
-        let fences = Fences { table, doubt: Notify::new() };
+        let fences = Fences { table, doubt: Notify::new(), turn: tokio::sync::Mutex::default() };
         let kept = Kept::new(options.partitions);
         let settings = RwLock::default();
         let scans = Semaphore::new(SCANS_MAX);
@@ -282,7 +284,13 @@ impl Gate {
         &self.inner.keys
     }
 
-    /// Tells the gate what the ledger says that a partition is open on; nothing closes it.
+    /// Whoever asks the ledger what is open takes this before, and whoever has changed it takes it after; both keep it
+    /// until they have said so with [`Self::set_fence`]. Otherwise what was read before a change could replace it.
+    pub async fn fences_turn(&self) -> tokio::sync::MutexGuard<'_, ()> {
+        self.inner.fences.turn.lock().await
+    }
+
+    /// Tells the gate what the ledger says that a partition is open on; nothing closes it. See [`Self::fences_turn`].
     pub fn set_fence(&self, partition: Partition, fence: Option<Fence>) {
         let mut table = self.inner.fences.table.write().unwrap_or_else(PoisonError::into_inner);
         if let Some(entry) = table.get_mut(usize::from(partition.0))

@@ -489,6 +489,7 @@ pub async fn refresh_fences(
     ledger: &Ledger,
     deployment: &Deployment,
 ) -> Result<Vec<PartitionRow>, LedgerError> {
+    let _turn = gate.fences_turn().await;
     let rows = ledger.partitions().await?;
     for row in &rows {
         gate.set_fence(row.partition, fence_of(deployment, row));

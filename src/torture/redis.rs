@@ -377,7 +377,8 @@ impl Redis {
                             return false;
                         }
                     }
-                    self.servers[0].replicas().await == self.servers.len() - 1
+                    // Whoever is the primary by now: on a busy machine there may have been a failover already.
+                    self.replicated(self.servers.len() - 1).await == 1
                 };
                 until("the sentinels know each other and the replicas", all_known).await
             }
@@ -495,8 +496,11 @@ impl Redis {
     }
 
     /// Moves a partition's slot to one of the other primaries, however often that has to be tried while the cluster
-    /// finds out who they are: half of a slot would be served by nobody.
-    async fn move_partition(
+    /// finds out who they are: half of a slot would be served by nobody. `pick` says which one.
+    ///
+    /// # Errors
+    /// When it has not moved after a while.
+    pub async fn move_partition(
         &self,
         keys: &Keyspace,
         partition: Partition,
@@ -525,6 +529,15 @@ impl Redis {
             self.move_slot(slot, from, target).await.is_ok()
         })
         .await
+    }
+
+    /// How many servers have so many replicas.
+    async fn replicated(&self, replicas: usize) -> usize {
+        let mut count = 0;
+        for server in &self.servers {
+            count += usize::from(server.replicas().await == replicas);
+        }
+        count
     }
 
     async fn one_has_ended(&mut self) -> TortureError {
@@ -578,15 +591,15 @@ impl Redis {
             server.run::<()>(&command).await.map_err(failed)?;
         }
         let all_follow = async || {
-            for (number, server) in self.servers.iter().enumerate() {
+            for server in &self.servers {
                 let info: RedisResult<String> = server.run(&["CLUSTER", "INFO"]).await;
-                let follows = number >= PRIMARIES || server.replicas().await == 1;
                 let known = knows(server, "slave ", PRIMARIES).await;
-                if !known || !follows || !info.is_ok_and(|info| info.contains("cluster_state:ok")) {
+                if !known || !info.is_ok_and(|info| info.contains("cluster_state:ok")) {
                     return false;
                 }
             }
-            true
+            // Whoever the primaries are by now.
+            self.replicated(1).await == PRIMARIES
         };
         until("every primary of the cluster has its replica", all_follow).await
     }

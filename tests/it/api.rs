@@ -578,11 +578,12 @@ async fn redemptions_are_followed_by_position_and_none_is_seen_twice_or_missed()
 async fn while_the_gate_is_down_reads_come_from_the_ledger_and_say_so() {
     let redis = RedisServer::plain().await;
     let proxy = Proxy::start(redis.socket()).await;
-    let env = vec![("REDEEMER_GATE__DEADLINE_MS", "200".to_owned())];
+    let env = vec![("REDEEMER_GATE__DEADLINE_MS", "1000".to_owned())];
     let settings = Settings { redis_url: Some(proxy.url()), env, ..Settings::default() };
     let node = tokio::task::spawn_blocking(move || Node::start(&settings)).await.unwrap();
     let id = node.invite("STALE", "team", 5).await;
     let made = node.redeem("STALE", "alice").await;
+    assert_eq!(made.status, 201, "{}", made.text);
     eventually("the ledger has it", async || {
         node.get(made.header("location")).await.body["durability"] == "ledger"
     })

@@ -38,6 +38,8 @@ impl Service {
             ..Settings::default()
         };
         let node = tokio::task::spawn_blocking(move || Node::start(&settings)).await.unwrap();
+        // Nothing of the beginning comes between two looks at the log.
+        node.until_ledger_has_default().await;
         Self { node, url, redis, _directory: directory }
     }
 

@@ -123,7 +123,7 @@ async fn a_batch_has_exactly_as_many_codes_as_were_ordered_and_each_is_an_invite
     assert_eq!((&batch["pattern"], &batch["alphabet"]), (&order["pattern"], &json!("unambiguous")));
     assert!(batch.get("secret").is_none() && batch["metadata"] == order["metadata"], "{batch}");
     assert_exact(&deployment, &node, &path, 1234).await;
-    node.until_metric("redeemer_batch_codes_total", &[], |n| n > 1233.5 && n < 1234.5).await;
+    node.until_metric("redeemer_batch_codes_total", &[], |n| n > 1233.5).await;
     // Nobody needs to know any more what they followed from.
     let secrets = "SELECT COUNT(*) FROM batches WHERE secret IS NOT NULL";
     assert_eq!(deployment.sql().await.number(secrets).await, 0);

@@ -21,8 +21,14 @@ struct Deployment {
     _directory: TempDir,
 }
 
+/// Where every node lives: one that gets no processor for a while must not be taken for dead.
+const ALIVE_MS: u32 = 60_000;
+/// Where one does not, and the others wait for it as long.
+const DEAD_AFTER_MS: u32 = 4000;
+
 impl Deployment {
-    async fn start(count: usize, uses: u64) -> Self {
+    /// A node counts as alive for `ttl_ms` since it was last seen.
+    async fn start(count: usize, uses: u64, ttl_ms: u32) -> Self {
         let redis = RedisServer::start().await;
         let directory = tempfile::tempdir().unwrap();
         let url = ledger::url_in(directory.path());
@@ -30,7 +36,7 @@ impl Deployment {
             redis_url: Some(redis.url()),
             ledger: Some(url.clone()),
             env: vec![
-                ("REDEEMER_SYNC__LEASE_TTL_MS", "1000".to_owned()),
+                ("REDEEMER_SYNC__LEASE_TTL_MS", ttl_ms.to_string()),
                 // Whoever holds the ledger in these tests must not be taken for an error.
                 ("REDEEMER_LEDGER__BUSY_TIMEOUT_MS", "60000".to_owned()),
                 // One leader, so that it can be seen waiting.
@@ -100,7 +106,7 @@ impl Deployment {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_an_emptied_redis_had_told_comes_back_from_the_nodes() {
-    let mut it = Deployment::start(2, 100).await;
+    let mut it = Deployment::start(2, 100, ALIVE_MS).await;
     it.sql.hold().await;
     let mut told = it.tell(0, 0..20).await;
     told.extend(it.tell(1, 20..40).await);
@@ -126,7 +132,8 @@ async fn what_an_emptied_redis_had_told_comes_back_from_the_nodes() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_spent_reservation_that_redis_has_lost_is_answered_by_what_spent_it() {
     for (repeats, late) in [(false, false), (true, false), (false, true)] {
-        let mut it = Deployment::start(2, 100).await;
+        let ttl_ms = if repeats || late { DEAD_AFTER_MS } else { ALIVE_MS };
+        let mut it = Deployment::start(2, 100, ttl_ms).await;
         it.sql.hold().await;
         // This one alone can the leader have read already.
         it.tell(0, 0..1).await;
@@ -168,7 +175,7 @@ async fn a_spent_reservation_that_redis_has_lost_is_answered_by_what_spent_it() 
 /// Its own grants are lost: that is what level `gate` does not promise. The others' are not, and nobody waits for long.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_dead_node_is_not_waited_for_longer_than_it_counts_as_alive() {
-    let mut it = Deployment::start(2, 100).await;
+    let mut it = Deployment::start(2, 100, DEAD_AFTER_MS).await;
     it.sql.hold().await;
     let kept = it.tell(0, 0..10).await;
     let lost = it.tell(1, 10..20).await;
@@ -189,11 +196,14 @@ async fn a_dead_node_is_not_waited_for_longer_than_it_counts_as_alive() {
 /// told is decided anew when it wakes up: one keeps the use, the other's loss is written down.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_node_claims_too_late_is_decided_by_the_gate() {
-    let mut it = Deployment::start(2, 3).await;
+    let mut it = Deployment::start(2, 3, DEAD_AFTER_MS).await;
     it.sql.hold().await;
+    // The leader must not read both of what is told now: it waits for the first, and has no time for more.
+    signal(it.nodes[0].pid(), "STOP");
     let told = it.tell(1, 0..2).await;
     signal(it.nodes[1].pid(), "STOP");
     it.redis.run::<()>(&["FLUSHALL"]).await;
+    signal(it.nodes[0].pid(), "CONT");
     it.sql.let_go().await;
     for user in ["quick-1", "quick-2"] {
         assert_eq!(it.redeemed(0, user).await.status, 201);

@@ -69,8 +69,8 @@ fn seen(reply: &Reply) -> (u16, Vec<(String, String)>, String) {
 async fn codes_that_can_not_be_used_are_all_refused_alike() {
     for rule in ["one_group", "one_per_group", "one_per_invite", "unlimited"] {
         let limits = json!({
-            "error_detail": "coarse", "membership": rule, "rate_user": "100/60", "rate_ip": "50/60",
-            "rate_guess": "20/60",
+            "error_detail": "coarse", "membership": rule, "rate_user": "100/86400", "rate_ip": "50/86400",
+            "rate_guess": "20/86400",
         });
         let node = start(limits).await;
         for (kind, what) in ["redemptions", "validations", "reservations"].into_iter().enumerate() {

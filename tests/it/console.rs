@@ -161,7 +161,9 @@ async fn who_is_limited_is_told_by_policy_until_the_person_is_forgotten() {
     let other = node.get("/v1/namespaces/acme/rate-limited").await.body;
     assert_eq!(other["data"], json!([]));
     eventually("alice is forgotten", async || {
-        node.delete("/v1/namespaces/default/users/alice").await.status == 200
+        // 404 where that had no answer in time, and has happened since.
+        let status = node.delete("/v1/namespaces/default/users/alice").await.status;
+        [200, 404].contains(&status)
     })
     .await;
     assert!(!limited().await.to_string().contains("alice"));

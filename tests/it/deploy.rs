@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::support::{
-    eventually, free_port,
+    eventually, lasting_port,
     node::{Node, Settings, http_client, json_body, send, signal},
     redis::RedisServer,
     until_some,
@@ -260,7 +260,7 @@ impl Prometheus {
         fs::write(directory.path().join("prometheus.yml"), config).unwrap();
         let rules = read("deploy/prometheus/alerts.yml");
         fs::write(directory.path().join("alerts.yml"), rules).unwrap();
-        let address = format!("127.0.0.1:{}", free_port());
+        let address = format!("127.0.0.1:{}", lasting_port());
         let child = Command::new("prometheus")
             .arg(format!("--config.file={}", directory.path().join("prometheus.yml").display()))
             .arg(format!("--storage.tsdb.path={}", directory.path().join("data").display()))
@@ -305,7 +305,7 @@ impl Drop for Prometheus {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_real_prometheus_finds_what_alerts_and_dashboard_ask_for() {
     let mut redis = RedisServer::start().await;
-    let metrics = format!("127.0.0.1:{}", free_port());
+    let metrics = format!("127.0.0.1:{}", lasting_port());
     let settings = Settings {
         redis_url: Some(redis.url()),
         env: vec![
@@ -343,26 +343,34 @@ async fn a_real_prometheus_finds_what_alerts_and_dashboard_ask_for() {
     })
     .await;
 
-    let rules = prometheus.get("/api/v1/rules").await;
-    let rules = rules["groups"][0]["rules"].as_array().unwrap().clone();
-    let names: Vec<_> = rules.iter().map(|rule| rule["name"].as_str().unwrap()).collect();
+    // A slow moment of a busy machine may be on its way to an alert, but none has waited for long enough.
+    let mut names = Vec::new();
+    eventually("every rule is well", async || {
+        let rules = prometheus.get("/api/v1/rules").await;
+        let rules = rules["groups"][0]["rules"].as_array().unwrap().clone();
+        names = rules.iter().map(|rule| rule["name"].as_str().unwrap().to_owned()).collect();
+        rules.iter().all(|rule| rule["health"] == "ok" && rule["state"] != "firing")
+    })
+    .await;
     assert_eq!(names, alerts());
-    for rule in &rules {
-        assert_eq!(rule["health"], "ok", "{rule}");
-        assert_eq!(rule["state"], "inactive", "{rule}");
-    }
     // A name that nobody counts by would never fire, and never be missed.
     let asked = read("deploy/prometheus/alerts.yml") + &read("deploy/grafana/redeemer.json");
     for name in words(&asked, "redeemer_") {
-        assert!(!prometheus.ask(&name).await.is_empty(), "no node tells {name}");
+        // After a look in vain all are gone until the next one.
+        eventually(&format!("a node tells {name}"), async || {
+            !prometheus.ask(&name).await.is_empty()
+        })
+        .await;
     }
 
     redis.kill();
     eventually("the alert about Redis is on its way", async || {
         let alerts = prometheus.get("/api/v1/alerts").await;
-        alerts["alerts"].as_array().unwrap().iter().any(|alert| {
-            alert["labels"]["alertname"] == "RedeemerRedisUnwell" && alert["state"] == "pending"
-        })
+        alerts["alerts"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .any(|alert| alert["labels"]["alertname"] == "RedeemerRedisUnwell")
     })
     .await;
 }

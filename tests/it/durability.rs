@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use crate::support::{
-    eventually, free_port,
+    eventually, lasting_port,
     ledger::{self, Sql},
     node::{Node, Reply, Settings, command, json_body, send, signal},
     redis::RedisServer,
@@ -11,6 +11,8 @@ use crate::support::{
 };
 
 const REDEMPTIONS: &str = "/v1/namespaces/default/redemptions";
+/// For a reply that does come: a replica that gets no processor for a while is no fault.
+const PATIENT_MS: u32 = 9000;
 
 async fn start(settings: Settings) -> Node {
     tokio::task::spawn_blocking(move || Node::start(&settings)).await.unwrap()
@@ -125,11 +127,7 @@ async fn a_namespace_sets_the_least_that_its_answers_promise() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn while_the_ledger_can_not_write_the_outcome_is_unknown_and_the_same_key_gets_it_later() {
-    let env = vec![
-        ("REDEEMER_HTTP__REQUEST_TIMEOUT_MS", "300".to_owned()),
-        ("REDEEMER_GATE__DEADLINE_MS", "200".to_owned()),
-    ];
-    let node = start(Settings { env, ..Settings::default() }).await;
+    let node = start(Settings::default()).await;
     node.invite("DURABLE", "team", 100).await;
     assert_eq!(redeem(&node, "alice", "ledger").await.status, 201);
     let mut writer = Sql::connect(&node.ledger_url()).await;
@@ -181,9 +179,9 @@ async fn what_the_ledger_can_not_take_is_no_success() {
         .await;
 }
 
-/// A node whose level `replicated` waits for one replica, the primary, and that replica.
-async fn replicated() -> (Node, RedisServer, RedisServer) {
-    let port = free_port().to_string();
+/// A node whose level `replicated` waits for one replica, half as long as for a reply; the primary, and that replica.
+async fn replicated(reply_timeout_ms: u32) -> (Node, RedisServer, RedisServer) {
+    let port = lasting_port().to_string();
     let primary =
         RedisServer::start_with(&["--port", &port, "--repl-diskless-sync-delay", "0"]).await;
     let replica = RedisServer::start_with(&["--replicaof", &format!("127.0.0.1 {port}")]).await;
@@ -193,7 +191,10 @@ async fn replicated() -> (Node, RedisServer, RedisServer) {
     .await;
     let settings = Settings {
         redis_url: Some(primary.url()),
-        env: vec![("REDEEMER_GATE__REPLICAS", "1".to_owned())],
+        env: vec![
+            ("REDEEMER_GATE__REPLICAS", "1".to_owned()),
+            ("REDEEMER_REDIS__REPLY_TIMEOUT_MS", reply_timeout_ms.to_string()),
+        ],
         ..Settings::default()
     };
     let node = start(settings).await;
@@ -203,7 +204,7 @@ async fn replicated() -> (Node, RedisServer, RedisServer) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_answered_as_replicated_is_in_the_replica() {
-    let (node, _primary, replica) = replicated().await;
+    let (node, _primary, replica) = replicated(PATIENT_MS).await;
     let rush = (0..100).map(|number| {
         let node = &node;
         async move { redeem(node, &format!("user-{number}"), "replicated").await }
@@ -219,8 +220,12 @@ async fn what_was_answered_as_replicated_is_in_the_replica() {
 /// The gate goes on without it; who asked for a replica is told the truth, and the same key gets the level later.
 #[tokio::test(flavor = "multi_thread")]
 async fn without_the_replica_the_level_is_not_reached_until_it_is_back() {
-    let (node, _primary, replica) = replicated().await;
-    assert_eq!(redeem(&node, "alice", "replicated").await.status, 201);
+    let (node, _primary, replica) = replicated(1000).await;
+    let alice = until_some("the replica has it", async || {
+        let reply = redeem(&node, "alice", "replicated").await;
+        (reply.status != 503).then_some(reply)
+    });
+    assert_eq!(alice.await.body["durability"], "replicated");
     replica.signal("STOP");
     for _ in 0..2 {
         // The first is a grant; the second writes nothing, and must not be taken for acknowledged for that.
@@ -260,7 +265,7 @@ async fn a_namespace_may_promise_replicas_only_where_they_are_waited_for() {
         )
         .await;
     assert_eq!((told.status, told.code()), (400, "durability_unavailable"), "{}", told.text);
-    let (node, _primary, _replica) = replicated().await;
+    let (node, _primary, _replica) = replicated(PATIENT_MS).await;
     let told = node
         .send(
             reqwest::Method::PATCH,

@@ -76,7 +76,7 @@ fn the_walk_with_curl_is_answered_as_it_says() {
         (3, "\"replayed\":true"),
         (4, "\"code\":\"invite_exhausted\""),
         (5, "{\"allowed\":false,\"code\":\"invite_exhausted\""),
-        (8, "ratelimit-policy: \"user\";q=3;w=60"),
+        (8, "ratelimit-policy: \"user\";q=3;w=3600"),
         (8, "ratelimit: \"user\";r=0;t="),
         (8, "retry-after: "),
         (8, "\"code\":\"rate_limited\""),

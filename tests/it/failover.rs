@@ -313,7 +313,9 @@ async fn missed_writes(kind: Kind) {
     let invite = it.nodes[0].invite(CODE, "team", 15).await;
     for number in 0..5 {
         let reply = it.redeemed(0, &format!("early-{number}"), "replicated").await;
-        assert_eq!((reply.status, &reply.body["durability"]), (201, &json!("replicated")));
+        // Again, where the replica was too slow at first.
+        assert!([200, 201].contains(&reply.status), "{}", reply.text);
+        assert_eq!(reply.body["durability"], "replicated");
     }
     let old = it.primary().await;
     let replicas = it.deafen(old).await;
@@ -459,11 +461,8 @@ async fn a_slot_moves_under_load_and_everybody_gets_an_answer() {
     let invite = it.nodes[0].invite(CODE, "team", 1_000_000).await;
     let rush = Rush::start(&it.nodes.iter().collect::<Vec<_>>(), CLIENTS);
     rush.until_more(50).await;
-    let slot = it.keys.slot(it.partition);
-    for _ in 0..3 * effort() {
-        let from = it.primary().await;
-        let to = (from + 1) % 3;
-        it.redis.move_slot(slot, from, to).await.unwrap();
+    for turn in 0..3 * effort() as usize {
+        it.redis.move_partition(&it.keys, it.partition, turn).await.unwrap();
         rush.until_more(50).await;
     }
     assert_exact(&it, &invite, &rush.end().await).await;

@@ -14,7 +14,10 @@ const BASE: &str = "/v1/namespaces/default";
 const NDJSON: &str = "application/x-ndjson";
 
 async fn node() -> Node {
-    tokio::task::spawn_blocking(Node::embedded).await.unwrap()
+    // Comparing twelve thousand invites takes a while where everything else is busy too.
+    let env = vec![("REDEEMER_HTTP__REQUEST_TIMEOUT_MS", "60000".to_owned())];
+    let settings = Settings { env, ..Settings::default() };
+    tokio::task::spawn_blocking(move || Node::start(&settings)).await.unwrap()
 }
 
 /// What an import said: its bad lines and its summary.

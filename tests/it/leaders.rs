@@ -44,7 +44,11 @@ impl Nodes {
         let settings = Settings {
             redis_url: Some(redis.url()),
             ledger: Some(url.clone()),
-            env: vec![("REDEEMER_SYNC__LEASE_TTL_MS", "1000".to_owned())],
+            env: vec![
+                ("REDEEMER_SYNC__LEASE_TTL_MS", "1000".to_owned()),
+                // Comparing thirty thousand members takes a while where everything else is busy too.
+                ("REDEEMER_HTTP__REQUEST_TIMEOUT_MS", "60000".to_owned()),
+            ],
         };
         let mut nodes = Vec::new();
         for _ in 0..count {

@@ -259,15 +259,12 @@ async fn what_the_ledger_has_is_not_waiting_to_be_written_down_again() {
 async fn postgresql_ends_the_transaction_of_a_paused_leader() {
     let server = PostgresServer::start();
     let url = server.create_database("paused");
-    let mut options = postgres_options(&url);
-    options.idle_timeout = Duration::from_millis(200);
-    let ledger = Ledger::open_postgres(&options).await.unwrap();
+    let ledger = Ledger::open_postgres(&postgres_options(&url)).await.unwrap();
     ledger.deployment(1, Uuid::from_u128(1)).await.unwrap();
-    // What a leader does first in a batch; then it is stopped.
+    // What a leader does first in a batch; then it is stopped. Its sessions have the limit of the options, shorter here.
     let with_time_out = format!("{url}&options=-c%20idle_in_transaction_session_timeout%3D200");
     let mut paused = Sql::connect(&with_time_out).await;
-    paused.execute("BEGIN").await;
-    paused.execute("UPDATE partitions SET cursor_seq = 7").await;
+    paused.execute("BEGIN; UPDATE partitions SET cursor_seq = 7").await;
     eventually("somebody else gets the lease", async || {
         !ledger.take_leases("second", TTL, false).await.unwrap().is_empty()
     })

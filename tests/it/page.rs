@@ -11,9 +11,9 @@ use sha2::Sha256;
 use crate::{
     docs::blocks_of,
     support::{
-        eventually, free_port,
+        eventually,
         haproxy::Balancer,
-        ledger,
+        lasting_port, ledger,
         node::{Node, Reply, Settings, http_client, json_body, send},
         proxy::{Fault, Proxy},
         redis::RedisServer,
@@ -436,7 +436,7 @@ async fn the_balancer_says_who_asks() {
     let limit = json!({"rate_guess": "3/3600"});
     assert_eq!(node.send(Method::PATCH, "/v1/namespaces/default", &limit).await.status, 200);
     let address = node.url.trim_start_matches("http://").to_owned();
-    let nowhere = || format!("127.0.0.1:{}", free_port());
+    let nowhere = || format!("127.0.0.1:{}", lasting_port());
     let balancer = Balancer::start(&[address, nowhere(), nowhere()]).await;
     balancer.until_up(1).await;
     let client = http_client();

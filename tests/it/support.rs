@@ -51,8 +51,8 @@ pub async fn until_some<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>)
     }
 }
 
-/// A port for one who leaves it and comes back: the system gives it to nobody who asks for any. (It gives those from 32768
-/// on. Source: Linux, ip-sysctl, `ip_local_port_range`.)
+/// A port that nobody uses now, and that the system gives to nobody who asks for any, before it is used or while whoever
+/// does is away. (It gives those from 32768 on. Source: Linux, ip-sysctl, `ip_local_port_range`.)
 pub fn lasting_port() -> u16 {
     static NEXT: AtomicU16 = AtomicU16::new(0);
     // Test programs that run at the same time begin at different places.
@@ -63,9 +63,4 @@ pub fn lasting_port() -> u16 {
             return port;
         }
     }
-}
-
-/// A port that nobody uses now.
-pub fn free_port() -> u16 {
-    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }

@@ -7,7 +7,7 @@ use std::{
 
 use tempfile::TempDir;
 
-use super::{eventually, free_port};
+use super::{eventually, lasting_port};
 
 /// A balancer in front of three nodes; gone when it is dropped.
 pub struct Balancer {
@@ -27,7 +27,7 @@ impl Balancer {
     pub async fn start_with(nodes: &[String; 3], env: &[(&str, String)]) -> Self {
         let directory = tempfile::Builder::new().prefix("rdm-haproxy-").tempdir().unwrap();
         let config = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/haproxy/haproxy.cfg");
-        let [bind, status] = [(); 2].map(|()| format!("127.0.0.1:{}", free_port()));
+        let [bind, status] = [(); 2].map(|()| format!("127.0.0.1:{}", lasting_port()));
         let log = std::fs::File::create(directory.path().join("log")).unwrap();
         let mut command = program();
         command.arg("-f").arg(config).arg("-db");

@@ -58,7 +58,12 @@ pub struct Sql(AnyConnection);
 impl Sql {
     pub async fn connect(url: &str) -> Self {
         sqlx::any::install_default_drivers();
-        Self(AnyConnection::connect(url).await.unwrap())
+        let mut sql = Self(AnyConnection::connect(url).await.unwrap());
+        if url.starts_with("sqlite") {
+            // As long as tests are patient: whoever waits for a lock there may be passed by others.
+            sql.execute("PRAGMA busy_timeout = 60000").await;
+        }
+        sql
     }
 
     pub async fn execute(&mut self, statement: &str) {

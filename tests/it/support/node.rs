@@ -285,7 +285,10 @@ pub async fn send(request: reqwest::RequestBuilder) -> reqwest::Result<Reply> {
 pub fn http_client() -> reqwest::Client {
     // Whoever comes first; the others find it done.
     drop(rustls::crypto::ring::default_provider().install_default());
-    reqwest::Client::builder().build().unwrap()
+    // A connection that nobody has used yet is closed by a node after ten seconds, with a 408 that a request which is
+    // just being sent would take for its answer.
+    let idle = std::time::Duration::from_secs(5);
+    reqwest::Client::builder().pool_idle_timeout(idle).build().unwrap()
 }
 
 /// The program with a test's settings and nothing of the environment that could change them.

@@ -9,7 +9,7 @@ use std::{
 
 use tempfile::TempDir;
 
-use super::{free_port, node::signal, wait_until};
+use super::{lasting_port, node::signal, wait_until};
 
 /// PostgreSQL refuses to run as root; this is whom it runs as then. Source: Debian policy, §9.2.2 (nobody).
 const NOBODY: u32 = 65_534;
@@ -54,7 +54,7 @@ impl PostgresServer {
         let rules =
             "local all all trust\nhostssl all all all trust\nhostnossl all all all reject\n";
         std::fs::write(data.join("pg_hba.conf"), rules).unwrap();
-        let port = free_port();
+        let port = lasting_port();
         let settings = vec!["ssl=on".to_owned(), "listen_addresses=127.0.0.1".to_owned()];
         Self::start_in(directory, port, settings)
     }
@@ -103,7 +103,8 @@ impl PostgresServer {
     /// Stops or continues all its processes.
     pub fn signal(&self, name: &str) {
         for pid in children_of(self.child.id()) {
-            signal(pid, name);
+            // Those that served a client may have ended meanwhile.
+            drop(Command::new("kill").args(["-s", name, &pid.to_string()]).output());
         }
         signal(self.child.id(), name);
     }

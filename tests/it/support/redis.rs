@@ -31,11 +31,16 @@ pub fn kind() -> Kind {
     }
 }
 
+async fn connect_to(socket: &Path) -> redis::RedisResult<MultiplexedConnection> {
+    let url = format!("unix://{}", socket.display());
+    // However long it takes: a busy machine is no fault.
+    let patient = redis::AsyncConnectionConfig::new().set_response_timeout(None);
+    redis::Client::open(url)?.get_multiplexed_async_connection_with_config(&patient).await
+}
+
 /// Everything that a Redis holds, as text: names of keys, and what each has.
 pub async fn keys_and_values(socket: &Path) -> String {
-    let url = format!("unix://{}", socket.display());
-    let client = redis::Client::open(url).unwrap();
-    let mut connection = client.get_multiplexed_async_connection().await.unwrap();
+    let mut connection = connect_to(socket).await.unwrap();
     let keys: Vec<String> = redis::cmd("KEYS").arg("*").query_async(&mut connection).await.unwrap();
     let mut all = Vec::new();
     for key in keys {
@@ -162,10 +167,7 @@ impl RedisServer {
     }
 
     async fn try_connect(&self) -> redis::RedisResult<MultiplexedConnection> {
-        let url = format!("unix://{}", self.socket().display());
-        // However long it takes: a busy machine is no fault.
-        let patient = redis::AsyncConnectionConfig::new().set_response_timeout(None);
-        redis::Client::open(url)?.get_multiplexed_async_connection_with_config(&patient).await
+        connect_to(&self.socket()).await
     }
 
     /// Runs one command.
