@@ -14,6 +14,9 @@ use crate::domain::{Millis, Namespace, Position, RedemptionId, ReservationId};
 
 /// Longest wait for an answer: longer than the service itself tries.
 const TIMEOUT: Duration = Duration::from_secs(15);
+/// How long an unused connection is kept: a node closes one that it has heard nothing on after ten seconds, with a 408
+/// that a request which is just being sent would take for its answer.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Longest download.
 const DOWNLOAD_TIMEOUT: Duration = Duration::from_hours(1);
 
@@ -159,7 +162,10 @@ impl Client {
     /// # Errors
     /// When the system can not give it what it needs.
     pub fn new(url: &str, key: SecretString) -> Result<Self, reqwest::Error> {
-        let mut builder = reqwest::Client::builder().timeout(TIMEOUT).tcp_nodelay(true);
+        let mut builder = reqwest::Client::builder()
+            .timeout(TIMEOUT)
+            .tcp_nodelay(true)
+            .pool_idle_timeout(IDLE_TIMEOUT);
         if url.starts_with("http://") {
             // Without TLS the key is for this service's eyes only, so no proxy; and no certificates need to be there.
             builder = builder.no_proxy().tls_certs_only([]);
