@@ -90,7 +90,16 @@ pub enum LocalServerError {
 pub struct DataDir {
     path: PathBuf,
     /// Holds the lock; the kernel lets go of it when the process ends, however it does.
-    _lock: File,
+    lock: File,
+}
+
+impl Drop for DataDir {
+    fn drop(&mut self) {
+        // Closing it is not enough: a child that is just being started has the file too, until it runs its own program.
+        if let Err(cause) = rustix::fs::flock(&self.lock, FlockOperation::Unlock) {
+            tracing::warn!(%cause, path = %self.path.display(), "the data directory is not unlocked yet");
+        }
+    }
 }
 
 impl DataDir {
@@ -117,7 +126,7 @@ impl DataDir {
             return Err(LocalServerError::InUse { path: path.to_owned(), pid });
         }
         lock.set_len(0).and_then(|()| writeln!(lock, "{}", std::process::id())).map_err(failed)?;
-        Ok(Self { path: path.to_owned(), _lock: lock })
+        Ok(Self { path: path.to_owned(), lock })
     }
 }
 

@@ -4,6 +4,7 @@
 
 use actix_web::{HttpRequest, HttpResponse, http::header, web};
 use serde::Serialize;
+use tokio::time::Instant;
 use utoipa::ToSchema;
 
 use super::{
@@ -232,6 +233,7 @@ async fn run(
     expected_revision: Option<u64>,
     action: Action,
 ) -> Result<HttpResponse, Problem> {
+    let deadline = Instant::now() + state.request_timeout;
     let archives = action == Action::Archive;
     let put = PutNamespace {
         namespace: scope.namespace,
@@ -243,7 +245,7 @@ async fn run(
     let answer = put.run(&state.gate).await?;
     if let NamespacePut::Created { settings, .. } | NamespacePut::Changed { settings, .. } = &answer
     {
-        state.spread.share_settings(&put.namespace, settings).await?;
+        state.spread.share_settings(&put.namespace, settings, deadline).await?;
     }
     let (mut response, settings) = match answer {
         NamespacePut::Changed { .. } if archives => return Ok(HttpResponse::NoContent().finish()),

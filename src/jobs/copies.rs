@@ -9,6 +9,7 @@ use std::{
     time::Duration,
 };
 
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -21,6 +22,8 @@ use crate::{
 
 /// How often the ledger is asked what has changed.
 const EVERY: Duration = Duration::from_secs(1);
+/// How long rules are waited for until the ledger has them, before the next namespace is looked at.
+const PATIENCE: Duration = Duration::from_secs(5);
 /// Changes that are looked at in one go.
 const PAGE: u32 = 500;
 /// By how much the time of a change may lie before that of one that the ledger had earlier, in milliseconds: an invite that
@@ -66,7 +69,7 @@ async fn look(
     for (namespace, settings) in ledger.spread_namespaces().await? {
         let told = told.entry(namespace.clone()).or_default();
         if told.settings < settings.revision {
-            spread.share_settings(&namespace, &settings).await?;
+            spread.share_settings(&namespace, &settings, Instant::now() + PATIENCE).await?;
             told.settings = settings.revision;
         }
         if settings.archived_at.is_none() {

@@ -25,7 +25,7 @@ use crate::{
 /// Who removes copies of what was deleted.
 const ACTOR: &str = "spread";
 
-/// How long a change of rules is waited for until the ledger has it.
+/// How long a request that finds a shard missing waits until the ledger has what that needs.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 impl Spread {
@@ -52,7 +52,7 @@ impl Spread {
         if settings.archived_at.is_some() || !settings.parts(home).contains(shard) {
             return Ok(false);
         }
-        self.share_settings(home, &settings).await?;
+        self.share_settings(home, &settings, Instant::now() + PATIENCE).await?;
         Ok(true)
     }
 
@@ -62,16 +62,16 @@ impl Spread {
     /// sealed: a Redis that loses either would let somebody in who is in another place by then.
     ///
     /// # Errors
-    /// [`SpreadError`] when a shard, or the ledger, gives no answer in time; doing it again is safe.
+    /// [`SpreadError`] when a shard, or the ledger, gives no answer until `deadline`; doing it again is safe.
     pub async fn share_settings(
         &self,
         home: &Namespace,
         settings: &Settings,
+        deadline: Instant,
     ) -> Result<(), SpreadError> {
         if !settings.is_spread() {
             return Ok(());
         }
-        let deadline = Instant::now() + PATIENCE;
         self.until_ledger_has(home, deadline, |known| {
             (known.spread, &known.layouts) == (settings.spread, &settings.layouts)
         })

@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
+use reqwest::StatusCode;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
@@ -376,11 +377,17 @@ impl Failed {
                 return Self::Unknown("no answer".to_owned());
             }
             ClientError::Transport { .. } => return Self::NothingDone("no connection".to_owned()),
+            // A connection that was not used for too long. Source: RFC 9110, section 15.5.9.
+            ClientError::Foreign { status: StatusCode::REQUEST_TIMEOUT, .. } => {
+                return Self::NothingDone("too slow".to_owned());
+            }
             ClientError::Foreign { .. } => return Self::Unexpected(error.to_string()),
         };
         match problem.code.as_str() {
             // These say that nothing was done. Source: docs/api.md, "Errors".
-            "fenced" | "gate_unavailable" | "overloaded" => Self::NothingDone(problem.code),
+            "fenced" | "gate_unavailable" | "overloaded" | "request_timeout" => {
+                Self::NothingDone(problem.code)
+            }
             // Of the ledger it is only said that it can not be reached.
             "outcome_unknown" | "ledger_unavailable" => Self::Unknown(problem.code),
             _ => Self::Refused(Box::new(problem)),

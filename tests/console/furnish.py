@@ -6,7 +6,7 @@ import sqlite3
 import time
 from datetime import datetime, timedelta, timezone
 
-from service import Refused
+from service import Refused, wait_for
 
 
 def _in(days):
@@ -37,7 +37,8 @@ def furnish(service):
     for number in range(9):
         service.redeem("OLD-CAMPAIGN", f"guest-{number}")
     here("PATCH", f"invites/{old}", {"disabled": True})
-    first = here("GET", "redemptions?code=WELCOME&limit=1")["data"][0]
+    path = "redemptions?code=WELCOME&limit=1"
+    first = wait_for("the ledger has one", lambda: here("GET", path)["data"])[0]
     here("POST", f"redemptions/{first['id']}/rollback", {"reason": "signed up twice"})
     here("PUT", "members/zoe/team", {})
     here("POST", "reservations", {"code": "SPRING-2026", "user": "wendy", "ttl_seconds": 3600})

@@ -1,5 +1,6 @@
 """What people do with the console: each test is somebody in front of a browser."""
 
+import json
 import re
 import threading
 
@@ -149,6 +150,8 @@ def test_what_another_has_changed_meanwhile_is_not_overwritten(visitor, service)
 
 def test_redemptions_appear_as_they_happen(visitors, service):
     invite = service.invite("LIVE", max_uses=4)
+    # A feed begins with what the ledger gets from then on.
+    wait_for("the ledger has it", lambda: "LIVE" in json.dumps(service.in_default("GET", "invites")))
     page = visitors().sign_in("#/default/live")
     expect(page.get_by_text("connected")).to_be_visible()
     expect(page.get_by_text("Nothing has happened yet")).to_be_visible()

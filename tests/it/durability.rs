@@ -369,10 +369,7 @@ async fn a_dead_letter_that_nobody_can_mend_is_dropped_by_an_operators_word() {
     let invites: Vec<String> = redis.run(&["KEYS", "*:default:invite:DURABLE"]).await;
     let stem = invites[0].split(":default").next().unwrap();
     let (meta, outbox) = (format!("{stem}:meta"), format!("{stem}:outbox"));
-    let epoch: u64 = redis.run(&["HGET", &meta, "epoch"]).await;
-    let seq: u64 = redis.run(&["HINCRBY", &meta, "seq", "1"]).await;
-    let place = format!("{epoch}-{seq}");
-    redis.run::<()>(&["XADD", &outbox, &place, "type", "non\0sense"]).await;
+    let place = redis.append_to_outbox(&meta, &outbox, "1", "non\0sense").await;
     assert_eq!(redeem(&node, "bob", "ledger").await.status, 201);
     let (_, listed) = run(&["dead-letters", "list", "--output", "json"]);
     let listed: serde_json::Value =

@@ -208,7 +208,7 @@ async fn each_stage_of_a_redemption_is_timed_in_buckets() {
 async fn requests_that_wait_in_a_lane_and_calls_without_an_answer_are_seen() {
     let redis = RedisServer::plain().await;
     let proxy = Proxy::start(redis.socket()).await;
-    let quick = [("REDEEMER_GATE__BATCH_MAX", "1"), ("REDEEMER_REDIS__REPLY_TIMEOUT_MS", "300")];
+    let quick = [("REDEEMER_GATE__BATCH_MAX", "1"), ("REDEEMER_REDIS__REPLY_TIMEOUT_MS", "1000")];
     let node = start(&quick, Some(proxy.url())).await;
     node.invite("LANE", "team", 100).await;
     assert_eq!(node.redeem("LANE", "warm").await.status, 201);
@@ -276,10 +276,8 @@ async fn drift_lost_histories_dead_letters_and_holes_are_counted() {
 
     let stem = invites[0].split(":default").next().unwrap();
     let (meta, outbox) = (format!("{stem}:meta"), format!("{stem}:outbox"));
-    let epoch: u64 = redis.run(&["HGET", &meta, "epoch"]).await;
     let append = async |step: &str| {
-        let seq: u64 = redis.run(&["HINCRBY", &meta, "seq", step]).await;
-        redis.run::<()>(&["XADD", &outbox, &format!("{epoch}-{seq}"), "type", "nonsense"]).await;
+        redis.append_to_outbox(&meta, &outbox, step, "nonsense").await;
     };
     assert_is(value(&node, "redeemer_dead_letters_total", &[]).await, 0, "letters before");
     append("1").await;

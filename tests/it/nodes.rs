@@ -57,7 +57,7 @@ impl Three {
             let mut env = vec![
                 (BIND, addresses[number].clone()),
                 ("REDEEMER_LOG__LEVEL", "warn".to_owned()),
-                ("REDEEMER_HTTP__SHUTDOWN_DELAY_MS", "2000".to_owned()),
+                ("REDEEMER_HTTP__SHUTDOWN_DELAY_MS", "5000".to_owned()),
                 ("REDEEMER_SYNC__LEASE_TTL_MS", "1000".to_owned()),
             ];
             env.extend(more(number));

@@ -496,7 +496,7 @@ async fn the_button_of_a_page_that_does_not_know_asks_with_the_same_token() {
     let redis = RedisServer::plain().await;
     let proxy = Proxy::start(redis.socket()).await;
     let deadlines =
-        [("REDEEMER_GATE__DEADLINE_MS", "300"), ("REDEEMER_REDIS__REPLY_TIMEOUT_MS", "100")];
+        [("REDEEMER_GATE__DEADLINE_MS", "2000"), ("REDEEMER_REDIS__REPLY_TIMEOUT_MS", "1000")];
     let node = start_with(&deadlines, Some(proxy.url())).await;
     node.invite("WELCOME", "team", 5).await;
     proxy.set(Fault::SwallowReplies);

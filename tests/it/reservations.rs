@@ -1,6 +1,6 @@
 //! Uses that are held, given back and taken back, and limits that invites share: over HTTP, on a running service.
 
-use futures_util::future::join_all;
+use futures_util::{StreamExt, future::join_all, stream};
 use redeemer::{
     domain::{
         CampaignName, Code, CodeCase, Group, InviteId, MembershipRule, Millis, Namespace, Outcome,
@@ -520,14 +520,17 @@ async fn a_namespace_has_a_thousand_campaigns_at_most() {
         let path = format!("{NS}/campaigns/campaign-{number}");
         node.send(Method::PUT, &path, &json!({"max_uses": null})).await
     };
-    let made = join_all((0..1000).map(put)).await;
-    assert!(made.iter().all(|reply| reply.status == 201));
+    let made = stream::iter((0..1000).map(put)).buffer_unordered(16);
+    made.for_each(async |reply| assert_eq!(reply.status, 201, "{}", reply.text)).await;
     assert_is(&put(1000).await, 409, "too_many_campaigns");
     assert_eq!(put(7).await.status, 200, "those that are there stay as they are");
     let limited = format!("{NS}/campaigns/campaign-8");
     assert_eq!(node.send(Method::PUT, &limited, &json!({"max_uses": 5})).await.status, 200);
-    let listed = node.get(&format!("{NS}/campaigns?limit=2")).await;
-    assert_eq!(listed.body["data"][1]["name"], "campaign-1");
+    let listed = until_some("the ledger has them", async || {
+        let listed = node.get(&format!("{NS}/campaigns?limit=2")).await;
+        (listed.body["data"][1]["name"] == "campaign-1").then_some(listed)
+    })
+    .await;
     assert!(listed.header("link").contains("cursor="), "{}", listed.text);
 }
 
@@ -536,8 +539,8 @@ async fn cut_off() -> (Node, RedisServer, Proxy, Sql) {
     let redis = RedisServer::plain().await;
     let proxy = Proxy::start(redis.socket()).await;
     let env = vec![
-        ("REDEEMER_HTTP__REQUEST_TIMEOUT_MS", "400".to_owned()),
-        ("REDEEMER_GATE__DEADLINE_MS", "200".to_owned()),
+        ("REDEEMER_HTTP__REQUEST_TIMEOUT_MS", "5000".to_owned()),
+        ("REDEEMER_GATE__DEADLINE_MS", "2000".to_owned()),
     ];
     let settings = Settings { redis_url: Some(proxy.url()), env, ..Settings::default() };
     let node = tokio::task::spawn_blocking(move || Node::start(&settings)).await.unwrap();

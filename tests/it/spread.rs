@@ -68,6 +68,7 @@ impl Pair {
                 ("REDEEMER_GATE__PARTITIONS", PARTITIONS.to_string()),
                 ("REDEEMER_RATE_LIMIT__ENABLED", "false".to_owned()),
                 ("REDEEMER_HTTP__REQUEST_TIMEOUT_MS", timeout_ms.to_string()),
+                ("REDEEMER_GATE__DEADLINE_MS", (timeout_ms - 1000).to_string()),
             ],
         };
         // One after the other: each waits in a thread of its own until it is ready.
@@ -716,7 +717,7 @@ async fn uses_on_their_way_to_a_shard_that_has_no_copy_are_found() {
 /// The giver forgets what it gave, which the ledger had not: the uses are where they were, and nobody else has them.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_giver_that_forgets_a_debit_has_credited_nobody() {
-    let pair = Pair::start_patient(3, json!({}), 4000).await;
+    let pair = Pair::start_patient(3, json!({}), 9000).await;
     let made = pair.invite("DEBIT", 8).await;
     eventually("the ledger has the invite", async || {
         let sql = "SELECT COUNT(*) FROM invites WHERE total IS NOT NULL";
@@ -780,7 +781,7 @@ async fn a_taker_that_forgets_a_credit_gets_it_again_and_keeps_what_it_told() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn while_the_ledger_can_not_write_a_dry_share_waits_and_others_go_on() {
-    let pair = Pair::start_patient(2, json!({}), 4000).await;
+    let pair = Pair::start_patient(2, json!({}), 9000).await;
     let made = pair.invite("DRY", 12).await;
     // The first shard gets some; the other has none yet.
     pair.granted("DRY", &pair.user(1, 0)).await;

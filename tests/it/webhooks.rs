@@ -157,7 +157,8 @@ async fn what_a_webhook_wants_is_told_once_and_signed() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_delivery_is_tried_again_until_the_receiver_takes_it() {
-    let env = [("REDEEMER_WEBHOOKS__TIMEOUT_MS", "200"), ("REDEEMER_WEBHOOKS__ATTEMPTS_MAX", "20")];
+    let env =
+        [("REDEEMER_WEBHOOKS__TIMEOUT_MS", "2000"), ("REDEEMER_WEBHOOKS__ATTEMPTS_MAX", "20")];
     let deployment = Deployment::start(&env).await;
     let node = deployment.node().await;
     let (receiver, elsewhere) = (Receiver::start().await, Receiver::start().await);

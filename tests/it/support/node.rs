@@ -302,6 +302,9 @@ pub fn command(directory: &Path, settings: &Settings) -> Command {
     command.current_dir(directory);
     command.env("REDEEMER_DATA__DIR", directory);
     command.env("REDEEMER_AUTH__ADMIN_KEY", ADMIN_KEY);
+    // Three times as patient as by default: where all processors are taken an answer may take some seconds.
+    command.env("REDEEMER_GATE__DEADLINE_MS", "9000");
+    command.env("REDEEMER_HTTP__REQUEST_TIMEOUT_MS", "10000");
     if let Some(url) = &settings.redis_url {
         command.env("REDEEMER_REDIS__URL", url);
     }

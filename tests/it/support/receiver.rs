@@ -86,8 +86,9 @@ async fn serve(
     mut answers: watch::Receiver<Answer>,
 ) {
     let Some(message) = read(&mut connection).await else { return };
-    received.lock().unwrap_or_else(PoisonError::into_inner).push(message);
+    // Before anybody can see that it has come, and think of another answer for the next one.
     let answer = answers.borrow_and_update().clone();
+    received.lock().unwrap_or_else(PoisonError::into_inner).push(message);
     let text = match answer {
         Answer::Status(status) => format!("HTTP/1.1 {status} X\r\n"),
         Answer::Redirect(to) => format!("HTTP/1.1 307 X\r\nlocation: {to}\r\n"),

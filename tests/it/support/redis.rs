@@ -200,6 +200,20 @@ impl RedisServer {
         signal(self.child.id(), name);
     }
 
+    /// Puts an entry of this type into an outbox, so many places behind the last one, as a script would: at once. Returns
+    /// its place.
+    pub async fn append_to_outbox(
+        &self,
+        meta: &str,
+        outbox: &str,
+        step: &str,
+        kind: &str,
+    ) -> String {
+        let script = "local seq = redis.call('HINCRBY', KEYS[1], 'seq', ARGV[1])
+            return redis.call('XADD', KEYS[2], redis.call('HGET', KEYS[1], 'epoch') .. '-' .. seq, 'type', ARGV[2])";
+        self.run(&["EVAL", script, "2", meta, outbox, step, kind]).await
+    }
+
     /// How often a command was called, from INFO commandstats.
     pub async fn calls(&self, command: &str) -> u64 {
         let info: String = self.run(&["INFO", "commandstats"]).await;
