@@ -49,6 +49,8 @@ const LAST_LINES: usize = 20;
 const SETTLED_WITHIN: Duration = Duration::from_mins(5);
 /// How long a question may go without an answer while no fault strikes.
 const ANSWERED_WITHIN: Duration = Duration::from_mins(5);
+/// How much longer than wanted faults strike while some kind of answer has not been told: it would be proven by nothing.
+const LONGER_AT_MOST: Duration = Duration::from_mins(1);
 /// How often they are compared while faults strike.
 const COMPARE_EVERY: Duration = Duration::from_millis(700);
 /// The namespace that is tortured.
@@ -199,6 +201,15 @@ impl Counts {
             .sum()
     }
 
+    /// Waits until every kind of answer that the laws are about has been told.
+    async fn until_all_kinds(&self) {
+        let Self { granted, held, given_back, refused, campaign_exhausted, .. } = self;
+        let kinds = [granted, held, given_back, refused, campaign_exhausted];
+        while kinds.iter().any(|kind| kind.load(Ordering::Relaxed) == 0) {
+            tokio::time::sleep(COMPARE_EVERY).await;
+        }
+    }
+
     /// All faults that struck.
     #[must_use]
     pub fn strikes(&self) -> u64 {
@@ -289,6 +300,8 @@ async fn torture(
         deployment.torment(options, counts, &stop),
         async {
             tokio::time::sleep(options.duration).await;
+            // On a busy machine that may have been too short for some kind of answer.
+            drop(tokio::time::timeout(LONGER_AT_MOST, counts.until_all_kinds()).await);
             stop.cancel();
             Ok(())
         },

@@ -37,10 +37,10 @@ Examples:
   redeemer torture --lossy --ledger postgres://localhost/empty"
 )]
 pub(super) struct Torture {
-    /// How long faults strike, in minutes
+    /// How long faults strike, in minutes; up to one more until every kind of answer has been told
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=10_000))]
     minutes: u64,
-    /// How long faults strike, in seconds
+    /// How long faults strike, in seconds; up to a minute more until every kind of answer has been told
     #[arg(long, conflicts_with = "minutes", value_parser = clap::value_parser!(u64).range(1..=600_000))]
     seconds: Option<u64>,
     /// What all random choices follow from; without it, one is drawn

@@ -12,7 +12,7 @@ use std::{
 
 use futures_util::{FutureExt as _, Stream, StreamExt as _, future, stream};
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng, seq::IndexedRandom as _};
-use reqwest::Method;
+use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
@@ -153,8 +153,11 @@ impl Load<'_> {
                     _ => client.ask(method.clone(), &path, body).await,
                 };
                 match answer {
-                    Err(ClientError::Problem(problem)) if problem.status == 503 => {}
-                    Err(ClientError::Transport { .. }) => {}
+                    Err(ClientError::Problem(problem)) if [408, 503].contains(&problem.status) => {}
+                    Err(
+                        ClientError::Transport { .. }
+                        | ClientError::Foreign { status: StatusCode::REQUEST_TIMEOUT, .. },
+                    ) => {}
                     answer => return answer,
                 }
             }

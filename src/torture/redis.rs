@@ -185,7 +185,9 @@ impl Server {
     /// When it does not answer.
     pub async fn connect(&self) -> RedisResult<MultiplexedConnection> {
         let url = format!("unix://{}", self.socket().display());
-        let patient = AsyncConnectionConfig::new().set_response_timeout(Some(ANSWERS_WITHIN));
+        let patient = AsyncConnectionConfig::new()
+            .set_response_timeout(Some(ANSWERS_WITHIN))
+            .set_connection_timeout(Some(ANSWERS_WITHIN));
         redis::Client::open(url)?.get_multiplexed_async_connection_with_config(&patient).await
     }
 

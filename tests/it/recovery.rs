@@ -379,8 +379,7 @@ async fn an_older_ledger_is_noticed_though_redis_goes_on() {
 async fn poison(bench: &Bench) {
     let keys = bench.gate.keys();
     let (meta, outbox) = (keys.meta(Partition(0)), keys.outbox(Partition(0)));
-    let seq: u64 = bench.redis.run(&["HINCRBY", &meta, "seq", "1"]).await;
-    bench.redis.run::<()>(&["XADD", &outbox, &format!("1-{seq}"), "type", "nonsense"]).await;
+    bench.redis.append_to_outbox(&meta, &outbox, "1", "nonsense").await;
 }
 
 #[tokio::test]

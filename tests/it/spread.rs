@@ -817,6 +817,12 @@ async fn every_partition_is_built_anew_with_its_shares_and_moves() {
         Sql::connect(&pair.ledger).await.number(sql).await == 9
     })
     .await;
+    eventually("the ledger has what was given too", async || {
+        let given = before.given[&2].amount;
+        let sql = format!("SELECT COUNT(*) FROM moves WHERE own = 1 AND given = {given}");
+        Sql::connect(&pair.ledger).await.number(&sql).await == 1
+    })
+    .await;
     pair.rebuild_all().await;
     let after = pair.give(&pair.gate().await, &made.pool(), (1, 2), 0, 0).await;
     let after = Part { epoch: before.epoch, kept: before.kept, ..after };

@@ -36,6 +36,7 @@ pub fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
     let until = std::time::Instant::now() + PATIENCE;
     while !is_so() {
         assert!(std::time::Instant::now() < until, "waited in vain until {what}");
+        std::thread::sleep(Duration::from_millis(5));
     }
 }
 

@@ -110,7 +110,7 @@ fn tortured(redis: &str) {
 
 #[test]
 fn a_tortured_namespace_that_is_spread_breaks_no_law() {
-    for (spread, seconds) in [("3", 20), ("16", 20)] {
+    for (spread, seconds) in [("3", 12), ("16", 8)] {
         let place = Place::new();
         let seconds = (seconds * effort()).to_string();
         let args = ["--spread", spread, "--seconds", &seconds, "--seed", "19"];

@@ -398,8 +398,8 @@ async fn when_the_node_that_calls_is_killed_another_one_goes_on() {
     for user in 0..20 {
         assert_eq!(nodes[0].redeem("WELCOME", &format!("user-{user}")).await.status, 201);
     }
-    // It hangs in the middle of its calls.
-    wait_for(&receiver, 5).await;
+    // It hangs in a call at least; how many there are at once depends on how many were in the ledger when it looked.
+    wait_for(&receiver, 1).await;
     let mut sql = ledger::Sql::connect(deployment.settings.ledger.as_ref().unwrap()).await;
     let owner = sql.texts("SELECT lease_owner FROM webhooks").await.remove(0);
     let works = |node: &Node| owner.starts_with(&format!("{}-", node.pid()));

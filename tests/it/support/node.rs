@@ -305,6 +305,7 @@ pub fn command(directory: &Path, settings: &Settings) -> Command {
     // Three times as patient as by default: where all processors are taken an answer may take some seconds.
     command.env("REDEEMER_GATE__DEADLINE_MS", "9000");
     command.env("REDEEMER_HTTP__REQUEST_TIMEOUT_MS", "10000");
+    command.env("REDEEMER_REDIS__REPLY_TIMEOUT_MS", "3000");
     if let Some(url) = &settings.redis_url {
         command.env("REDEEMER_REDIS__URL", url);
     }

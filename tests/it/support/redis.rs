@@ -34,7 +34,8 @@ pub fn kind() -> Kind {
 async fn connect_to(socket: &Path) -> redis::RedisResult<MultiplexedConnection> {
     let url = format!("unix://{}", socket.display());
     // However long it takes: a busy machine is no fault.
-    let patient = redis::AsyncConnectionConfig::new().set_response_timeout(None);
+    let patient =
+        redis::AsyncConnectionConfig::new().set_response_timeout(None).set_connection_timeout(None);
     redis::Client::open(url)?.get_multiplexed_async_connection_with_config(&patient).await
 }
 
