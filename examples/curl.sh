@@ -11,7 +11,7 @@ call() { # <method> <path> [<more of curl>]: what came back, headers first
   printf '\n\n'
 }
 
-# A namespace keeps codes, members and limits apart. This one lets a user try three times a minute.
+# A namespace keeps codes, members and limits apart. This one lets a user try three times an hour.
 call PUT '' -d '{"rate_user": "3/3600"}'
 
 # A code with one use. The key makes it safe to send this again.
@@ -27,7 +27,7 @@ call POST /redemptions -d '{"code": "WELCOME", "user": "bob"}'
 # What would bob be told? Asking spends no use.
 call POST /validations -d '{"code": "WELCOME", "user": "bob"}'
 
-# The headers RateLimit-Policy and RateLimit say what is left, and the fourth try of a user in a minute is one too many:
+# The headers RateLimit-Policy and RateLimit say what is left, and the fourth try of a user in an hour is one too many:
 # 429 with Retry-After.
 for _ in 1 2 3; do call POST /redemptions -d '{"code": "WELCOME", "user": "bob"}'; done
 

@@ -62,7 +62,7 @@ use std::{
     collections::HashMap,
     future::Future,
     sync::{
-        Arc, PoisonError, RwLock,
+        Arc, PoisonError, RwLock, RwLockWriteGuard,
         atomic::{AtomicI64, Ordering},
     },
     time::Duration,
@@ -200,17 +200,16 @@ fn link_of(links: &[Arc<Link>], partition: Partition) -> &Arc<Link> {
 
 /// What the ledger says that each partition is open on.
 struct Fences {
-    table: RwLock<Vec<Option<Arc<Fence>>>>,
+    /// Each with how often the leader of this node has said it.
+    table: RwLock<Vec<(Option<Arc<Fence>>, u64)>>,
     /// Rung when Redis disagreed with the table: the ledger should be asked again.
     doubt: Notify,
-    /// Held from a look at the ledger until the table says the same.
-    turn: tokio::sync::Mutex<()>,
 }
 
 impl Fences {
     fn get(&self, partition: Partition) -> Option<Arc<Fence>> {
         let table = self.table.read().unwrap_or_else(PoisonError::into_inner);
-        table.get(usize::from(partition.0)).cloned().flatten()
+        table.get(usize::from(partition.0)).and_then(|(fence, _)| fence.clone())
     }
 }
 
@@ -238,8 +237,8 @@ impl Gate {
         let wait = (options.replicas > 0)
             .then(|| Wait { replicas: options.replicas, timeout: options.reply_timeout / 2 });
         let (replicated, waiting_queues) = wait.map(|_| channels()).unzip();
-        let table = RwLock::new(vec![None; usize::from(options.partitions)]);
-        let fences = Fences { table, doubt: Notify::new(), turn: tokio::sync::Mutex::default() };
+        let table = RwLock::new(vec![(None, 0); usize::from(options.partitions)]);
+        let fences = Fences { table, doubt: Notify::new() };
         let kept = Kept::new(options.partitions);
         let settings = RwLock::default();
         let scans = Semaphore::new(SCANS_MAX);
@@ -284,16 +283,41 @@ impl Gate {
         &self.inner.keys
     }
 
-    /// Whoever asks the ledger what is open takes this before, and whoever has changed it takes it after; both keep it
-    /// until they have said so with [`Self::set_fence`]. Otherwise what was read before a change could replace it.
-    pub async fn fences_turn(&self) -> tokio::sync::MutexGuard<'_, ()> {
-        self.inner.fences.turn.lock().await
-    }
-
-    /// Tells the gate what the ledger says that a partition is open on; nothing closes it. See [`Self::fences_turn`].
+    /// Tells the gate what a partition is open on; nothing closes it. For its leader, who has just written the same into
+    /// the ledger.
     pub fn set_fence(&self, partition: Partition, fence: Option<Fence>) {
         let mut table = self.inner.fences.table.write().unwrap_or_else(PoisonError::into_inner);
-        if let Some(entry) = table.get_mut(usize::from(partition.0))
+        if let Some((_, told)) = table.get_mut(usize::from(partition.0)) {
+            *told += 1;
+        }
+        self.replace_fence(table, partition, fence);
+    }
+
+    /// How often the leader of each partition has said what it is open on, to be taken before the ledger is asked for the
+    /// same: see [`Self::refresh_fence`].
+    #[must_use]
+    pub fn fences_told(&self) -> Vec<u64> {
+        let table = self.inner.fences.table.read().unwrap_or_else(PoisonError::into_inner);
+        table.iter().map(|(_, told)| *told).collect()
+    }
+
+    /// Tells the gate what the ledger says that a partition is open on, unless its leader has said something since
+    /// `told`: what the ledger has said may be older than that.
+    pub fn refresh_fence(&self, partition: Partition, fence: Option<Fence>, told: &[u64]) {
+        let table = self.inner.fences.table.write().unwrap_or_else(PoisonError::into_inner);
+        let place = usize::from(partition.0);
+        if table.get(place).map(|(_, now)| now) == told.get(place) {
+            self.replace_fence(table, partition, fence);
+        }
+    }
+
+    fn replace_fence(
+        &self,
+        mut table: RwLockWriteGuard<'_, Vec<(Option<Arc<Fence>>, u64)>>,
+        partition: Partition,
+        fence: Option<Fence>,
+    ) {
+        if let Some((entry, _)) = table.get_mut(usize::from(partition.0))
             && entry.as_deref() != fence.as_ref()
         {
             *entry = fence.map(Arc::new);

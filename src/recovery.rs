@@ -480,7 +480,8 @@ async fn rebuild(
     builder.finish(cursor).await.map_err(failed)
 }
 
-/// Tells the gate which partitions it should serve, as the ledger says; the rest is closed. Returns what the ledger said.
+/// Tells the gate which partitions it should serve, as the ledger says; the rest is closed. What a leader of this node
+/// says meanwhile is newer, and stays. Returns what the ledger said.
 ///
 /// # Errors
 /// [`LedgerError`] when the ledger gives no answer; the gate then keeps what it knew.
@@ -489,10 +490,10 @@ pub async fn refresh_fences(
     ledger: &Ledger,
     deployment: &Deployment,
 ) -> Result<Vec<PartitionRow>, LedgerError> {
-    let _turn = gate.fences_turn().await;
+    let told = gate.fences_told();
     let rows = ledger.partitions().await?;
     for row in &rows {
-        gate.set_fence(row.partition, fence_of(deployment, row));
+        gate.refresh_fence(row.partition, fence_of(deployment, row), &told);
     }
     Ok(rows)
 }

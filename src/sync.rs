@@ -292,26 +292,21 @@ impl Leader {
 
     /// Opens the partition and follows its outbox until something changes.
     async fn lead(&self) -> Result<Ended, SyncError> {
+        let gate = &self.context.gate;
         let admitted = recovery::admit(&self.context, &self.lease, &self.alive);
         let (fence, cursor) = match admitted.await.map_err(Box::new)? {
             Admission::Open(fence, cursor) => (fence, cursor),
             Admission::Overtaken => return Ok(Ended::ForGood),
             Admission::Again => return Ok(Ended::Reopen),
             Admission::StaysClosed(_) => {
-                self.set_fence(None).await;
+                gate.set_fence(self.lease.partition, None);
                 self.alive.store(true, Ordering::SeqCst);
                 return Ok(Ended::Stuck);
             }
         };
-        self.set_fence(Some(fence.clone())).await;
+        gate.set_fence(self.lease.partition, Some(fence.clone()));
         self.alive.store(true, Ordering::SeqCst);
         self.follow(&fence, cursor).await
-    }
-
-    async fn set_fence(&self, fence: Option<Fence>) {
-        let gate = &self.context.gate;
-        let _turn = gate.fences_turn().await;
-        gate.set_fence(self.lease.partition, fence);
     }
 
     async fn follow(&self, fence: &Fence, from: Cursor) -> Result<Ended, SyncError> {
@@ -340,7 +335,7 @@ impl Leader {
             // After the read: only then is it known that it was the admitted history that was read.
             let survey = reader.survey().await?;
             if !survey.is_open_on(fence) || !reader.is_current() {
-                self.set_fence(None).await;
+                gate.set_fence(partition, None);
                 return Ok(Ended::Reopen);
             }
             self.alive.store(true, Ordering::SeqCst);

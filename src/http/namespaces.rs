@@ -26,6 +26,7 @@ use crate::{
         put_namespace::{Action, NamespacePut, PutNamespace, Rules, RulesPatch, Spreading},
         show_namespace::ShowNamespace,
     },
+    spread::SpreadError,
 };
 
 /// How often the spread of a namespace can be changed: a new user is looked for in each layout.
@@ -227,6 +228,15 @@ fn spreading(known: &Settings, spread: u16, body: &mut Body) -> Result<Option<Sp
     Ok(Some(Spreading { spread, layouts }))
 }
 
+/// The home has the new rules, and not every shard.
+fn not_everywhere() -> Problem {
+    Problem::new(
+        Code::OutcomeUnknown,
+        "The rules are changed, but the ledger has not come so far that all parts of the namespace could follow. They \
+         will; send the same request again to hear that they have.",
+    )
+}
+
 async fn run(
     state: &State,
     scope: Scope,
@@ -245,7 +255,10 @@ async fn run(
     let answer = put.run(&state.gate).await?;
     if let NamespacePut::Created { settings, .. } | NamespacePut::Changed { settings, .. } = &answer
     {
-        state.spread.share_settings(&put.namespace, settings, deadline).await?;
+        match state.spread.share_settings(&put.namespace, settings, deadline).await {
+            Err(SpreadError::TooLate) => return Err(not_everywhere()),
+            shared => shared?,
+        }
     }
     let (mut response, settings) = match answer {
         NamespacePut::Changed { .. } if archives => return Ok(HttpResponse::NoContent().finish()),

@@ -22,7 +22,7 @@ use crate::{
 
 /// How often the ledger is asked what has changed.
 const EVERY: Duration = Duration::from_secs(1);
-/// How long rules are waited for until the ledger has them, before the next namespace is looked at.
+/// How long rules are waited for until the ledger has them; then the look is given up, and the next one begins with them.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Changes that are looked at in one go.
 const PAGE: u32 = 500;

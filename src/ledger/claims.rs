@@ -215,13 +215,16 @@ impl Ledger {
             .collect()
     }
 
-    /// Marks the waiting claims of a partition that the ledger has come to know.
+    /// Marks the waiting claims of a partition that the ledger has come to know. Who was erased since they were told is
+    /// named in them as in what the ledger has.
     ///
     /// # Errors
     /// [`LedgerError`] when it can not be written.
     pub async fn settle_known_claims(&self, partition: Partition) -> Result<(), LedgerError> {
-        sql("UPDATE claims SET outcome = $2 WHERE partition = $1 AND outcome IS NULL
-             AND EXISTS (SELECT 1 FROM redemptions WHERE redemptions.id = claims.id)")
+        sql("UPDATE claims SET outcome = $2, user_id = redemptions.user_id, request = redemptions.request,
+                 metadata = redemptions.metadata
+             FROM redemptions
+             WHERE redemptions.id = claims.id AND claims.partition = $1 AND claims.outcome IS NULL")
         .bind(partition.0)
         .bind(KNOWN)
         .execute(&self.writer)
