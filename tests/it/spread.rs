@@ -818,8 +818,11 @@ async fn every_partition_is_built_anew_with_its_shares_and_moves() {
     })
     .await;
     eventually("the ledger has what was given too", async || {
-        let given = before.given[&2].amount;
-        let sql = format!("SELECT COUNT(*) FROM moves WHERE own = 1 AND given = {given}");
+        let [own, participant] = [1, 2].map(|number| pair.shard(number).participant());
+        let given = pair.given(&before, 2).amount;
+        let sql = format!(
+            "SELECT COUNT(*) FROM moves WHERE own = {own} AND participant = {participant} AND given = {given}"
+        );
         Sql::connect(&pair.ledger).await.number(&sql).await == 1
     })
     .await;
