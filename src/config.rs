@@ -822,6 +822,15 @@ mod tests {
         assert!(origin("http.workers").ends_with("redeemer.toml"));
     }
 
+    /// docs/nodes.md promises that a key counts, or counts no more, on every node within a second.
+    #[test]
+    fn nodes_learn_of_keys_within_a_second() {
+        let most = load(&[], None, &[("auth.refresh_ms", "900")]).unwrap();
+        assert_eq!(most.auth.refresh, Duration::from_millis(900));
+        let problems = load(&[], None, &[("auth.refresh_ms", "901")]).unwrap_err();
+        assert!(problems.to_string().contains("auth.refresh_ms"), "{problems}");
+    }
+
     #[test]
     fn the_plain_variables_are_weaker_than_the_own_ones() {
         assert!(!load(&[("REDIS_URL", "redis://one:6379")], None, &[]).unwrap().is_embedded());
